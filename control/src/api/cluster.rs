@@ -1,0 +1,172 @@
+//! The cluster itself: who leads, who is there, and why things are as they are.
+
+use domain::{AgentId, ShardId, WorkId};
+use proto::convert;
+use proto::link::{LogEntry, PutTransition};
+use proto::status::Failure;
+use proto::v1::cluster_service_server::ClusterService;
+use proto::v1::{
+    ExplainRequest, ExplainResponse, Leader, ListNodesRequest, ListNodesResponse,
+    ListShardsRequest, ListShardsResponse, StatusRequest, StatusResponse, Store, Transition,
+};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::{agent, work};
+use crate::desk::Desk;
+use crate::explain::{self, Owners};
+use crate::{deadline, edge, refusal};
+
+/// Entries of an agent that are read for one explanation, the newest.
+const ENTRIES_MAX: usize = 2_000;
+
+pub(crate) struct Cluster {
+    pub(crate) desk: Desk,
+    pub(crate) scheduler: scheduler::Handle,
+    pub(crate) store_url: String,
+}
+
+#[tonic::async_trait]
+impl ClusterService for Cluster {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let (name, term) = self.scheduler.leader();
+        let cluster_id = self.scheduler.cluster_id();
+        let (nodes, shards, store) = tokio::join!(
+            self.scheduler.nodes(),
+            self.scheduler.shards(),
+            self.scheduler.store_check()
+        );
+        Ok(Response::new(StatusResponse {
+            cluster_id: cluster_id.map(|id| id.to_string()).unwrap_or_default(),
+            leader: Some(Leader { name, term: term.0.cast_signed() }),
+            nodes,
+            shards,
+            store: Some(Store {
+                name: store.name,
+                url: self.store_url.clone(),
+                engine: store.engine,
+                durability: store.durability,
+                reachable: store.reachable,
+            }),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        let nodes = self.scheduler.nodes().await;
+        Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    async fn list_shards(
+        &self,
+        _: Request<ListShardsRequest>,
+    ) -> Result<Response<ListShardsResponse>, Status> {
+        let shards = self.scheduler.shards().await;
+        Ok(Response::new(ListShardsResponse { shards }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
+        let ExplainRequest { kind, id } = request.into_inner();
+        let explained = match kind.as_str() {
+            "work" => self.work(edge::required("id", &id)?, deadline).await?,
+            "agent" => self.agent(&convert::agent_id("id", &id)?, deadline).await?,
+            "node" | "shard" | "leader" => self.stored(&kind, &id).await?,
+            _ => {
+                let text = format!(
+                    "kind {kind:.40?} is not known: work, agent, shard, node or leader is allowed"
+                );
+                return Err(Failure::invalid("kind", text).into());
+            }
+        };
+        Ok(Response::new(explained))
+    }
+}
+
+impl Cluster {
+    async fn stored(&self, kind: &str, id: &str) -> Result<ExplainResponse, Failure> {
+        let (transitions, placement) = self.scheduler.explain(kind, id).await?;
+        Ok(ExplainResponse {
+            transitions: transitions.into_iter().map(transition).collect(),
+            placement,
+        })
+    }
+
+    async fn work(&self, id: WorkId, deadline: Instant) -> Result<ExplainResponse, Failure> {
+        let (info, _) = work::get(&self.desk, id, deadline).await?;
+        let agent = info
+            .agent
+            .parse()
+            .map_err(|error| refusal::unreadable("an answer", &error as &domain::Error))?;
+        let is_its = |entry: &LogEntry| entry.work == id.lsn.0;
+        let entries = self.entries(&agent, id.lsn.0, is_its, deadline).await?;
+        self.fold(&agent, &entries).await
+    }
+
+    async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
+        let entries = self.entries(id, 0, |_| true, deadline).await?;
+        self.fold(id, &entries).await
+    }
+
+    /// The newest entries of an agent that are `wanted`, down to `oldest`.
+    async fn entries(
+        &self,
+        id: &AgentId,
+        oldest: u64,
+        wanted: impl Fn(&LogEntry) -> bool,
+        deadline: Instant,
+    ) -> Result<Vec<LogEntry>, Failure> {
+        let (mut entries, mut below) = (Vec::new(), 0);
+        loop {
+            let page = agent::history(&self.desk, id, below, deadline).await?;
+            entries.extend(page.entries.into_iter().filter(&wanted));
+            below = page.next;
+            if below == 0 || below < oldest || ENTRIES_MAX <= entries.len() {
+                return Ok(entries);
+            }
+        }
+    }
+
+    async fn fold(&self, id: &AgentId, entries: &[LogEntry]) -> Result<ExplainResponse, Failure> {
+        let owners = self.owners(id).await;
+        let slot = u32::from(id.slot().get());
+        let subject =
+            |lsn| convert::work_id(0, slot, lsn).map(|id| format!("work/{id}")).unwrap_or_default();
+        let transitions = explain::transitions(entries, subject, &owners);
+        let transitions = transitions.map_err(|error| refusal::unreadable("an entry", &error))?;
+        Ok(ExplainResponse { transitions, placement: Vec::new() })
+    }
+
+    /// Who owned the agent's shard when, as far as it is stored and can be read now: an explanation without it is
+    /// worth having, too.
+    async fn owners(&self, id: &AgentId) -> Owners {
+        let shard: Option<ShardId> = self.scheduler.view().and_then(|view| view.shard_of(id));
+        let Some(shard) = shard else { return Owners::new() };
+        let Ok((transitions, _)) = self.scheduler.explain("shard", &shard.to_string()).await else {
+            return Owners::new();
+        };
+        let owned = transitions.into_iter().filter(|one| one.epoch != 0 && !one.node.is_empty());
+        owned.map(|one| (one.epoch, one.node)).collect()
+    }
+}
+
+fn transition(row: PutTransition) -> Transition {
+    let reason = u16::try_from(row.reason).ok().and_then(domain::Reason::from_code);
+    Transition {
+        time: convert::timestamp(row.at_ms),
+        subject: row.subject,
+        from: row.from,
+        to: row.to,
+        reason: reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        cause: row.cause,
+        term: row.term.cast_signed(),
+        epoch: row.epoch.cast_signed(),
+        node: row.node,
+    }
+}

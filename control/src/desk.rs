@@ -1,0 +1,147 @@
+//! What every service of the API stands on.
+
+use std::sync::Arc;
+
+use domain::{ErrorKind, Reason, WorkId};
+use prost::Message;
+use proto::convert;
+use proto::link::{SubmitAnswer, SubmitCall, SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo};
+use proto::status::Failure;
+use proto::{kind, v1};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::follow::{Follow, without_steps};
+use crate::hub::{Hub, Inbox, Ticket};
+use crate::network::{Catalog, Network};
+use crate::router::{At, Call, Router};
+use crate::{edge, refusal};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    pub(crate) router: Router,
+    pub(crate) hub: Arc<Hub>,
+    catalog: Arc<dyn Catalog>,
+    /// Cancelled when the server stops: streams end then.
+    pub(crate) stop: CancellationToken,
+}
+
+/// The place in a shard's log that an answer shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) epoch: u64,
+    pub(crate) lsn: u64,
+}
+
+/// A work that is durable.
+pub(crate) struct Submitted {
+    pub(crate) id: WorkId,
+    pub(crate) work: v1::Work,
+    pub(crate) position: Position,
+    /// Its events, if they were wanted.
+    pub(crate) ticket: Option<Ticket>,
+}
+
+/// Who wants which events of a work.
+pub(crate) struct Wanted<'a> {
+    pub(crate) mode: WatchMode,
+    pub(crate) inbox: &'a Arc<Inbox>,
+}
+
+impl Desk {
+    pub(crate) fn new(network: Arc<dyn Network>, hub: Arc<Hub>, catalog: Arc<dyn Catalog>) -> Self {
+        Self { router: Router::new(network), hub, catalog, stop: CancellationToken::new() }
+    }
+
+    /// Has a work accepted. Sent again and again under one key, so that no retry of ours makes a second work.
+    pub(crate) async fn submit(
+        &self,
+        request: edge::Submit,
+        wanted: Option<Wanted<'_>>,
+        traceparent: Option<String>,
+        deadline: Instant,
+    ) -> Result<Submitted, Failure> {
+        let agent = &request.agent;
+        let known = self.catalog.definition(&agent.tenant, &agent.name, request.definition);
+        let known = timeout_at(deadline, known).await.map_err(|_| late_definition())??;
+        let hash = known.ok_or_else(|| edge::no_definition(agent, request.definition))?;
+        let call = Call {
+            tenant: agent.tenant.to_string(),
+            agent: agent.to_string(),
+            traceparent: traceparent.unwrap_or_default(),
+            ..Call::new(kind::SUBMIT, At::agent(agent), deadline)
+        };
+        // A key that was made here and never sent need not be looked up; after the first attempt it may be known.
+        let mut is_fresh = request.key.is_none();
+        let key = request.key.map_or_else(|| uuid::Uuid::now_v7().to_string(), String::from);
+        let mut message = SubmitCall {
+            agent: call.agent.clone(),
+            definition: hash.as_bytes().to_vec().into(),
+            input: request.input,
+            idempotency_key: key,
+            timeout_ms: u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX),
+            ..SubmitCall::default()
+        };
+        let mut ticket = None;
+        let (answer, _): (SubmitAnswer, _) = self
+            .router
+            .call_with(&call, &mut |seat| {
+                message.key_is_fresh = std::mem::take(&mut is_fresh);
+                if let Some(Wanted { mode, inbox }) = &wanted {
+                    let registered = self.hub.register(seat, inbox);
+                    message.subscription = registered.number();
+                    message.mode = (*mode).into();
+                    ticket = Some(registered);
+                }
+                message.encode_to_vec().into()
+            })
+            .await?;
+        let position = Position { epoch: answer.epoch, lsn: answer.lsn };
+        let (id, work) = work_of(answer.work)?;
+        Ok(Submitted { id, work, position, ticket })
+    }
+
+    /// Asks the owner for the events of a work. They wait in the hub until the ticket is released.
+    pub(crate) async fn subscribe(
+        &self,
+        inbox: &Arc<Inbox>,
+        follow: &Follow,
+        deadline: Instant,
+    ) -> Result<Ticket, Failure> {
+        let WorkId { class, slot, lsn } = follow.work;
+        let call =
+            Call { work: lsn.0, ..Call::new(kind::SUBSCRIBE, At::work(follow.work), deadline) };
+        let mut ticket = None;
+        let (SubscribeAnswer {}, _) = self
+            .router
+            .call_with(&call, &mut |seat| {
+                let registered = self.hub.register(seat, inbox);
+                let message = SubscribeCall {
+                    subscription: registered.number(),
+                    work: lsn.0,
+                    slot: slot.get().into(),
+                    class: class.0.into(),
+                    after_seq: follow.last(),
+                    mode: follow.mode.into(),
+                };
+                ticket = Some(registered);
+                message.encode_to_vec().into()
+            })
+            .await?;
+        Ok(ticket.expect("a call that was answered was prepared"))
+    }
+}
+
+fn late_definition() -> Failure {
+    let text = "no answer in time: the store has not told which definition is the newest";
+    Failure::new(ErrorKind::Deadline, Reason::StoreUnavailable, text)
+}
+
+/// The work of an answer, without its steps, and its id.
+pub(crate) fn work_of(info: Option<WorkInfo>) -> Result<(WorkId, v1::Work), Failure> {
+    let info = info.ok_or_else(|| refusal::unreadable("an answer", &"it has no work"))?;
+    let id = convert::work_id(info.class, info.slot, info.lsn);
+    let id = id.map_err(|error| refusal::unreadable("an answer", &error))?;
+    Ok((id, without_steps(info)))
+}

@@ -1,0 +1,224 @@
+//! What a client may ask: each request is checked here, once and whole, before anything is done. A refusal names the
+//! field and what is allowed.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use domain::{AgentId, DefinitionHash, ErrorKind, IdempotencyKey, Reason, Tenant, WorkId};
+use pbjson_types::Duration as WireDuration;
+use proto::convert::{self, Cursor};
+use proto::status::Failure;
+use proto::v1;
+
+const INPUT_BYTES_MAX: usize = 1 << 20;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const PAGE_DEFAULT: u32 = 50;
+const PAGE_MAX: u32 = 200;
+
+/// A submit that is in order, as far as that can be known without asking anybody.
+#[derive(Clone, Debug)]
+pub(crate) struct Submit {
+    pub(crate) agent: AgentId,
+    pub(crate) input: Bytes,
+    pub(crate) key: Option<IdempotencyKey>,
+    pub(crate) timeout: Duration,
+    pub(crate) definition: Option<DefinitionHash>,
+}
+
+pub(crate) fn submit(request: v1::SubmitRequest) -> Result<Submit, Failure> {
+    if INPUT_BYTES_MAX < request.input.len() {
+        let len = request.input.len();
+        let text = format!("input has {len} bytes, at most {INPUT_BYTES_MAX} are allowed");
+        return Err(Failure { reason: Reason::InputTooLarge, ..Failure::invalid("input", text) });
+    }
+    Ok(Submit {
+        agent: convert::agent_id("agent", &request.agent)?,
+        key: optional("idempotency_key", &request.idempotency_key)?,
+        timeout: timeout(request.timeout)?,
+        definition: optional("definition_hash", &request.definition_hash)?,
+        input: request.input.into(),
+    })
+}
+
+fn timeout(timeout: Option<WireDuration>) -> Result<Duration, Failure> {
+    let Some(asked) = timeout else { return Ok(TIMEOUT_DEFAULT) };
+    let wrong = || {
+        let text = "timeout is not valid: more than 0 and at most 24 h are allowed";
+        Failure::invalid("timeout", text)
+    };
+    let seconds = u64::try_from(asked.seconds).map_err(|_| wrong())?;
+    let nanos = u32::try_from(asked.nanos).map_err(|_| wrong())?;
+    let asked = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos.into()));
+    if asked.is_zero() || TIMEOUT_MAX < asked {
+        return Err(wrong());
+    }
+    // The wire counts milliseconds; half of one is not none.
+    Ok(asked.max(Duration::from_millis(1)))
+}
+
+/// A value that may be left out.
+pub(crate) fn optional<T>(field: &str, text: &str) -> Result<Option<T>, Failure>
+where
+    T: FromStr<Err = domain::Error>,
+{
+    if text.is_empty() { Ok(None) } else { required(field, text).map(Some) }
+}
+
+pub(crate) fn required<T>(field: &str, text: &str) -> Result<T, Failure>
+where
+    T: FromStr<Err = domain::Error>,
+{
+    text.parse().map_err(|error: domain::Error| Failure::invalid(field, error.to_string()))
+}
+
+pub(crate) fn work_id(text: &str) -> Result<WorkId, Failure> {
+    required("id", text)
+}
+
+pub(crate) fn tenant(text: &str) -> Result<Tenant, Failure> {
+    required("tenant", text)
+}
+
+/// The seq after which a watch goes on; 0 for the beginning.
+pub(crate) fn watch(request: &v1::WatchRequest) -> Result<(WorkId, u64), Failure> {
+    let work = work_id(&request.id)?;
+    if request.cursor.is_empty() {
+        return Ok((work, 0));
+    }
+    let cursor = Cursor::parse(&request.cursor)?;
+    if cursor.work != work {
+        let text = format!(
+            "cursor {:.80?} belongs to work {}, not to {work}",
+            request.cursor, cursor.work
+        );
+        return Err(Failure::invalid("cursor", text));
+    }
+    Ok((work, cursor.seq))
+}
+
+pub(crate) fn page_size(size: i32) -> Result<u32, Failure> {
+    match u32::try_from(size) {
+        Ok(0) => Ok(PAGE_DEFAULT),
+        Ok(size) if size <= PAGE_MAX => Ok(size),
+        Ok(_) | Err(_) => {
+            let text = format!(
+                "page size {size} is not valid: 1 to {PAGE_MAX} are allowed, 0 means {PAGE_DEFAULT}"
+            );
+            Err(Failure::invalid("page_size", text))
+        }
+    }
+}
+
+/// A number of something that is at least none.
+pub(crate) fn count(field: &str, number: i32) -> Result<u32, Failure> {
+    u32::try_from(number)
+        .map_err(|_| Failure::invalid(field, format!("{field} {number} is below 0")))
+}
+
+/// The agent is of a definition that nobody applied, or of a version of it that nobody did.
+pub(crate) fn no_definition(agent: &AgentId, hash: Option<DefinitionHash>) -> Failure {
+    let AgentId { tenant, name, .. } = agent;
+    let text = match hash {
+        None => format!(
+            "agent {agent}: tenant {tenant} has no definition {name:?}; \
+             store one with `stagedoor apply -f FILE`, or use \"postchain\"",
+            name = name.as_str()
+        ),
+        Some(hash) => format!(
+            "agent {agent}: definition {name:?} of tenant {tenant} has no version {hash}; \
+             `stagedoor definitions` lists them, `stagedoor apply -f FILE` stores one",
+            name = name.as_str()
+        ),
+    };
+    let field = if hash.is_some() { "definition_hash" } else { "agent" };
+    Failure {
+        field: Some(field.to_owned()),
+        ..Failure::new(ErrorKind::NotFound, Reason::NotFound, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> v1::SubmitRequest {
+        v1::SubmitRequest {
+            agent: "default/postchain/a".into(),
+            input: "text".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_submit_in_order_has_its_defaults() {
+        let submit = submit(request()).unwrap();
+        assert_eq!(submit.timeout, TIMEOUT_DEFAULT);
+        assert_eq!((submit.key, submit.definition), (None, None));
+        assert_eq!(&submit.input[..], b"text");
+    }
+
+    #[test]
+    fn a_submit_out_of_order_names_its_field() {
+        let check = |change: fn(&mut v1::SubmitRequest), field: &str, contained: &str| {
+            let mut request = request();
+            change(&mut request);
+            let failure = submit(request).unwrap_err();
+            assert_eq!((failure.kind, failure.field.as_deref()), (ErrorKind::Invalid, Some(field)));
+            assert!(failure.message.contains(contained), "{}", failure.message);
+        };
+        let wire = |seconds, nanos| Some(WireDuration { seconds, nanos });
+        assert_eq!(timeout(wire(0, 1)).unwrap(), Duration::from_millis(1));
+        check(|r| r.agent = "postchain".into(), "agent", "tenant/name/key");
+        check(|r| r.agent = "A/postchain/k".into(), "agent", "a-z");
+        check(|r| r.input = "x".repeat(INPUT_BYTES_MAX + 1), "input", "1048577");
+        check(|r| r.idempotency_key = "a\nb".into(), "idempotency_key", "printable");
+        check(|r| r.idempotency_key = "k".repeat(257), "idempotency_key", "256");
+        check(|r| r.definition_hash = "12".into(), "definition_hash", "64 hexadecimal");
+        check(|r| r.timeout = Some(WireDuration { seconds: 0, nanos: 0 }), "timeout", "24 h");
+        check(|r| r.timeout = Some(WireDuration { seconds: -1, nanos: 0 }), "timeout", "24 h");
+        check(|r| r.timeout = Some(WireDuration { seconds: 86_400, nanos: 1 }), "timeout", "24 h");
+        check(
+            |r| r.timeout = Some(WireDuration { seconds: i64::MAX, nanos: i32::MAX }),
+            "timeout",
+            "24 h",
+        );
+    }
+
+    #[test]
+    fn an_input_over_the_limit_has_its_own_reason() {
+        let largest = v1::SubmitRequest { input: "x".repeat(INPUT_BYTES_MAX), ..request() };
+        assert!(submit(largest).is_ok());
+        let larger = v1::SubmitRequest { input: "x".repeat(INPUT_BYTES_MAX + 1), ..request() };
+        assert_eq!(submit(larger).unwrap_err().reason, Reason::InputTooLarge);
+    }
+
+    #[test]
+    fn a_cursor_of_another_work_is_refused() {
+        let watched = |id: &str, cursor: &str| {
+            watch(&v1::WatchRequest { id: id.to_owned(), cursor: cursor.to_owned() })
+        };
+        assert_eq!(watched("w-0-001-1", "").unwrap().1, 0);
+        assert_eq!(watched("w-0-001-1", "w-0-001-1.1f").unwrap().1, 31);
+        let field = |result: Result<(WorkId, u64), Failure>| result.unwrap_err().field;
+        assert_eq!(field(watched("w-0-001-1", "w-0-001-2.1f")).as_deref(), Some("cursor"));
+        assert_eq!(field(watched("w-0-001-1", "rubbish")).as_deref(), Some("cursor"));
+        assert_eq!(field(watched("w-1", "")).as_deref(), Some("id"));
+    }
+
+    #[test]
+    fn a_page_has_a_size_that_can_be_had() {
+        assert_eq!(page_size(0).unwrap(), PAGE_DEFAULT);
+        assert_eq!(page_size(200).unwrap(), 200);
+        assert_eq!(page_size(-1).unwrap_err().field.as_deref(), Some("page_size"));
+        assert!(page_size(201).unwrap_err().message.contains("1 to 200"));
+    }
+
+    #[test]
+    fn a_missing_definition_is_named_with_the_remedy() {
+        let failure = no_definition(&"acme/support/k".parse().unwrap(), None);
+        assert_eq!(failure.kind, ErrorKind::NotFound);
+        assert!(failure.message.contains("\"support\"") && failure.message.contains("apply"));
+    }
+}

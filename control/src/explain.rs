@@ -1,0 +1,151 @@
+//! Why a work is as it is: its journal entries, folded to the transitions that they record.
+//!
+//! Pure; the entries come from the owner. Says nothing that is not stored.
+
+use std::collections::BTreeMap;
+
+use domain::entry::Entry;
+use domain::{Reason, WorkState};
+use proto::convert;
+use proto::journal;
+use proto::link::LogEntry;
+use proto::v1::Transition;
+
+/// The node that owned the shard under each epoch, as far as that is stored.
+pub(crate) type Owners = BTreeMap<u64, String>;
+
+/// The transitions of all works in `entries`, which are newest first, as an owner sends them. Oldest first.
+///
+/// # Errors
+/// An entry that cannot be read.
+pub(crate) fn transitions(
+    entries: &[LogEntry],
+    subject: impl Fn(u64) -> String,
+    owners: &Owners,
+) -> Result<Vec<Transition>, journal::Error> {
+    let mut states: BTreeMap<u64, WorkState> = BTreeMap::new();
+    let mut told = Vec::new();
+    for log in entries.iter().rev() {
+        // The entry of an acceptance is the work: its own lsn is the id.
+        let work = if log.work == 0 { log.lsn } else { log.work };
+        let from = states.get(&work).copied();
+        for change in changes(&journal::decode(log.entry.clone())?, from, log.ts_ms) {
+            told.push(Transition {
+                time: convert::timestamp(change.at_ms),
+                subject: subject(work),
+                from: states.get(&work).map(ToString::to_string).unwrap_or_default(),
+                to: change.to.to_string(),
+                reason: change.reason.to_string(),
+                cause: change.cause,
+                term: 0,
+                epoch: log.epoch.cast_signed(),
+                node: owners.get(&log.epoch).cloned().unwrap_or_default(),
+            });
+            states.insert(work, change.to);
+        }
+    }
+    Ok(told)
+}
+
+struct Change {
+    to: WorkState,
+    reason: Reason,
+    cause: String,
+    at_ms: i64,
+}
+
+/// What an entry changes. A turn that begins has no entry of its own: its first step tells it.
+fn changes(entry: &Entry, from: Option<WorkState>, ts_ms: i64) -> Vec<Change> {
+    let to = |to, reason, cause: String| Change { to, reason, cause, at_ms: ts_ms };
+    let begun = |at_ms| {
+        let is_new = matches!(from, None | Some(WorkState::Accepted));
+        let begun = Change {
+            to: WorkState::Running,
+            reason: Reason::TurnBegan,
+            cause: "it was the oldest open work of its agent".to_owned(),
+            at_ms,
+        };
+        is_new.then_some(begun)
+    };
+    match entry {
+        Entry::ShardOpened(_) => Vec::new(),
+        Entry::Accepted(_) => {
+            vec![to(WorkState::Accepted, Reason::Submitted, "a client submitted it".to_owned())]
+        }
+        Entry::PhaseDone(done) => begun(done.start_ms).into_iter().collect(),
+        Entry::StepBegan(began) => {
+            let cause =
+                format!("phase {} is begun again, attempt {}", began.step.phase, began.attempt);
+            begun(ts_ms).into_iter().chain([to(WorkState::Running, began.reason, cause)]).collect()
+        }
+        Entry::Waiting(reason) => {
+            let waiting = to(WorkState::Waiting, *reason, String::new());
+            begun(ts_ms).into_iter().chain([waiting]).collect()
+        }
+        Entry::Resumed(reason) => vec![to(WorkState::Running, *reason, String::new())],
+        Entry::CancelRequested(reason) => vec![to(WorkState::Cancelling, *reason, String::new())],
+        Entry::Ended(ended) => vec![to(ended.state, ended.reason, ended.detail.clone())],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::follow::tests::{last, phase};
+    use domain::{Phase, StepKey};
+
+    fn log(seq: u64, epoch: u64, entry: &Entry) -> LogEntry {
+        LogEntry { seq, lsn: seq, epoch, work: 1, ts_ms: 5, entry: journal::encode(entry) }
+    }
+
+    fn accepted() -> LogEntry {
+        let accepted = domain::entry::Accepted {
+            definition: domain::DefinitionHash([1; 32]),
+            input: bytes::Bytes::new(),
+            key: "k".parse().unwrap(),
+            deadline_ms: 1,
+            traceparent: None,
+            class: domain::Class(0),
+            slot: domain::Slot::new(1).unwrap(),
+        };
+        log(1, 1, &Entry::Accepted(accepted))
+    }
+
+    #[test]
+    fn a_work_is_explained_from_its_entries() {
+        let again = domain::entry::StepBegan {
+            step: StepKey { cycle: 0, phase: Phase::Experience },
+            attempt: 2,
+            reason: Reason::OwnerDied,
+        };
+        let mut entries = vec![
+            accepted(),
+            phase(2, Phase::Action),
+            log(3, 2, &Entry::StepBegan(again)),
+            log(4, 2, &Entry::Waiting(Reason::NoOffer)),
+            log(5, 2, &Entry::Resumed(Reason::OfferAppeared)),
+            phase(6, Phase::Experience),
+            last(7),
+        ];
+        entries.reverse();
+        let owners = Owners::from([(1, "node-1".to_owned()), (2, "node-2".to_owned())]);
+        let told = transitions(&entries, |lsn| format!("work/{lsn}"), &owners).unwrap();
+        let short: Vec<_> = told
+            .iter()
+            .map(|t| (t.from.as_str(), t.to.as_str(), t.reason.as_str(), t.epoch, t.node.as_str()))
+            .collect();
+        assert_eq!(
+            short,
+            [
+                ("", "accepted", "submitted", 1, "node-1"),
+                ("accepted", "running", "turn_began", 1, "node-1"),
+                ("running", "running", "owner_died", 2, "node-2"),
+                ("running", "waiting", "no_offer", 2, "node-2"),
+                ("waiting", "running", "offer_appeared", 2, "node-2"),
+                ("running", "succeeded", "completed", 1, "node-1"),
+            ]
+        );
+        assert!(told.iter().all(|t| t.subject == "work/1"));
+        assert!(told[2].cause.contains("attempt 2"));
+    }
+}

@@ -1,0 +1,347 @@
+//! One agent: folds its journal, takes one work at a time, journals before it acts.
+//!
+//! Stopping an agent loses nothing: its successor folds the same journal.
+
+pub(crate) mod accept;
+mod drive;
+mod load;
+pub(crate) mod watch;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::OwnedSemaphorePermit;
+
+use cluster::{Peer, Reply};
+use domain::agent::Agent as Fold;
+use domain::entry::{Accepted, Entry};
+use domain::{AgentId, IdempotencyKey, Lsn, Reason, Seq, StepKey};
+use proto::link::{AgentRow, SubmitCall, SubscribeCall};
+use store::writer::{Append, Committed, Stopped};
+
+use crate::dispatch::Outcome;
+use crate::host::HostMessage;
+use crate::metrics;
+use crate::shard::Shard;
+
+/// Everything that an agent hears.
+pub(crate) enum AgentMessage {
+    /// A submit, with the right to stand in the queue.
+    Deliver(Box<Submit>, OwnedSemaphorePermit),
+    /// The oldest of its appends is durable, or its writer stopped.
+    Committed(Result<Committed, Stopped>),
+    /// What became of the step that was sent out.
+    Answered(Answer),
+    Cancel(Lsn, Reply),
+    Get(Lsn, Reply),
+    Subscribe(SubscribeCall, Peer, Reply),
+    Unsubscribe(u64),
+    /// A new owner found unfinished work of it.
+    Recover(Box<AgentRow>, OwnedSemaphorePermit),
+    /// Accept the next submit of the queue.
+    AcceptNext,
+    /// Look again what is to be done.
+    Drive,
+    /// The deadline of this work passed.
+    Overdue(Lsn),
+    /// Append again what the writer had no room for.
+    Flush,
+    /// Write its row: too many rows of the shard are old.
+    Persist,
+    /// Go, if there is nothing to do.
+    Passivate,
+    /// End every work: it failed too often.
+    Quarantine,
+}
+
+impl ractor::Message for AgentMessage {}
+
+/// A submit on its way to acceptance.
+pub(crate) struct Submit {
+    pub call: SubmitCall,
+    pub key: IdempotencyKey,
+    pub definition: domain::DefinitionHash,
+    pub slot: domain::Slot,
+    pub from: Peer,
+    pub traceparent: String,
+    pub reply: Reply,
+    /// Its share of the node's room for inputs.
+    pub room: OwnedSemaphorePermit,
+}
+
+/// What became of one attempt of a step.
+pub(crate) struct Answer {
+    pub work: Lsn,
+    pub step: StepKey,
+    pub attempt: u32,
+    pub outcome: Outcome,
+}
+
+/// What the host may look at without asking.
+#[derive(Default)]
+pub(crate) struct Glance {
+    pub row: AtomicU64,
+    /// Milliseconds since the shard was opened.
+    pub active_ms: AtomicU64,
+    pub busy: AtomicBool,
+    pub head: AtomicU64,
+    pub last_work: AtomicU64,
+    pub open_works: AtomicU32,
+}
+
+pub(crate) struct AgentArgs {
+    pub id: AgentId,
+    pub shard: Arc<Shard>,
+    pub host: ActorRef<HostMessage>,
+    pub glance: Arc<Glance>,
+}
+
+/// The behaviour; all state is in [`State`].
+pub(crate) struct AgentActor;
+
+pub(crate) struct State {
+    args: AgentArgs,
+    me: ActorRef<AgentMessage>,
+    /// None until its row is read.
+    fold: Option<Fold>,
+    row: u64,
+    /// Whether its row is in the database.
+    row_stored: bool,
+    /// The lsn up to which its row holds its fold.
+    saved: Lsn,
+    saved_seq: Seq,
+    /// The number of the last entry that was appended, durable or not.
+    seq: Seq,
+    /// Appends whose commits are awaited, oldest first.
+    pending: VecDeque<Pending>,
+    /// Appends that the writer had no room for, oldest first; each stands in `pending`, too.
+    unsent: VecDeque<Append>,
+    /// Submits that wait for the acceptance before them.
+    queue: VecDeque<(Box<Submit>, OwnedSemaphorePermit)>,
+    /// Idempotency keys of this activation.
+    keys: HashMap<IdempotencyKey, (Lsn, [u8; 32])>,
+    /// No key older than this activation exists.
+    keys_complete: bool,
+    /// The room that inputs of open works take.
+    rooms: HashMap<Lsn, OwnedSemaphorePermit>,
+    watchers: HashMap<Lsn, Vec<watch::Watcher>>,
+    running: Option<Running>,
+    /// Works whose end is on its way into the journal.
+    ending: HashSet<Lsn>,
+    hold_until: Option<Instant>,
+    span: Option<(Lsn, tracing::Span)>,
+    quarantined: bool,
+}
+
+/// The step that was sent out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Running {
+    work: Lsn,
+    step: StepKey,
+    attempt: u32,
+    here: bool,
+}
+
+/// An append whose commit is awaited.
+enum Pending {
+    Accept { submit: Box<Submit>, accepted: Accepted, payload: Bytes, ts_ms: i64, permit: OwnedSemaphorePermit },
+    Entries { work: Lsn, entries: Vec<(Entry, Bytes)>, ts_ms: i64, reply: Option<Reply> },
+    Row { head: Lsn, seq: Seq },
+}
+
+impl Actor for AgentActor {
+    type Msg = AgentMessage;
+    type State = State;
+    type Arguments = AgentArgs;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<AgentMessage>,
+        args: AgentArgs,
+    ) -> Result<State, ActorProcessingErr> {
+        metrics::ACTIVATED.inc();
+        metrics::HOT.inc();
+        Ok(State::new(args, me))
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<AgentMessage>,
+        message: AgentMessage,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            AgentMessage::Deliver(submit, permit) => state.deliver(submit, permit).await?,
+            AgentMessage::Committed(result) => state.committed(result)?,
+            AgentMessage::Answered(answer) => state.answered(answer)?,
+            AgentMessage::Cancel(work, reply) => state.cancel(work, reply).await?,
+            AgentMessage::Get(work, reply) => state.get(work, reply).await?,
+            AgentMessage::Subscribe(call, from, reply) => state.subscribe(call, from, reply).await?,
+            AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),
+            AgentMessage::Recover(row, permit) => state.recover(*row, permit).await?,
+            AgentMessage::AcceptNext => state.accept_next().await?,
+            AgentMessage::Drive => state.drive()?,
+            AgentMessage::Overdue(work) => state.overdue(work)?,
+            AgentMessage::Flush => state.flush(),
+            AgentMessage::Persist => state.persist().await?,
+            AgentMessage::Passivate => state.passivate(),
+            AgentMessage::Quarantine => state.quarantine().await?,
+        }
+        state.show();
+        Ok(())
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        metrics::HOT.dec();
+    }
+}
+
+impl State {
+    fn new(args: AgentArgs, me: ActorRef<AgentMessage>) -> Self {
+        Self {
+            args,
+            me,
+            fold: None,
+            row: 0,
+            row_stored: false,
+            saved: Lsn(0),
+            saved_seq: Seq(0),
+            seq: Seq(0),
+            pending: VecDeque::new(),
+            unsent: VecDeque::new(),
+            queue: VecDeque::new(),
+            keys: HashMap::new(),
+            keys_complete: false,
+            rooms: HashMap::new(),
+            watchers: HashMap::new(),
+            running: None,
+            ending: HashSet::new(),
+            hold_until: None,
+            span: None,
+            quarantined: false,
+        }
+    }
+
+    fn shard(&self) -> &Arc<Shard> {
+        &self.args.shard
+    }
+
+    /// Whether there is anything that must not be forgotten.
+    fn is_busy(&self) -> bool {
+        let open = self.fold.as_ref().is_some_and(|fold| fold.open_len() != 0);
+        open || !self.pending.is_empty() || !self.queue.is_empty()
+    }
+
+    /// Shows the host what it may look at.
+    fn show(&self) {
+        let glance = &self.args.glance;
+        let active = u64::try_from(self.shard().started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        glance.active_ms.store(active, Ordering::Relaxed);
+        glance.busy.store(self.is_busy(), Ordering::Relaxed);
+        glance.row.store(self.row, Ordering::Relaxed);
+        if let Some(fold) = &self.fold {
+            glance.head.store(fold.seq.0, Ordering::Relaxed);
+            glance.last_work.store(fold.last_work.0, Ordering::Relaxed);
+            let open = u32::try_from(fold.open_len()).unwrap_or(u32::MAX);
+            glance.open_works.store(open, Ordering::Relaxed);
+        }
+    }
+
+    fn again_after(&self, delay: Duration) {
+        self.me.send_after(delay, || AgentMessage::Drive);
+    }
+
+    /// Appends to the journal; the commit comes back as a message.
+    fn append(&mut self, append: Append, pending: Pending) {
+        self.pending.push_back(pending);
+        if !self.unsent.is_empty() {
+            return self.unsent.push_back(append);
+        }
+        if let Err(append) = self.shard().writer.append(append) {
+            self.unsent.push_back(append);
+            self.flush_later();
+        }
+    }
+
+    fn flush_later(&self) {
+        self.me.send_after(Duration::from_millis(10), || AgentMessage::Flush);
+    }
+
+    fn flush(&mut self) {
+        while let Some(append) = self.unsent.pop_front() {
+            if let Err(append) = self.shard().writer.append(append) {
+                self.unsent.push_front(append);
+                return self.flush_later();
+            }
+        }
+    }
+
+    /// What an append of this agent begins with.
+    fn new_append(&self) -> Append {
+        let me = self.me.clone();
+        let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
+        Append {
+            agent: self.row,
+            prev: head,
+            rows: Vec::new(),
+            agents: Vec::new(),
+            works: Vec::new(),
+            ends: Vec::new(),
+            dedups: Vec::new(),
+            definitions: Vec::new(),
+            // An agent that is gone folds the journal again when it comes back.
+            done: Box::new(move |result| _ = me.cast(AgentMessage::Committed(result))),
+        }
+    }
+
+    /// The oldest append is durable: only now is it acted on.
+    fn committed(&mut self, result: Result<Committed, Stopped>) -> Result<(), ActorProcessingErr> {
+        let Some(pending) = self.pending.pop_front() else {
+            return Err("a commit that nobody waited for".into());
+        };
+        let committed = match result {
+            Ok(committed) => committed,
+            Err(stopped) => {
+                self.give_up(pending, stopped.reason);
+                return Ok(());
+            }
+        };
+        match pending {
+            Pending::Accept { submit, accepted, payload, ts_ms, permit } => {
+                drop(permit);
+                self.accepted(submit, accepted, payload, ts_ms, committed)?;
+            }
+            Pending::Entries { work, entries, ts_ms, reply } => {
+                self.journaled(work, entries, ts_ms, committed, reply)?;
+            }
+            Pending::Row { head, seq } => {
+                self.saved = head;
+                self.saved_seq = seq;
+                self.row_stored = true;
+            }
+        }
+        self.drive()
+    }
+
+    /// The shard is lost to this node: everybody who waits is told to ask the owner.
+    fn give_up(&mut self, pending: Pending, reason: Reason) {
+        match pending {
+            Pending::Accept { submit, .. } => self.refuse(submit.reply, reason, "the shard moved"),
+            Pending::Entries { reply: Some(reply), .. } => self.refuse(reply, reason, "the shard moved"),
+            Pending::Entries { reply: None, .. } | Pending::Row { .. } => {}
+        }
+        if self.pending.is_empty() {
+            self.me.stop(Some(reason.to_string()));
+        }
+    }
+
+    fn refuse(&self, reply: Reply, reason: Reason, message: &str) {
+        reply.refuse(crate::shard::refusal(reason, message));
+    }
+}

@@ -1,0 +1,280 @@
+//! From a submit to an acceptance: nothing is answered before it is durable.
+
+use bytes::Bytes;
+use prost::Message;
+use ractor::ActorProcessingErr;
+use tokio::sync::OwnedSemaphorePermit;
+
+use cluster::Reply;
+use domain::entry::{Accepted, Entry, Stamp, fingerprint};
+use domain::{Lsn, Reason};
+use proto::journal;
+use proto::link::{
+    AgentRow, CancelAnswer, DedupRow, DefinitionRow, GetAnswer, ReadAgent, SubmitAnswer, WatchMode, WorkInfo,
+    WorkRow,
+};
+use store::writer::{Append, Committed, NewRow};
+
+use super::{AgentMessage, Pending, State, Submit, watch};
+use crate::definitions::Known;
+use crate::{Error, clock, info, metrics, read};
+
+/// How long an idempotency key is kept.
+const KEY_RETENTION_MS: i64 = 24 * 3_600 * 1_000;
+/// Keys of one activation that are kept in memory; beyond that they are looked up.
+const KEYS_MAX: usize = 1_024;
+
+impl State {
+    pub(super) async fn deliver(
+        &mut self,
+        submit: Box<Submit>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), ActorProcessingErr> {
+        let found = match self.wake(&submit.key).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.refuse_for(submit, &error);
+                return Ok(());
+            }
+        };
+        if self.quarantined {
+            let message = "the agent failed too often; see `stagedoor why agent`";
+            self.refuse(submit.reply, Reason::Quarantined, message);
+            return Ok(());
+        }
+        if let Some(found) = found {
+            self.duplicate(submit, Lsn(found.work), hash_of(&found));
+            return Ok(());
+        }
+        self.queue.push_back((submit, permit));
+        self.accept_next().await
+    }
+
+    fn refuse_for(&self, submit: Box<Submit>, error: &Error) {
+        tracing::warn!(agent = %self.args.id, error = error as &dyn std::error::Error, "cannot take a work");
+        self.refuse(submit.reply, error.reason(), &error.to_string());
+    }
+
+    fn is_accepting(&self) -> bool {
+        self.pending.iter().any(|pending| matches!(pending, Pending::Accept { .. }))
+    }
+
+    /// Journals the acceptance of the next submit that waits. One at a time: each names the one before it.
+    pub(super) async fn accept_next(&mut self) -> Result<(), ActorProcessingErr> {
+        while !self.is_accepting() {
+            let Some((submit, permit)) = self.queue.pop_front() else { return Ok(()) };
+            match self.earlier(&submit).await {
+                Ok(Some((work, hash))) => self.duplicate(submit, work, hash),
+                Ok(None) => self.admit(submit, permit).await,
+                Err(error) => self.refuse_for(submit, &error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The work that was submitted under the same key before, with the fingerprint of its input.
+    async fn earlier(&mut self, submit: &Submit) -> Result<Option<(Lsn, [u8; 32])>, Error> {
+        if submit.call.key_is_fresh {
+            return Ok(None);
+        }
+        let open = self.fold.as_ref().and_then(|fold| fold.submitted_as(&submit.key));
+        if let Some(turn) = open {
+            return Ok(Some((turn.id(), turn.accepted().fingerprint())));
+        }
+        if let Some(known) = self.keys.get(&submit.key) {
+            return Ok(Some(*known));
+        }
+        if self.keys_complete && self.keys.len() < KEYS_MAX {
+            return Ok(None);
+        }
+        let shard = self.shard().clone();
+        let read =
+            ReadAgent { id: self.row, idempotency_key: submit.key.to_string(), ..ReadAgent::default() };
+        let answer = shard.store.agent(&shard.database, &read).await;
+        let agent = self.args.id.to_string();
+        let answer = answer.map_err(|source| Error::Read { agent, source: Box::new(source) })?;
+        Ok(answer.dedup.map(|found| (Lsn(found.work), hash_of(&found))))
+    }
+
+    async fn admit(&mut self, submit: Box<Submit>, permit: OwnedSemaphorePermit) {
+        if self.fold.as_ref().is_some_and(|fold| fold.admit(0).is_err()) {
+            return self.refuse(submit.reply, Reason::QueueFull, "the queue of the agent is full");
+        }
+        match self.shard().clone().definition(submit.definition).await {
+            Ok(known) => self.accept(submit, permit, &known),
+            Err(error) => self.refuse_for(submit, &error),
+        }
+    }
+
+    fn accept(&mut self, submit: Box<Submit>, permit: OwnedSemaphorePermit, known: &Known) {
+        let shard = self.shard().clone();
+        let now_ms = clock::now_ms();
+        let timeout_ms = i64::try_from(submit.call.timeout_ms).unwrap_or(i64::MAX);
+        let accepted = Accepted {
+            definition: submit.definition,
+            input: submit.call.input.clone(),
+            key: submit.key.clone(),
+            deadline_ms: now_ms.saturating_add(timeout_ms),
+            traceparent: Some(submit.traceparent.clone()).filter(|text| !text.is_empty()),
+            class: shard.class,
+            slot: submit.slot,
+        };
+        let hash = Bytes::copy_from_slice(submit.definition.as_bytes());
+        let entry = Entry::Accepted(accepted.clone());
+        let payload = journal::encode(&entry);
+        let row = self.next_row(&entry, Lsn(0), payload.clone(), now_ms);
+        let mut append = self.new_append();
+        append.rows.push(row);
+        append.works.push(WorkRow {
+            id: 0,
+            agent: self.row,
+            prev_work: self.fold.as_ref().map_or(0, |fold| fold.last_work.0),
+            state: journal::state_code(domain::WorkState::Accepted),
+            reason: Reason::Submitted.code().into(),
+            create_ms: now_ms,
+            end_ms: 0,
+            definition: hash.clone(),
+            slot: submit.slot.get().into(),
+            record: Bytes::new(),
+        });
+        append.dedups.push(DedupRow {
+            agent: self.row,
+            key: submit.key.to_string(),
+            work: 0,
+            input_hash: Bytes::copy_from_slice(&accepted.fingerprint()),
+            expires_ms: now_ms.saturating_add(KEY_RETENTION_MS),
+        });
+        if shard.needs_definition(&submit.definition) {
+            append.definitions.push(DefinitionRow { hash, body: known.body.clone() });
+        }
+        self.first_row(&mut append);
+        let pending = Pending::Accept { submit, accepted, payload, ts_ms: now_ms, permit };
+        self.append(append, pending);
+    }
+
+    /// An agent's first entry brings its row, so that its name is known.
+    fn first_row(&mut self, append: &mut Append) {
+        if self.row_stored {
+            return;
+        }
+        append.agents.push(AgentRow {
+            id: self.row,
+            tenant: self.args.id.tenant.to_string(),
+            name: self.args.id.name.to_string(),
+            key: self.args.id.key.to_string(),
+            ..AgentRow::default()
+        });
+        self.row_stored = true;
+    }
+
+    pub(super) fn next_row(&mut self, entry: &Entry, work: Lsn, payload: Bytes, ts_ms: i64) -> NewRow {
+        self.seq = self.seq.next();
+        NewRow { seq: self.seq.0, work: work.0, kind: entry.kind(), ts_ms, payload }
+    }
+
+    /// The acceptance is durable: answer, and go on.
+    pub(super) fn accepted(
+        &mut self,
+        submit: Box<Submit>,
+        accepted: Accepted,
+        payload: Bytes,
+        ts_ms: i64,
+        committed: Committed,
+    ) -> Result<(), ActorProcessingErr> {
+        let shard = self.shard().clone();
+        let work = committed.first;
+        let deadline_ms = accepted.deadline_ms;
+        let hash = accepted.fingerprint();
+        let fold = self.fold.as_mut().ok_or("an acceptance before the first read")?;
+        let stamp = Stamp { seq: fold.seq.next(), lsn: work, epoch: shard.epoch, ts_ms };
+        let limits = |hash: &_| shard.node.definitions.limits(hash);
+        fold.apply(Lsn(0), Entry::Accepted(accepted), stamp, limits)?;
+        shard.has_definition(submit.definition);
+        shard.opened(work, self.args.id.clone(), deadline_ms);
+        metrics::ACCEPTED.inc();
+        let Submit { call, key, from, reply, room, .. } = *submit;
+        self.rooms.insert(work, room);
+        if self.keys.len() < KEYS_MAX {
+            self.keys.insert(key, (work, hash));
+        }
+        let turn = self.fold.as_ref().and_then(|fold| fold.turn(work)).ok_or("the work was just opened")?;
+        answer_submit(reply, info::of_accepted(&self.args.id, turn), false, shard.epoch);
+        if call.subscription != 0 {
+            let watcher = watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
+            if watcher.mode == WatchMode::All {
+                self.send_entries(&watcher, work, &[(stamp, payload)], None);
+            }
+            self.watchers.entry(work).or_default().push(watcher);
+        }
+        if !self.queue.is_empty() {
+            _ = self.me.cast(AgentMessage::AcceptNext);
+        }
+        Ok(())
+    }
+
+    /// The key was used before: the same work for the same input, a refusal for another.
+    fn duplicate(&mut self, submit: Box<Submit>, work: Lsn, hash: [u8; 32]) {
+        metrics::DUPLICATES.inc();
+        if fingerprint(&submit.definition, &submit.call.input) != hash {
+            let message = format!(
+                "idempotency key {} of {} was used with another input or definition: use another key",
+                submit.key, self.args.id
+            );
+            return self.refuse(submit.reply, Reason::KeyReused, &message);
+        }
+        let shard = self.shard().clone();
+        let call = watch::call_of(&submit.call, work, submit.slot, shard.class);
+        let Submit { from, reply, .. } = *submit;
+        let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
+        if let Some(info) = turn.map(|turn| info::of_accepted(&self.args.id, turn)) {
+            answer_submit(reply, info, true, shard.epoch);
+            if let Some(call) = call {
+                self.watch_open(&call, from);
+            }
+            return;
+        }
+        tokio::spawn(async move {
+            match read::work(&shard, work).await {
+                Ok(info) => answer_submit(reply, info, true, shard.epoch),
+                Err(refusal) => return reply.refuse(refusal),
+            }
+            if let Some(call) = call {
+                read::watch_ended(&shard, call, from).await;
+            }
+        });
+    }
+
+    /// A work as it is: an open one from memory, an ended one from its row.
+    pub(super) async fn get(&mut self, work: Lsn, reply: Reply) -> Result<(), ActorProcessingErr> {
+        _ = self.wake_known().await;
+        let shard = self.shard().clone();
+        let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
+        match turn.map(|turn| info::of_turn(&self.args.id, turn)) {
+            Some(info) => answer_get(reply, info, shard.epoch),
+            None => _ = tokio::spawn(async move { read::get(&shard, work, reply).await }),
+        }
+        Ok(())
+    }
+}
+
+fn hash_of(found: &DedupRow) -> [u8; 32] {
+    found.input_hash.as_ref().try_into().unwrap_or([0; 32])
+}
+
+fn answer_submit(reply: Reply, work: WorkInfo, duplicate: bool, epoch: domain::Epoch) {
+    let lsn = work.lsn;
+    let answer = SubmitAnswer { work: Some(work), duplicate, lsn, epoch: epoch.0 };
+    reply.send(answer.encode_to_vec().into());
+}
+
+pub(crate) fn answer_get(reply: Reply, work: WorkInfo, epoch: domain::Epoch) {
+    let lsn = work.lsn;
+    let answer = GetAnswer { work: Some(work), lsn, epoch: epoch.0 };
+    reply.send(answer.encode_to_vec().into());
+}
+
+pub(crate) fn answer_cancel(reply: Reply, work: WorkInfo, epoch: domain::Epoch) {
+    let lsn = work.lsn;
+    let answer = CancelAnswer { work: Some(work), lsn, epoch: epoch.0 };
+    reply.send(answer.encode_to_vec().into());
+}

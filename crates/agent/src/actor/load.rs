@@ -1,0 +1,205 @@
+//! Into memory and out of it: one read wakes an agent, its row is written before it goes.
+
+use ractor::ActorProcessingErr;
+use tokio::sync::OwnedSemaphorePermit;
+
+use domain::agent::Agent as Fold;
+use domain::entry::{Entry, Stamp};
+use domain::{DefinitionHash, Epoch, IdempotencyKey, Lsn, Reason, Seq};
+use proto::journal;
+use proto::link::{AgentRow, DedupRow, LogRow, ReadAgent, ReadHistory};
+
+use super::{AgentMessage, Pending, State};
+use crate::host::HostMessage;
+use crate::{Error, metrics};
+
+/// Entries after which the row is written again, so that a fold is never long.
+const SNAPSHOT_EVERY: u64 = 200;
+const HISTORY_PAGE: u32 = 200;
+
+impl State {
+    /// Reads its row, and `key` in the same read, unless it is in memory already.
+    pub(super) async fn wake(&mut self, key: &IdempotencyKey) -> Result<Option<DedupRow>, Error> {
+        if self.fold.is_some() {
+            return Ok(None);
+        }
+        let read = ReadAgent {
+            tenant: self.args.id.tenant.to_string(),
+            name: self.args.id.name.to_string(),
+            key: self.args.id.key.to_string(),
+            idempotency_key: key.to_string(),
+            id: 0,
+        };
+        let shard = self.shard().clone();
+        let answer = shard.store.agent(&shard.database, &read).await.map_err(|source| self.unread(source))?;
+        match answer.agent {
+            Some(row) => self.load(row).await?,
+            None => {
+                self.row = shard.next_row();
+                self.keys_complete = true;
+                self.fold = Some(Fold::default());
+            }
+        }
+        Ok(answer.dedup)
+    }
+
+    /// Into memory, when it is known to exist.
+    pub(super) async fn wake_known(&mut self) -> Result<(), Error> {
+        let none = "-".parse().expect("a valid key");
+        self.wake(&none).await.map(|_| ())
+    }
+
+    fn unread(&self, source: store::Error) -> Error {
+        Error::Read { agent: self.args.id.to_string(), source: Box::new(source) }
+    }
+
+    /// Folds its snapshot and every entry after it.
+    async fn load(&mut self, row: AgentRow) -> Result<(), Error> {
+        let shard = self.shard().clone();
+        let head = shard.writer.head_of(row.id).unwrap_or(Lsn(row.head));
+        let agent = self.args.id.to_string();
+        let damaged = |source| Error::Journal { agent: agent.clone(), source };
+        let mut entries = Vec::new();
+        for row in self.tail(head, Lsn(row.snap_lsn)).await? {
+            let (seq, lsn, epoch) = (Seq(row.seq), Lsn(row.lsn), Epoch(row.epoch));
+            let stamp = Stamp { seq, lsn, epoch, ts_ms: row.ts_ms };
+            let entry = journal::decode(row.payload).map_err(damaged)?;
+            if let Entry::Accepted(accepted) = &entry {
+                shard.definition(accepted.definition).await?;
+            }
+            entries.push((Lsn(row.work), entry, stamp));
+        }
+        let limits = |hash: &DefinitionHash| shard.node.definitions.limits(hash);
+        let (snap, last) = (Lsn(row.snap_lsn), Lsn(row.last_work));
+        let mut fold = journal::decode_agent(row.state, snap, last, limits).map_err(damaged)?;
+        let saved_seq = fold.seq;
+        for (work, entry, stamp) in entries {
+            fold.apply(work, entry, stamp, limits)
+                .map_err(|source| Error::Fold { agent: agent.clone(), source })?;
+        }
+        // Whoever drove these works before is gone.
+        fold.interrupt();
+        for turn in fold.open() {
+            shard.opened(turn.id(), self.args.id.clone(), turn.accepted().deadline_ms);
+        }
+        self.row = row.id;
+        self.row_stored = true;
+        self.saved = snap;
+        self.saved_seq = saved_seq;
+        self.seq = fold.seq;
+        self.fold = Some(fold);
+        Ok(())
+    }
+
+    /// Its entries after `above` up to `head`, oldest first.
+    async fn tail(&mut self, head: Lsn, above: Lsn) -> Result<Vec<LogRow>, Error> {
+        let shard = self.shard().clone();
+        let mut rows: Vec<LogRow> = Vec::new();
+        let mut from = head;
+        while above < from {
+            let read = ReadHistory { from: from.0, above: above.0, limit: HISTORY_PAGE };
+            let page =
+                shard.store.history(&shard.database, &read).await.map_err(|source| self.unread(source))?;
+            let Some(last) = page.rows.last() else { break };
+            from = Lsn(last.prev);
+            rows.extend(page.rows);
+        }
+        rows.reverse();
+        Ok(rows)
+    }
+
+    /// Takes up what its last owner left.
+    pub(super) async fn recover(
+        &mut self,
+        row: AgentRow,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), ActorProcessingErr> {
+        if self.fold.is_none() {
+            if let Err(error) = self.load(row.clone()).await {
+                return self.recover_later(row, permit, error);
+            }
+            metrics::RECOVERED.inc();
+        }
+        drop(permit);
+        self.drive()
+    }
+
+    /// A store that does not answer is waited for; a journal that cannot be folded is a failure of this agent.
+    fn recover_later(
+        &self,
+        row: AgentRow,
+        permit: OwnedSemaphorePermit,
+        error: Error,
+    ) -> Result<(), ActorProcessingErr> {
+        if !error.kind().is_retryable() {
+            return Err(Box::new(error));
+        }
+        tracing::warn!(agent = %self.args.id, error = &error as &dyn std::error::Error, "cannot recover yet");
+        let message = move || AgentMessage::Recover(Box::new(row), permit);
+        self.me.send_after(std::time::Duration::from_millis(200), message);
+        Ok(())
+    }
+
+    /// Writes its row when its entries since the last time are many.
+    pub(super) fn snapshot_if_due(&mut self) {
+        let Some(fold) = &self.fold else { return };
+        let due = self.saved_seq.0 + SNAPSHOT_EVERY <= fold.seq.0;
+        if due && self.pending.is_empty() {
+            self.write_row();
+        }
+    }
+
+    /// Appends its row as it is now. Only when no entry of it is under way: the row must be the fold of a prefix.
+    fn write_row(&mut self) {
+        let Some(fold) = &self.fold else { return };
+        let row = AgentRow {
+            id: self.row,
+            tenant: self.args.id.tenant.to_string(),
+            name: self.args.id.name.to_string(),
+            key: self.args.id.key.to_string(),
+            head: fold.head.0,
+            snap_lsn: fold.head.0,
+            last_work: fold.last_work.0,
+            state: journal::encode_agent(fold),
+        };
+        let pending = Pending::Row { head: fold.head, seq: fold.seq };
+        let mut append = self.new_append();
+        append.agents.push(row);
+        self.append(append, pending);
+    }
+
+    /// Writes its row because too many rows of the shard are old.
+    pub(super) async fn persist(&mut self) -> Result<(), ActorProcessingErr> {
+        if self.fold.is_none() && self.wake_known().await.is_err() {
+            // The writer asks again with its next mark.
+            return Ok(());
+        }
+        let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
+        if self.pending.is_empty() && self.saved < head {
+            self.write_row();
+        }
+        Ok(())
+    }
+
+    /// Leaves memory if there is nothing to do: first its row, then itself.
+    pub(super) fn passivate(&mut self) {
+        if self.is_busy() {
+            _ = self.args.host.cast(HostMessage::Stayed(self.args.id.clone()));
+            return;
+        }
+        let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
+        if self.saved < head {
+            self.write_row();
+            // The host has stopped sending; this comes round again once the row is durable.
+            let me = self.me.clone();
+            let writer = self.shard().writer.clone();
+            tokio::spawn(async move {
+                writer.settled().await;
+                _ = me.cast(AgentMessage::Passivate);
+            });
+            return;
+        }
+        metrics::EVICTED.inc();
+        self.me.stop(Some(Reason::Idle.to_string()));
+    }
+}

@@ -1,0 +1,59 @@
+//! What can be set about the agents of a node.
+
+use serde::Deserialize;
+
+/// Limits and times of the agents of one node.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// After this long without work an agent is evicted from memory, in milliseconds.
+    pub idle_ms: u64,
+    /// Inputs of works that are accepted and not ended, of all agents of the node, in bytes.
+    pub queued_bytes_max: usize,
+    /// Agents that are recovered at once.
+    pub recovering_max: usize,
+    /// Reads of one shard on behalf of clients at once.
+    pub reads_max: usize,
+    /// A phase job that is not answered after this long is given to another worker, in milliseconds.
+    pub phase_timeout_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            idle_ms: 10_000,
+            queued_bytes_max: 64 << 20,
+            recovering_max: 64,
+            reads_max: 64,
+            phase_timeout_ms: 60_000,
+        }
+    }
+}
+
+/// Which phases this node offers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PhasesConfig {
+    /// Names of phases; all six by default.
+    pub offer: Vec<domain::Phase>,
+    /// What the pools work on.
+    pub modality: String,
+    /// Jobs of one phase that run at once.
+    pub workers: usize,
+    /// Jobs of one phase that wait for a worker; more are refused.
+    pub queue_max: usize,
+    /// A worker that has not ended its job after this long is replaced, in milliseconds.
+    pub stuck_ms: u64,
+}
+
+impl Default for PhasesConfig {
+    fn default() -> Self {
+        Self {
+            offer: domain::Phase::ALL.to_vec(),
+            modality: "text".to_owned(),
+            workers: 4,
+            queue_max: 2_048,
+            stuck_ms: 120_000,
+        }
+    }
+}

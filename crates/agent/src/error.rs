@@ -1,0 +1,66 @@
+//! What can fail on the node side.
+
+use domain::{ErrorKind, Reason, ShardId};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot start {what}")]
+    Spawn {
+        what: String,
+        #[source]
+        source: ractor::SpawnErr,
+    },
+    #[error("cannot open shard {shard}")]
+    Open {
+        shard: ShardId,
+        #[source]
+        source: Box<store::Error>,
+    },
+    #[error("cannot open shard {shard}: it is owned under another epoch")]
+    Fenced { shard: ShardId },
+    #[error("cannot read agent {agent}")]
+    Read {
+        agent: String,
+        #[source]
+        source: Box<store::Error>,
+    },
+    #[error("the journal of agent {agent} is damaged")]
+    Journal {
+        agent: String,
+        #[source]
+        source: proto::journal::Error,
+    },
+    #[error("the journal of agent {agent} cannot be folded")]
+    Fold {
+        agent: String,
+        #[source]
+        source: domain::Error,
+    },
+    #[error("definition {hash} cannot be had")]
+    Definition { hash: String, reason: Reason },
+    #[error("the cluster link failed")]
+    Cluster(#[from] Box<cluster::Error>),
+}
+
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Spawn { .. } | Self::Journal { .. } | Self::Fold { .. } => ErrorKind::Internal,
+            Self::Open { source, .. } | Self::Read { source, .. } => source.kind(),
+            Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::Definition { .. } => ErrorKind::Unavailable,
+            Self::Cluster(error) => error.kind(),
+        }
+    }
+
+    /// The reason code with which a caller is refused.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Open { .. } | Self::Read { .. } => Reason::StoreUnavailable,
+            Self::Fenced { .. } => Reason::Fenced,
+            Self::Definition { reason, .. } => *reason,
+            Self::Spawn { .. } | Self::Journal { .. } | Self::Fold { .. } => Reason::Quarantined,
+            Self::Cluster(_) => Reason::Overloaded,
+        }
+    }
+}

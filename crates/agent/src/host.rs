@@ -1,0 +1,623 @@
+//! One shard on its owner: starts its agents, hands messages to them, starts them again when they fail, lets them go when
+//! they are idle.
+//!
+//! Never touches a journal itself: it opens the shard and from then on only agents write.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prost::Message;
+use rand::RngExt;
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use cluster::{Incoming, Peer, Reply};
+use domain::agent::QUEUE_MAX;
+use domain::restart::{Intensity, Verdict};
+use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn, Reason, ShardId};
+use proto::kind;
+use proto::link::{
+    AgentInfo, AgentRow, AgentsCall, CancelCall, Envelope, GetCall, Grant, HistoryCall, ListCall, ReadAgent, Refusal,
+    SubmitCall, SubscribeCall, UnsubscribeCall,
+};
+use store::Store;
+use store::writer::Event;
+
+use crate::actor::{AgentActor, AgentArgs, AgentMessage, Glance, Submit};
+use crate::open::{Open, open};
+use crate::shard::{Context, Shard, refusal};
+use crate::{Error, clock, metrics, read};
+
+/// What a host tells its node.
+pub(crate) type Report = Arc<dyn Fn(HostReport) + Send + Sync>;
+
+/// What became of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostReport {
+    Opened,
+    /// It is not this node's any more.
+    Lost(Reason),
+}
+
+pub(crate) enum HostMessage {
+    Incoming(Box<Incoming>),
+    Opened(Result<Open, Error>),
+    Writer(Event),
+    Tick,
+    /// Somebody may offer now what nobody offered before.
+    ViewChanged,
+    /// An agent had something to do and did not go.
+    Stayed(AgentId),
+    /// Every append of an agent that failed is settled.
+    Settled(AgentId),
+    /// The backoff of an agent that failed is over.
+    Restart(AgentId),
+    /// The row of an agent that is not in memory has to be written.
+    Stale(AgentId),
+}
+
+impl ractor::Message for HostMessage {}
+
+pub(crate) struct HostArgs {
+    pub node: Arc<Context>,
+    pub store: Arc<dyn Store>,
+    pub grant: Grant,
+    pub report: Report,
+}
+
+struct ShardHost;
+
+struct State {
+    me: ActorRef<HostMessage>,
+    id: ShardId,
+    shard: Option<Arc<Shard>>,
+    report: Report,
+    agents: HashMap<AgentId, Slot>,
+    names: HashMap<ActorId, AgentId>,
+}
+
+/// One agent in memory, or one that failed and is remembered.
+struct Slot {
+    actor: Option<ActorRef<AgentMessage>>,
+    room: Arc<Semaphore>,
+    glance: Arc<Glance>,
+    stage: Stage,
+    /// What came while it was on its way out or waited to be started again.
+    parked: Vec<AgentMessage>,
+    intensity: Intensity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// It was asked to go: nothing is sent to it until it says.
+    Leaving,
+    /// It failed and is started again after a while.
+    Resting,
+    Quarantined,
+}
+
+const TICK: Duration = Duration::from_millis(200);
+/// Messages besides submits that wait for an agent that is not running.
+const PARKED_MAX: usize = 2 * QUEUE_MAX;
+
+/// Starts the host of a shard and begins to open it.
+pub(crate) async fn spawn(args: HostArgs, supervisor: ActorCell) -> Result<ActorRef<HostMessage>, Error> {
+    let what = format!("the host of shard {}", args.grant.shard);
+    let spawned = Actor::spawn_linked(None, ShardHost, args, supervisor).await;
+    spawned.map(|(actor, _)| actor).map_err(|source| Error::Spawn { what, source })
+}
+
+impl Actor for ShardHost {
+    type Msg = HostMessage;
+    type State = State;
+    type Arguments = HostArgs;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<HostMessage>,
+        args: HostArgs,
+    ) -> Result<State, ActorProcessingErr> {
+        let HostArgs { node, store, grant, report } = args;
+        let id = ShardId(grant.shard);
+        let (opener, writer) = (me.clone(), me.clone());
+        let events = Box::new(move |event| _ = writer.cast(HostMessage::Writer(event)));
+        tokio::spawn(async move {
+            let opened = open(node, store, grant, events).await;
+            _ = opener.cast(HostMessage::Opened(opened));
+        });
+        Ok(State { me, id, shard: None, report, agents: HashMap::new(), names: HashMap::new() })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<HostMessage>,
+        message: HostMessage,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            HostMessage::Incoming(incoming) => state.incoming(*incoming).await?,
+            HostMessage::Opened(opened) => state.opened(opened).await?,
+            HostMessage::Writer(event) => state.writer(event).await?,
+            HostMessage::Tick => state.tick(),
+            HostMessage::ViewChanged => state.view_changed(),
+            HostMessage::Stayed(agent) => state.stayed(&agent),
+            HostMessage::Settled(agent) => state.settled(&agent),
+            HostMessage::Restart(agent) => state.restart(agent).await?,
+            HostMessage::Stale(agent) => state.tell(agent, AgentMessage::Persist).await?,
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<HostMessage>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, _) => state.gone(cell.get_id()).await?,
+            SupervisionEvent::ActorFailed(cell, error) => state.failed(cell.get_id(), &error),
+            SupervisionEvent::ActorStarted(_)
+            | SupervisionEvent::ProcessGroupChanged(_)
+            | SupervisionEvent::PidLifecycleEvent(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: ActorRef<HostMessage>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        if let Some(shard) = &state.shard {
+            shard.writer.stop();
+            metrics::SHARDS.dec();
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn opened(&mut self, opened: Result<Open, Error>) -> Result<(), ActorProcessingErr> {
+        let Open { shard, due } = match opened {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(shard = %self.id, error = &error as &dyn std::error::Error, "cannot open shard");
+                (self.report)(HostReport::Lost(error.reason()));
+                self.me.stop(None);
+                return Ok(());
+            }
+        };
+        tracing::info!(shard = %self.id, epoch = shard.epoch.0, due = due.len(), "opened shard");
+        metrics::SHARDS.inc();
+        self.shard = Some(shard.clone());
+        self.me.send_interval(TICK, || HostMessage::Tick);
+        (self.report)(HostReport::Opened);
+        for row in due {
+            let id = format!("{}/{}/{}", row.tenant, row.name, row.key);
+            let Ok(id) = id.parse::<AgentId>() else {
+                tracing::error!(shard = %self.id, agent = id, "an agent with unfinished work has no valid name");
+                continue;
+            };
+            self.recover(id, row).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets an agent with unfinished work take it up, as soon as the node has room for one more recovery.
+    async fn recover(&mut self, id: AgentId, row: AgentRow) -> Result<(), ActorProcessingErr> {
+        let Some(shard) = self.shard.clone() else { return Ok(()) };
+        let actor = self.start(id, false).await?;
+        tokio::spawn(async move {
+            let permit = shard.node.recovering.clone().acquire_owned().await;
+            if let Ok(permit) = permit {
+                _ = actor.cast(AgentMessage::Recover(Box::new(row), permit));
+            }
+        });
+        Ok(())
+    }
+
+    async fn writer(&mut self, event: Event) -> Result<(), ActorProcessingErr> {
+        match event {
+            Event::Stopped(reason) => {
+                tracing::warn!(shard = %self.id, %reason, "lost shard");
+                (self.report)(HostReport::Lost(reason));
+                self.me.stop(Some(reason.to_string()));
+            }
+            Event::Stale(rows) => {
+                for row in rows {
+                    self.stale(row).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn stale(&mut self, row: u64) -> Result<(), ActorProcessingErr> {
+        let hot = self.agents.iter().find(|(_, slot)| slot.glance.row.load(Ordering::Relaxed) == row);
+        if let Some(id) = hot.map(|(id, _)| id.clone()) {
+            return self.tell(id, AgentMessage::Persist).await;
+        }
+        let (Some(shard), me) = (self.shard.clone(), self.me.clone()) else { return Ok(()) };
+        tokio::spawn(async move {
+            let read = ReadAgent { id: row, ..ReadAgent::default() };
+            let Ok(answer) = shard.store.agent(&shard.database, &read).await else { return };
+            let Some(row) = answer.agent else { return };
+            if let Ok(id) = format!("{}/{}/{}", row.tenant, row.name, row.key).parse() {
+                _ = me.cast(HostMessage::Stale(id));
+            }
+        });
+        Ok(())
+    }
+
+    /// Sends a message to an agent, waking it; parks it while the agent is on its way out or back.
+    async fn tell(&mut self, id: AgentId, message: AgentMessage) -> Result<(), ActorProcessingErr> {
+        if let Some(slot) = self.agents.get_mut(&id)
+            && slot.stage != Stage::Running
+            && (slot.stage != Stage::Quarantined || slot.actor.is_none())
+        {
+            if slot.parked.len() < PARKED_MAX {
+                slot.parked.push(message);
+            }
+            return Ok(());
+        }
+        let actor = self.start(id, false).await?;
+        _ = actor.cast(message);
+        Ok(())
+    }
+
+    /// The actor of an agent, started if it is not in memory.
+    async fn start(&mut self, id: AgentId, quarantined: bool) -> Result<ActorRef<AgentMessage>, ActorProcessingErr> {
+        let shard = self.shard.clone().ok_or("agents are started after their shard is opened")?;
+        if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.clone()) {
+            return Ok(actor);
+        }
+        let glance = Arc::new(Glance::default());
+        let args = AgentArgs { id: id.clone(), shard, host: self.me.clone(), glance: glance.clone() };
+        let (actor, _) = Actor::spawn_linked(None, AgentActor, args, self.me.get_cell()).await?;
+        self.names.insert(actor.get_id(), id.clone());
+        let slot = self.agents.entry(id).or_insert_with(Slot::new);
+        slot.actor = Some(actor.clone());
+        slot.glance = glance;
+        slot.stage = if quarantined { Stage::Quarantined } else { Stage::Running };
+        slot.room = Arc::new(Semaphore::new(QUEUE_MAX));
+        Ok(actor)
+    }
+
+    /// An agent went because it was idle; what came meanwhile wakes it again.
+    async fn gone(&mut self, actor: ActorId) -> Result<(), ActorProcessingErr> {
+        let Some(id) = self.names.remove(&actor) else { return Ok(()) };
+        let Some(slot) = self.agents.get_mut(&id) else { return Ok(()) };
+        slot.actor = None;
+        if slot.stage == Stage::Quarantined {
+            return Ok(());
+        }
+        slot.stage = Stage::Running;
+        let parked = std::mem::take(&mut slot.parked);
+        if parked.is_empty() && slot.intensity.total() == 0 {
+            self.agents.remove(&id);
+        }
+        for message in parked {
+            self.tell(id.clone(), message).await?;
+        }
+        Ok(())
+    }
+
+    /// An agent failed: once everything that it appended is settled, it is started again, or given up.
+    fn failed(&mut self, actor: ActorId, error: &ActorProcessingErr) {
+        let Some(id) = self.names.remove(&actor) else { return };
+        tracing::error!(agent = %id, %error, "an agent failed");
+        if let Some(slot) = self.agents.get_mut(&id) {
+            slot.actor = None;
+            slot.stage = Stage::Resting;
+            slot.parked.clear();
+        }
+        let (Some(shard), me) = (self.shard.clone(), self.me.clone()) else { return };
+        tokio::spawn(async move {
+            shard.writer.settled().await;
+            _ = me.cast(HostMessage::Settled(id));
+        });
+    }
+
+    fn settled(&mut self, id: &AgentId) {
+        let Some(shard) = &self.shard else { return };
+        let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let Some(slot) = self.agents.get_mut(id) else { return };
+        let jitter = rand::rng().random_range(0..=1_000);
+        match slot.intensity.failed(now_ms, jitter) {
+            Verdict::Restart { after_ms } => {
+                metrics::RESTARTED.inc();
+                let id = id.clone();
+                self.me.send_after(Duration::from_millis(after_ms), move || HostMessage::Restart(id));
+            }
+            Verdict::Quarantine => {
+                metrics::QUARANTINED.inc();
+                tracing::error!(agent = %id, reason = %Reason::Quarantined, "an agent failed too often");
+                slot.stage = Stage::Quarantined;
+                let id = id.clone();
+                self.me.send_after(Duration::ZERO, move || HostMessage::Restart(id));
+            }
+        }
+    }
+
+    /// Starts an agent again that failed; one in quarantine is started once more, to end its works.
+    async fn restart(&mut self, id: AgentId) -> Result<(), ActorProcessingErr> {
+        let Some(slot) = self.agents.get_mut(&id) else { return Ok(()) };
+        let quarantined = slot.stage == Stage::Quarantined;
+        let parked = std::mem::take(&mut slot.parked);
+        let actor = self.start(id, quarantined).await?;
+        let first = if quarantined { AgentMessage::Quarantine } else { AgentMessage::Persist };
+        for message in std::iter::once(first).chain(parked) {
+            _ = actor.cast(message);
+        }
+        _ = actor.cast(AgentMessage::Drive);
+        Ok(())
+    }
+
+    fn stayed(&mut self, id: &AgentId) {
+        let Some(slot) = self.agents.get_mut(id) else { return };
+        if slot.stage == Stage::Leaving {
+            slot.stage = Stage::Running;
+        }
+        let Some(actor) = &slot.actor else { return };
+        for message in slot.parked.drain(..) {
+            _ = actor.cast(message);
+        }
+    }
+
+    /// Ends works whose deadline passed; lets go who was idle.
+    fn tick(&mut self) {
+        let Some(shard) = self.shard.clone() else { return };
+        for (work, id) in shard.overdue(clock::now_ms()) {
+            if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.as_ref()) {
+                _ = actor.cast(AgentMessage::Overdue(work));
+            }
+        }
+        let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        for slot in self.agents.values_mut() {
+            let idle = slot.glance.active_ms.load(Ordering::Relaxed) + shard.node.config.idle_ms < now_ms;
+            let busy = slot.glance.busy.load(Ordering::Relaxed);
+            if slot.stage != Stage::Running || !idle || busy {
+                continue;
+            }
+            if let Some(actor) = &slot.actor {
+                slot.stage = Stage::Leaving;
+                _ = actor.cast(AgentMessage::Passivate);
+            }
+        }
+    }
+
+    fn view_changed(&mut self) {
+        let Some(shard) = &self.shard else { return };
+        for id in shard.take_waiting() {
+            if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.as_ref()) {
+                _ = actor.cast(AgentMessage::Drive);
+            }
+        }
+    }
+
+    async fn incoming(&mut self, incoming: Incoming) -> Result<(), ActorProcessingErr> {
+        let Incoming { from, envelope, reply, .. } = incoming;
+        let Some(shard) = self.shard.clone() else {
+            refuse(reply, refusal(Reason::Unowned, "the shard is being opened"));
+            return Ok(());
+        };
+        match Request::parse(&envelope) {
+            Ok(request) => self.request(shard, request, envelope, from, reply).await,
+            Err(why) => {
+                refuse(reply, refusal(Reason::Malformed, why));
+                Ok(())
+            }
+        }
+    }
+
+    async fn request(
+        &mut self,
+        shard: Arc<Shard>,
+        request: Request,
+        envelope: Envelope,
+        from: Peer,
+        reply: Option<Reply>,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(reply) = reply else {
+            if let Request::Unsubscribe(call) = request {
+                self.unsubscribe(call.subscription);
+            }
+            return Ok(());
+        };
+        match request {
+            Request::Submit(call) => self.submit(&shard, call, envelope, from, reply).await?,
+            Request::Get(work) => match shard.agent_of(work) {
+                Some(id) => self.tell(id, AgentMessage::Get(work, reply)).await?,
+                None => self.read(&shard, reply, move |shard, reply| async move {
+                    read::get(&shard, work, reply).await;
+                }),
+            },
+            Request::Cancel(work) => match shard.agent_of(work) {
+                Some(id) => self.tell(id, AgentMessage::Cancel(work, reply)).await?,
+                None => self.read(&shard, reply, move |shard, reply| async move {
+                    read::cancelled(&shard, work, reply).await;
+                }),
+            },
+            Request::Subscribe(call) => match shard.agent_of(Lsn(call.work)) {
+                Some(id) => self.tell(id, AgentMessage::Subscribe(call, from, reply)).await?,
+                None => self.read(&shard, reply, move |shard, reply| async move {
+                    read::subscribe(&shard, call, from, reply).await;
+                }),
+            },
+            Request::Unsubscribe(call) => {
+                self.unsubscribe(call.subscription);
+                reply.send(bytes::Bytes::new());
+            }
+            Request::List(call) => self.read(&shard, reply, move |shard, reply| async move {
+                read::list(&shard, call, reply).await;
+            }),
+            Request::History(call) => self.read(&shard, reply, move |shard, reply| async move {
+                read::history(&shard, call, reply).await;
+            }),
+            Request::Agents(call) => {
+                let hot = self.hot();
+                self.read(&shard, reply, move |shard, reply| async move {
+                    read::agents(&shard, call, |row| hot.get(&row.id).cloned(), reply).await;
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A read on behalf of a client, in its own task, if there is room for one more.
+    fn read<F, R>(&self, shard: &Arc<Shard>, reply: Reply, read: R)
+    where
+        R: FnOnce(Arc<Shard>, Reply) -> F + Send + 'static,
+        F: Future<Output = ()> + Send,
+    {
+        let Ok(permit) = shard.reads.clone().try_acquire_owned() else {
+            return reply.refuse(refusal(Reason::Overloaded, "too many reads of this shard are under way"));
+        };
+        let shard = shard.clone();
+        tokio::spawn(async move {
+            read(shard, reply).await;
+            drop(permit);
+        });
+    }
+
+    /// What is known of the agents in memory, by their rows.
+    fn hot(&self) -> HashMap<u64, AgentInfo> {
+        let info = |(id, slot): (&AgentId, &Slot)| {
+            let glance = &slot.glance;
+            let row = glance.row.load(Ordering::Relaxed);
+            let quarantined = slot.stage == Stage::Quarantined;
+            let info = AgentInfo {
+                id: id.to_string(),
+                row,
+                hot: slot.actor.is_some(),
+                quarantined,
+                reason: if quarantined { Reason::Quarantined } else { Reason::Activated }.code().into(),
+                head: glance.head.load(Ordering::Relaxed),
+                open_works: glance.open_works.load(Ordering::Relaxed),
+                last_work: glance.last_work.load(Ordering::Relaxed),
+                restarts: slot.intensity.total(),
+            };
+            (row, info)
+        };
+        self.agents.iter().map(info).collect()
+    }
+
+    fn unsubscribe(&self, subscription: u64) {
+        for actor in self.agents.values().filter_map(|slot| slot.actor.as_ref()) {
+            _ = actor.cast(AgentMessage::Unsubscribe(subscription));
+        }
+    }
+
+    async fn submit(
+        &mut self,
+        shard: &Arc<Shard>,
+        call: SubmitCall,
+        envelope: Envelope,
+        from: Peer,
+        reply: Reply,
+    ) -> Result<(), ActorProcessingErr> {
+        let checked = match Checked::new(&call) {
+            Ok(checked) => checked,
+            Err(error) => {
+                reply.refuse(refusal(Reason::Malformed, error.to_string()));
+                return Ok(());
+            }
+        };
+        let Some(permit) = self.permit(&checked.agent) else {
+            let message = format!("the queue of agent {} is full: at most {QUEUE_MAX} works wait", checked.agent);
+            reply.refuse(refusal(Reason::QueueFull, message));
+            return Ok(());
+        };
+        let size = u32::try_from(call.input.len().max(1)).unwrap_or(u32::MAX);
+        let Ok(room) = shard.node.inputs.clone().try_acquire_many_owned(size) else {
+            reply.refuse(refusal(Reason::NodeFull, "the inputs that wait on this node are at their limit"));
+            return Ok(());
+        };
+        let submit = Submit {
+            key: checked.key,
+            definition: checked.definition,
+            slot: checked.agent.slot(),
+            call,
+            from,
+            traceparent: envelope.traceparent,
+            reply,
+            room,
+        };
+        self.tell(checked.agent, AgentMessage::Deliver(Box::new(submit), permit)).await
+    }
+
+    /// The right to put one more submit into an agent's queue.
+    fn permit(&mut self, id: &AgentId) -> Option<OwnedSemaphorePermit> {
+        match self.agents.get(id) {
+            Some(slot) => slot.room.clone().try_acquire_owned().ok(),
+            // Its first message makes the agent; that one always has room.
+            None => Arc::new(Semaphore::new(1)).try_acquire_owned().ok(),
+        }
+    }
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            actor: None,
+            room: Arc::new(Semaphore::new(QUEUE_MAX)),
+            glance: Arc::default(),
+            stage: Stage::Running,
+            parked: Vec::new(),
+            intensity: Intensity::default(),
+        }
+    }
+}
+
+fn refuse(reply: Option<Reply>, refusal: Refusal) {
+    if let Some(reply) = reply {
+        reply.refuse(refusal);
+    }
+}
+
+/// The parts of a submit that have to be valid before anything is done for it.
+struct Checked {
+    agent: AgentId,
+    key: IdempotencyKey,
+    definition: DefinitionHash,
+}
+
+impl Checked {
+    fn new(call: &SubmitCall) -> Result<Self, domain::Error> {
+        Ok(Self {
+            agent: call.agent.parse()?,
+            key: call.idempotency_key.parse()?,
+            definition: DefinitionHash::try_from(&call.definition[..])?,
+        })
+    }
+}
+
+/// What is asked of a shard.
+enum Request {
+    Submit(SubmitCall),
+    Get(Lsn),
+    Cancel(Lsn),
+    Subscribe(SubscribeCall),
+    Unsubscribe(UnsubscribeCall),
+    List(ListCall),
+    Agents(AgentsCall),
+    History(HistoryCall),
+}
+
+impl Request {
+    fn parse(envelope: &Envelope) -> Result<Self, String> {
+        let payload = envelope.payload.clone();
+        let request = match envelope.kind {
+            kind::SUBMIT => SubmitCall::decode(payload).map(Self::Submit),
+            kind::GET => GetCall::decode(payload).map(|call| Self::Get(Lsn(call.work))),
+            kind::CANCEL => CancelCall::decode(payload).map(|call| Self::Cancel(Lsn(call.work))),
+            kind::SUBSCRIBE => SubscribeCall::decode(payload).map(Self::Subscribe),
+            kind::UNSUBSCRIBE => UnsubscribeCall::decode(payload).map(Self::Unsubscribe),
+            kind::LIST => ListCall::decode(payload).map(Self::List),
+            kind::AGENTS => AgentsCall::decode(payload).map(Self::Agents),
+            kind::HISTORY => HistoryCall::decode(payload).map(Self::History),
+            other => return Err(format!("messages of kind {other} are not for a shard")),
+        };
+        request.map_err(|error| format!("a message of kind {} is damaged: {error}", envelope.kind))
+    }
+}

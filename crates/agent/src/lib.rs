@@ -1,0 +1,25 @@
+//! The node side: shards and their agents as supervised actors, the turns of works, the phase pools.
+//!
+//! Rules come from `domain`: an agent asks its fold what is next, journals it, and only then does it. Never decides who
+//! owns a shard, never writes without the guards of the store, and never answers before a commit.
+
+mod actor;
+mod clock;
+mod config;
+mod definitions;
+mod dispatch;
+mod error;
+mod host;
+mod info;
+mod metrics;
+mod node;
+mod open;
+mod pool;
+mod read;
+mod shard;
+mod wire;
+
+pub use config::{Config, PhasesConfig};
+pub use error::Error;
+pub use node::{Args, Handle, spawn};
+pub use wire::Wire;

@@ -1,0 +1,445 @@
+//! All shards of this node: takes grants, hands messages to the right shard, follows the view, says what it holds.
+//!
+//! Never decides what it owns: it opens what is granted and drops what is lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use prost::Message;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::Semaphore;
+
+use cluster::{Incoming, Peer, Reply};
+use domain::view::{Applied, View};
+use domain::{Epoch, Incarnation, Member, Reason, Role, ShardId};
+use proto::kind;
+use proto::link::{Beat, CapabilityOffer, Envelope, Grant, Held, PhaseJob, View as ViewMessage};
+use store::Store;
+
+use crate::config::{Config, PhasesConfig};
+use crate::definitions::Definitions;
+use crate::dispatch::Dispatcher;
+use crate::host::{self, HostArgs, HostMessage, HostReport};
+use crate::pool::Pools;
+use crate::shard::{Context, lock, refusal};
+use crate::wire::Wire;
+use crate::{Error, metrics};
+
+/// What the agents of a node need.
+pub struct Args {
+    pub config: Config,
+    pub phases: PhasesConfig,
+    pub me: Member,
+    pub wire: Arc<dyn Wire>,
+    /// By their names in grants.
+    pub stores: BTreeMap<String, Arc<dyn Store>>,
+    pub models: Arc<model::Registry>,
+    /// Hears each new view; must not block.
+    pub on_view: Box<dyn Fn(&View) + Send + Sync>,
+}
+
+/// The agents of this node.
+#[derive(Clone)]
+pub struct Handle {
+    inner: Arc<Inner>,
+    supervisor: ActorRef<NodeMessage>,
+}
+
+struct Inner {
+    context: Arc<Context>,
+    pools: Pools,
+    view: Mutex<Option<View>>,
+    hosts: RwLock<HashMap<ShardId, Host>>,
+    on_view: Box<dyn Fn(&View) + Send + Sync>,
+}
+
+/// A shard that was granted.
+#[derive(Clone)]
+struct Host {
+    epoch: Epoch,
+    open: bool,
+    actor: ActorRef<HostMessage>,
+}
+
+enum NodeMessage {
+    Start(Arc<Inner>),
+    Grant(Grant, Option<Reply>),
+    Report(ShardId, Epoch, HostReport),
+    DropAll,
+}
+
+impl ractor::Message for NodeMessage {}
+
+/// Supervises the hosts and the pools.
+struct Node;
+
+struct NodeState {
+    me: ActorRef<NodeMessage>,
+    inner: Option<Arc<Inner>>,
+    stores: BTreeMap<String, Arc<dyn Store>>,
+    names: HashMap<ActorId, (ShardId, Epoch)>,
+}
+
+/// Starts the agents of this node: no shard yet, all pools.
+///
+/// # Errors
+/// An actor that does not start.
+pub async fn spawn(args: Args) -> Result<Handle, Error> {
+    let Args { config, phases, me, wire, stores, models, on_view } = args;
+    let failed = |source| Error::Spawn { what: "the node's supervisor".to_owned(), source };
+    let (ready, inner) = tokio::sync::oneshot::channel();
+    let start = (stores, inner);
+    let (supervisor, _) = Actor::spawn(None, Node, start).await.map_err(failed)?;
+    let pools = Pools::spawn(&phases, &me.name, models, supervisor.get_cell()).await?;
+    let context = Context {
+        inputs: Arc::new(Semaphore::new(config.queued_bytes_max)),
+        recovering: Arc::new(Semaphore::new(config.recovering_max)),
+        dispatcher: Dispatcher::new(me.name.clone(), pools.clone(), wire.clone()),
+        name: me.name.clone(),
+        member: Mutex::new(me),
+        definitions: Definitions::default(),
+        view: Arc::new(ArcSwapOption::empty()),
+        controls: Mutex::default(),
+        config,
+        wire,
+    };
+    let inner = Inner {
+        context: Arc::new(context),
+        pools,
+        view: Mutex::default(),
+        hosts: RwLock::default(),
+        on_view,
+    };
+    let inner = Arc::new(inner);
+    _ = ready.send(inner.clone());
+    Ok(Handle { inner, supervisor })
+}
+
+impl Handle {
+    /// Takes in what a peer sent. Never blocks.
+    pub fn incoming(&self, incoming: Incoming) {
+        let Incoming { from, envelope, .. } = &incoming;
+        match (envelope.kind, from.role) {
+            (kind::PHASE, Role::Node) => self.phase(incoming),
+            (kind::VIEW, Role::Control) => self.view_message(from.clone(), envelope.payload.clone()),
+            (kind::GRANT, Role::Control) => match Grant::decode(envelope.payload.clone()) {
+                Ok(grant) => _ = self.supervisor.cast(NodeMessage::Grant(grant, incoming.reply)),
+                Err(error) => refuse(incoming.reply, Reason::Malformed, &format!("the grant is damaged: {error}")),
+            },
+            (
+                kind::SUBMIT | kind::GET | kind::CANCEL | kind::LIST | kind::AGENTS | kind::HISTORY
+                | kind::SUBSCRIBE | kind::UNSUBSCRIBE,
+                Role::Control,
+            ) => self.to_shard(incoming),
+            (other, role) => {
+                tracing::warn!(kind = other, %from, "a message that this node does not take");
+                let why = format!("a node does not take messages of kind {other} from a {role}");
+                refuse(incoming.reply, Reason::Malformed, &why);
+            }
+        }
+    }
+
+    /// Hands a message to its shard, if this node owns it under the epoch that the sender believes in.
+    fn to_shard(&self, incoming: Incoming) {
+        let shard = ShardId(incoming.envelope.shard);
+        let host = {
+            let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            hosts.get(&shard).cloned()
+        };
+        let Some(host) = host else { return self.moved(shard, incoming.reply) };
+        let believed = Epoch(incoming.envelope.epoch);
+        if believed != Epoch(0) && believed != host.epoch {
+            return self.moved(shard, incoming.reply);
+        }
+        // A host that is gone drops the message, and with it the reply, which then refuses.
+        _ = host.actor.cast(HostMessage::Incoming(Box::new(incoming)));
+    }
+
+    fn moved(&self, shard: ShardId, reply: Option<Reply>) {
+        let view = self.inner.context.view.load_full();
+        let owner = view.as_ref().and_then(|view| view.owner(shard));
+        let mut refusal = refusal(Reason::Moved, format!("shard {shard} is not here under that epoch"));
+        if let Some((owner, epoch)) = owner {
+            refusal.moved_node = owner.name.to_string();
+            refusal.moved_epoch = epoch.0;
+        }
+        if let Some(reply) = reply {
+            reply.refuse(refusal);
+        }
+    }
+
+    fn phase(&self, incoming: Incoming) {
+        let Incoming { envelope, reply, .. } = incoming;
+        let Some(reply) = reply else { return };
+        let job = match PhaseJob::decode(envelope.payload) {
+            Ok(job) => job,
+            Err(error) => {
+                let why = format!("the phase job is damaged: {error}");
+                return reply.refuse(refusal(Reason::Malformed, why));
+            }
+        };
+        let done = move |answer: Result<proto::link::PhaseAnswer, crate::pool::JobFailure>| match answer {
+            Ok(answer) => reply.send(answer.encode_to_vec().into()),
+            Err(failure) => reply.refuse(refusal(failure.reason, failure.detail)),
+        };
+        self.inner.pools.submit(job, envelope.traceparent, Box::new(done));
+    }
+
+    /// Takes in a view; one with a gap before it makes this node ask for the whole.
+    pub fn view_message(&self, from: Peer, payload: bytes::Bytes) {
+        let delta = ViewMessage::decode(payload).ok().and_then(|view| proto::view::from_message(view).ok());
+        let Some(delta) = delta else {
+            tracing::warn!(%from, "a view that cannot be read");
+            return;
+        };
+        let mut held = lock(&self.inner.view);
+        match View::apply(&mut held, delta) {
+            Applied::Old => {}
+            Applied::Gap => self.ask_for_view(from),
+            Applied::Changed => {
+                let Some(view) = held.clone() else { return };
+                drop(held);
+                self.changed(view);
+            }
+        }
+    }
+
+    fn changed(&self, view: View) {
+        self.inner.context.dispatcher.retain(&view);
+        (self.inner.on_view)(&view);
+        self.inner.context.view.store(Some(Arc::new(view)));
+        let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for host in hosts.values() {
+            _ = host.actor.cast(HostMessage::ViewChanged);
+        }
+    }
+
+    fn ask_for_view(&self, from: Peer) {
+        const WAIT: Duration = Duration::from_secs(2);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let envelope = Envelope { kind: kind::VIEW_WANTED, ..Envelope::default() };
+            let answer = this.inner.context.wire.call(from.clone(), envelope, Instant::now() + WAIT).await;
+            match answer {
+                Ok(payload) => this.view_message(from, payload),
+                // The next change of the view finds the same gap and asks again.
+                Err(error) => tracing::warn!(%from, %error, "cannot get the whole view"),
+            }
+        });
+    }
+
+    /// The control replicas, for definitions that this node has not met.
+    pub fn set_controls(&self, controls: Vec<Peer>) {
+        *lock(&self.inner.context.controls) = controls;
+    }
+
+    pub fn capabilities(&self) -> Vec<CapabilityOffer> {
+        self.inner.pools.capabilities()
+    }
+
+    /// This run of this process, as it joined.
+    pub fn member(&self) -> Member {
+        self.inner.context.me()
+    }
+
+    /// What the heartbeat says. Called on the heartbeat's own thread: takes two short locks and asks nobody.
+    pub fn beat(&self) -> Beat {
+        let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let held = hosts.iter().map(|(shard, host)| Held {
+            shard: shard.0,
+            epoch: host.epoch.0,
+            open: host.open,
+        });
+        Beat {
+            incarnation: self.member().incarnation.0,
+            held: held.collect(),
+            hot_agents: u32::try_from(metrics::HOT.get()).unwrap_or(0),
+            loads: self.inner.pools.loads(),
+            ..Beat::default()
+        }
+    }
+
+    /// This node was declared dead: it drops every shard and is a new incarnation from now on.
+    pub fn rejoin(&self, incarnation: Incarnation) {
+        lock(&self.inner.context.member).incarnation = incarnation;
+        *lock(&self.inner.view) = None;
+        _ = self.supervisor.cast(NodeMessage::DropAll);
+    }
+
+    /// Stops every agent. Nothing is lost: whoever owns the shards next folds the same journals.
+    pub async fn shutdown(&self) {
+        _ = self.supervisor.stop_and_wait(None, Some(Duration::from_secs(5))).await;
+    }
+}
+
+fn refuse(reply: Option<Reply>, reason: Reason, why: &str) {
+    if let Some(reply) = reply {
+        reply.refuse(refusal(reason, why));
+    }
+}
+
+impl Actor for Node {
+    type Msg = NodeMessage;
+    type State = NodeState;
+    type Arguments = (BTreeMap<String, Arc<dyn Store>>, tokio::sync::oneshot::Receiver<Arc<Inner>>);
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<NodeMessage>,
+        (stores, inner): Self::Arguments,
+    ) -> Result<NodeState, ActorProcessingErr> {
+        // The pools are linked to this actor, so it is there before what it supervises is complete.
+        let starter = me.clone();
+        tokio::spawn(async move {
+            if let Ok(inner) = inner.await {
+                _ = starter.cast(NodeMessage::Start(inner));
+            }
+        });
+        Ok(NodeState { me, inner: None, stores, names: HashMap::new() })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<NodeMessage>,
+        message: NodeMessage,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            NodeMessage::Start(inner) => state.inner = Some(inner),
+            NodeMessage::Grant(grant, reply) => state.grant(grant, reply).await,
+            NodeMessage::Report(shard, epoch, report) => state.report(shard, epoch, report),
+            NodeMessage::DropAll => state.drop_all(),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<NodeMessage>,
+        event: SupervisionEvent,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, _) => state.gone(cell.get_id(), Reason::OwnerDropped),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                tracing::error!(%error, "a shard's host or a phase pool failed");
+                state.gone(cell.get_id(), Reason::Restarted);
+            }
+            SupervisionEvent::ActorStarted(_)
+            | SupervisionEvent::ProcessGroupChanged(_)
+            | SupervisionEvent::PidLifecycleEvent(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl NodeState {
+    /// Opens a shard that was granted. The same grant again only asks how far that is.
+    async fn grant(&mut self, grant: Grant, reply: Option<Reply>) {
+        let Some(inner) = self.inner.clone() else {
+            return refuse(reply, Reason::ShuttingDown, "the node is starting");
+        };
+        let (shard, epoch) = (ShardId(grant.shard), Epoch(grant.epoch));
+        if let Some(host) = inner.host(shard) {
+            if epoch <= host.epoch {
+                return answer_held(reply, shard, &host);
+            }
+            self.drop_shard(&inner, shard);
+        }
+        let Some(store) = self.stores.get(&grant.store).cloned() else {
+            let why = format!("this node knows no store {:?}: add [stores.{}] to its config", grant.store, grant.store);
+            tracing::error!(%shard, "{why}");
+            return refuse(reply, Reason::StoreUnavailable, &why);
+        };
+        let me = self.me.clone();
+        let report = Arc::new(move |report| _ = me.cast(NodeMessage::Report(shard, epoch, report)));
+        let args = HostArgs { node: inner.context.clone(), store, grant, report };
+        match host::spawn(args, self.me.get_cell()).await {
+            Ok(actor) => {
+                self.names.insert(actor.get_id(), (shard, epoch));
+                let host = Host { epoch, open: false, actor };
+                inner.write_hosts().insert(shard, host.clone());
+                answer_held(reply, shard, &host);
+            }
+            Err(error) => {
+                tracing::error!(%shard, error = &error as &dyn std::error::Error, "cannot host shard");
+                refuse(reply, error.reason(), &error.to_string());
+            }
+        }
+    }
+
+    fn report(&mut self, shard: ShardId, epoch: Epoch, report: HostReport) {
+        let Some(inner) = self.inner.clone() else { return };
+        match report {
+            HostReport::Opened => {
+                if let Some(host) = inner.write_hosts().get_mut(&shard).filter(|host| host.epoch == epoch) {
+                    host.open = true;
+                }
+                inner.tell_controls(kind::HELD, shard, epoch, true);
+            }
+            HostReport::Lost(reason) => {
+                tracing::warn!(%shard, epoch = epoch.0, %reason, "shard is not ours any more");
+                if inner.host(shard).is_some_and(|host| host.epoch == epoch) {
+                    self.drop_shard(&inner, shard);
+                    inner.tell_controls(kind::DROPPED, shard, epoch, false);
+                }
+            }
+        }
+    }
+
+    fn drop_shard(&mut self, inner: &Inner, shard: ShardId) {
+        if let Some(host) = inner.write_hosts().remove(&shard) {
+            self.names.remove(&host.actor.get_id());
+            host.actor.stop(None);
+        }
+    }
+
+    fn drop_all(&mut self) {
+        let Some(inner) = self.inner.clone() else { return };
+        let shards: Vec<ShardId> = inner.write_hosts().keys().copied().collect();
+        for shard in shards {
+            self.drop_shard(&inner, shard);
+        }
+    }
+
+    /// A host ended without having said why: the leader is told, so that the shard gets a new epoch.
+    fn gone(&mut self, actor: ActorId, reason: Reason) {
+        let Some((shard, epoch)) = self.names.remove(&actor) else { return };
+        let Some(inner) = self.inner.clone() else { return };
+        tracing::warn!(%shard, epoch = epoch.0, %reason, "the host of a shard ended");
+        let mut hosts = inner.write_hosts();
+        if hosts.get(&shard).is_some_and(|host| host.epoch == epoch) {
+            hosts.remove(&shard);
+            drop(hosts);
+            inner.tell_controls(kind::DROPPED, shard, epoch, false);
+        }
+    }
+}
+
+impl Inner {
+    fn host(&self, shard: ShardId) -> Option<Host> {
+        self.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&shard).cloned()
+    }
+
+    fn write_hosts(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<ShardId, Host>> {
+        self.hosts.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Beats say the same a little later; this only saves that time.
+    fn tell_controls(&self, kind: u32, shard: ShardId, epoch: Epoch, open: bool) {
+        let held = Held { shard: shard.0, epoch: epoch.0, open };
+        let envelope = Envelope { kind, payload: held.encode_to_vec().into(), ..Envelope::default() };
+        for control in lock(&self.context.controls).iter() {
+            _ = self.context.wire.cast(control, envelope.clone());
+        }
+    }
+}
+
+fn answer_held(reply: Option<Reply>, shard: ShardId, host: &Host) {
+    let held = Held { shard: shard.0, epoch: host.epoch.0, open: host.open };
+    if let Some(reply) = reply {
+        reply.send(held.encode_to_vec().into());
+    }
+}

@@ -1,0 +1,125 @@
+//! Opening a shard: the first act of a new owner is a guarded commit; only then does it read what is due.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::entry::Entry;
+use domain::heads::Heads;
+use domain::{Class, Epoch, Lsn, ShardId};
+use proto::journal;
+use proto::link::{AgentRow, Grant, Group, LogRow, OwnerRow};
+use store::writer::{self, Opening};
+use store::{CommitOutcome, Recovery, Store};
+
+use crate::shard::{Context, Opened, Shard};
+use crate::{Error, clock};
+
+/// A shard that is open, and the agents that have unfinished work in it.
+pub(crate) struct Open {
+    pub shard: Arc<Shard>,
+    pub due: Vec<AgentRow>,
+}
+
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_millis(1_000);
+
+/// Opens the shard of `grant`. Waits for a store that does not answer; ends when the shard is owned under another epoch.
+///
+/// # Errors
+/// The epoch of the grant is not the shard's any more, or what is stored cannot be read.
+pub(crate) async fn open(
+    node: Arc<Context>,
+    store: Arc<dyn Store>,
+    grant: Grant,
+    events: Box<dyn Fn(writer::Event) + Send + Sync>,
+) -> Result<Open, Error> {
+    let id = ShardId(grant.shard);
+    let epoch = Epoch(grant.epoch);
+    let owner = own(&node, &*store, &grant).await?;
+    let head = Lsn(owner.head + 1);
+    let recovery = retry(id, || store.recover(&grant.database)).await?;
+    let mark: Vec<(u64, Lsn)> =
+        recovery.mark.heads.iter().map(|head| (head.agent, Lsn(head.head))).collect();
+    let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
+    let heads = Heads::recover(&mark, tail.filter(|(_, agent)| *agent != 0));
+    let opening = Opening { epoch, head, heads };
+    let writer = writer::spawn(store.clone(), grant.database.clone(), opening, writer::Limits::default(), events);
+    let due = due(&recovery);
+    let opened = Opened {
+        class: Class(u16::try_from(grant.class).unwrap_or(0)),
+        epoch,
+        database: grant.database,
+        agent_max: recovery.agent_max,
+    };
+    Ok(Open { shard: Arc::new(Shard::new(node, store, writer, opened)), due })
+}
+
+/// The agents of open works, each once.
+fn due(recovery: &Recovery) -> Vec<AgentRow> {
+    let rows: BTreeMap<u64, &AgentRow> = recovery.agents.iter().map(|row| (row.id, row)).collect();
+    rows.into_values().cloned().collect()
+}
+
+/// Commits `shard_opened` under the epoch of the grant. Returns the owner row as it was before that commit.
+async fn own(node: &Context, store: &dyn Store, grant: &Grant) -> Result<OwnerRow, Error> {
+    let shard = ShardId(grant.shard);
+    let fenced = || Error::Fenced { shard };
+    let before = retry(shard, || store.owner(&grant.database)).await?;
+    if before.epoch != grant.epoch {
+        return Err(fenced());
+    }
+    let group = Arc::new(first_group(node, grant, &before));
+    loop {
+        match store.commit(&grant.database, group.clone()).await {
+            Ok(CommitOutcome::Committed) => return Ok(before),
+            Ok(CommitOutcome::Fenced { .. }) => return Err(fenced()),
+            Ok(CommitOutcome::HeadMismatch { .. }) => {}
+            Err(error) if error.kind().is_retryable() => tokio::time::sleep(RETRY_MIN).await,
+            Err(source) => return Err(Error::Open { shard, source: Box::new(source) }),
+        }
+        // The answer was lost, or a twin of this group came first: the row says which.
+        let now = retry(shard, || store.owner(&grant.database)).await?;
+        match now.head {
+            _ if now.epoch != grant.epoch => return Err(fenced()),
+            head if head == before.head => {}
+            head if head == before.head + 1 => return Ok(before),
+            _ => return Err(fenced()),
+        }
+    }
+}
+
+fn first_group(node: &Context, grant: &Grant, before: &OwnerRow) -> Group {
+    let entry = Entry::ShardOpened(node.me());
+    let row = LogRow {
+        lsn: before.head + 1,
+        agent: 0,
+        prev: 0,
+        seq: 0,
+        work: 0,
+        kind: entry.kind(),
+        ts_ms: clock::now_ms(),
+        payload: journal::encode(&entry),
+        epoch: grant.epoch,
+    };
+    Group { epoch: grant.epoch, head: before.head, rows: vec![row], ..Group::default() }
+}
+
+/// Asks until the store answers: a shard that was granted cannot do anything else.
+async fn retry<T, F>(shard: ShardId, mut ask: impl FnMut() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, store::Error>>,
+{
+    let mut delay = RETRY_MIN;
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.kind().is_retryable() => {
+                tracing::warn!(%shard, error = &error as &dyn std::error::Error, "the store does not answer");
+            }
+            Err(source) => return Err(Error::Open { shard, source: Box::new(source) }),
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(RETRY_MAX);
+    }
+}

@@ -1,0 +1,226 @@
+//! Reads for clients: ended works, lists, histories. A cold agent stays cold.
+
+use std::sync::Arc;
+
+use prost::Message;
+
+use cluster::{Peer, Reply};
+use domain::{AgentId, Lsn, Reason};
+use proto::link::{
+    AgentAnswer, AgentInfo, AgentRow, AgentsAnswer, AgentsCall, Events, HistoryAnswer, HistoryCall, ListAnswer,
+    ListCall, LogEntry, LogRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, Refusal, SubscribeAnswer,
+    SubscribeCall, WatchMode, WorkInfo,
+};
+
+use crate::actor::accept::{answer_cancel, answer_get};
+use crate::actor::watch::{Watcher, send};
+use crate::shard::{Shard, refusal};
+use crate::{Error, info};
+
+/// Pages of one history that are read for one watcher: bounds what one request may cost.
+const PAGES_MAX: usize = 1_000;
+const PAGE_ROWS: u32 = 200;
+
+pub(crate) fn refuse(error: &store::Error) -> Refusal {
+    refusal(Reason::StoreUnavailable, error.to_string())
+}
+
+fn refuse_damaged(error: &Error) -> Refusal {
+    refusal(Reason::Quarantined, error.to_string())
+}
+
+fn no_work(work: Lsn) -> Refusal {
+    refusal(Reason::NotFound, format!("there is no work with number {work}; it may be past its retention"))
+}
+
+/// An ended work, from its row.
+pub(crate) async fn work(shard: &Shard, work: Lsn) -> Result<WorkInfo, Refusal> {
+    match shard.store.work(&shard.database, work.0).await {
+        Ok(Some((row, agent))) => {
+            info::of_rows(shard.class.0.into(), &row, &agent).map_err(|error| refuse_damaged(&error))
+        }
+        Ok(None) => Err(no_work(work)),
+        Err(error) => Err(refuse(&error)),
+    }
+}
+
+pub(crate) async fn get(shard: &Shard, lsn: Lsn, reply: Reply) {
+    match work(shard, lsn).await {
+        Ok(info) => answer_get(reply, info, shard.epoch),
+        Err(refusal) => reply.refuse(refusal),
+    }
+}
+
+/// A cancel that came after the end: the work as it is.
+pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
+    match work(shard, lsn).await {
+        Ok(info) => answer_cancel(reply, info, shard.epoch),
+        Err(refusal) => reply.refuse(refusal),
+    }
+}
+
+/// A subscription to a work that has ended.
+pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, reply: Reply) {
+    match work(shard, Lsn(call.work)).await {
+        Ok(_) => reply.send(SubscribeAnswer {}.encode_to_vec().into()),
+        Err(refusal) => return reply.refuse(refusal),
+    }
+    watch_ended(shard, call, from).await;
+}
+
+/// Sends the events of a work that has ended.
+pub(crate) async fn watch_ended(shard: &Shard, call: SubscribeCall, from: Peer) {
+    let watcher = Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
+    let (subscription, work) = (call.subscription, call.work);
+    let events = match ended_events(shard, &call).await {
+        Ok((entries, info)) => {
+            Events { subscription, work, entries, ended: Some(info), closed: None }
+        }
+        Err(closed) => {
+            Events { subscription, work, entries: Vec::new(), ended: None, closed: Some(closed) }
+        }
+    };
+    send(shard, &watcher, events);
+}
+
+async fn ended_events(shard: &Shard, call: &SubscribeCall) -> Result<(Vec<LogEntry>, WorkInfo), Refusal> {
+    let row = shard.store.work(&shard.database, call.work).await.map_err(|error| refuse(&error))?;
+    let (row, agent) = row.ok_or_else(|| no_work(Lsn(call.work)))?;
+    let info =
+        info::of_rows(shard.class.0.into(), &row, &agent).map_err(|error| refuse_damaged(&error))?;
+    let mut entries = Vec::new();
+    let mut from = shard.writer.head_of(agent.id).map_or(agent.head, |head| head.0);
+    // Its entries lie between its acceptance and the head of its agent.
+    for _ in 0..PAGES_MAX {
+        if from < call.work {
+            break;
+        }
+        let read = ReadHistory { from, above: call.work - 1, limit: PAGE_ROWS };
+        let page = shard.store.history(&shard.database, &read).await.map_err(|error| refuse(&error))?;
+        let Some(last) = page.rows.last() else { break };
+        from = last.prev;
+        let of_work = |row: &LogRow| row.work == call.work || row.lsn == call.work;
+        entries.extend(page.rows.into_iter().filter(of_work).map(log_entry));
+    }
+    entries.reverse();
+    if call.mode() == WatchMode::End {
+        entries.drain(..entries.len().saturating_sub(1));
+    }
+    entries.retain(|entry| call.after_seq < entry.seq);
+    Ok((entries, info))
+}
+
+fn log_entry(row: LogRow) -> LogEntry {
+    let work = if row.work == 0 { row.lsn } else { row.work };
+    LogEntry { seq: row.seq, lsn: row.lsn, epoch: row.epoch, work, ts_ms: row.ts_ms, entry: row.payload }
+}
+
+/// The works of a tenant or of one agent, newest first. Open ones are as they are in their rows.
+pub(crate) async fn list(shard: &Shard, call: ListCall, reply: Reply) {
+    match list_works(shard, call).await {
+        Ok(works) => reply.send(ListAnswer { works }.encode_to_vec().into()),
+        Err(refusal) => reply.refuse(refusal),
+    }
+}
+
+async fn list_works(shard: &Shard, call: ListCall) -> Result<Vec<WorkInfo>, Refusal> {
+    let mut agent = 0;
+    if !call.agent.is_empty() {
+        let Some(row) = agent_row(shard, &call.agent).await?.agent else { return Ok(Vec::new()) };
+        agent = row.id;
+    }
+    let read = ReadWorks { tenant: call.tenant, agent, below: call.below, limit: call.limit };
+    let page = shard.store.works(&shard.database, &read).await.map_err(|error| refuse(&error))?;
+    let mut works = Vec::with_capacity(page.works.len());
+    for work in page.works {
+        let Some(agent) = page.agents.iter().find(|agent| agent.id == work.agent) else { continue };
+        let mut info =
+            info::of_rows(shard.class.0.into(), &work, agent).map_err(|error| refuse_damaged(&error))?;
+        info.steps.clear();
+        works.push(info);
+    }
+    Ok(works)
+}
+
+async fn agent_row(shard: &Shard, agent: &str) -> Result<AgentAnswer, Refusal> {
+    let id: AgentId = agent
+        .parse()
+        .map_err(|error: domain::Error| refusal(Reason::Malformed, error.to_string()))?;
+    let read = ReadAgent {
+        tenant: id.tenant.to_string(),
+        name: id.name.to_string(),
+        key: id.key.to_string(),
+        ..ReadAgent::default()
+    };
+    shard.store.agent(&shard.database, &read).await.map_err(|error| refuse(&error))
+}
+
+/// Agents of a tenant by their rows; the host adds what it knows of those in memory.
+pub(crate) async fn agents(
+    shard: &Arc<Shard>,
+    call: AgentsCall,
+    hot: impl Fn(&AgentRow) -> Option<AgentInfo>,
+    reply: Reply,
+) {
+    let rows = match call.agent.is_empty() {
+        false => agent_row(shard, &call.agent).await.map(|answer| answer.agent.into_iter().collect()),
+        true => {
+            let read = ReadAgents { tenant: call.tenant, above: call.above, limit: call.limit };
+            let page = shard.store.agents(&shard.database, &read).await;
+            page.map(|page| page.agents).map_err(|error| refuse(&error))
+        }
+    };
+    let rows: Vec<AgentRow> = match rows {
+        Ok(rows) => rows,
+        Err(refusal) => return reply.refuse(refusal),
+    };
+    let mut agents = Vec::with_capacity(rows.len());
+    for row in rows {
+        agents.push(match hot(&row) {
+            Some(info) => info,
+            None => cold(shard, row).await,
+        });
+    }
+    reply.send(AgentsAnswer { agents }.encode_to_vec().into());
+}
+
+/// An agent that is not in memory: its head is the number of its newest entry.
+async fn cold(shard: &Shard, row: AgentRow) -> AgentInfo {
+    let head = shard.writer.head_of(row.id).map_or(row.head, |head| head.0);
+    let read = ReadHistory { from: head, above: 0, limit: 1 };
+    let page = shard.store.history(&shard.database, &read).await;
+    let newest = page.ok().and_then(|page| page.rows.into_iter().next());
+    AgentInfo {
+        id: format!("{}/{}/{}", row.tenant, row.name, row.key),
+        row: row.id,
+        head: newest.map_or(0, |newest| newest.seq),
+        last_work: row.last_work,
+        ..AgentInfo::default()
+    }
+}
+
+/// One page of an agent's journal, newest first.
+pub(crate) async fn history(shard: &Shard, call: HistoryCall, reply: Reply) {
+    match history_page(shard, call).await {
+        Ok(answer) => reply.send(answer.encode_to_vec().into()),
+        Err(refusal) => reply.refuse(refusal),
+    }
+}
+
+async fn history_page(shard: &Shard, call: HistoryCall) -> Result<HistoryAnswer, Refusal> {
+    let from = match call.below {
+        0 => {
+            let Some(row) = agent_row(shard, &call.agent).await?.agent else {
+                return Err(refusal(Reason::NotFound, format!("there is no agent {}", call.agent)));
+            };
+            shard.writer.head_of(row.id).map_or(row.head, |head| head.0)
+        }
+        below => below,
+    };
+    let limit = call.limit.clamp(1, PAGE_ROWS);
+    let read = ReadHistory { from, above: 0, limit };
+    let page = shard.store.history(&shard.database, &read).await.map_err(|error| refuse(&error))?;
+    let next = page.rows.last().map_or(0, |last| last.prev);
+    let entries = page.rows.into_iter().map(log_entry).collect();
+    Ok(HistoryAnswer { entries, next: if page.truncated { 0 } else { next }, truncated: page.truncated })
+}

@@ -1,0 +1,205 @@
+//! What the agents of one shard share.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use domain::view::View;
+use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason};
+use proto::kind;
+use proto::link::{DefinitionRequest, DefinitionResponse, Envelope, Refusal};
+use store::writer::WriterHandle;
+
+use crate::config::Config;
+use crate::definitions::{Definitions, Known};
+use crate::dispatch::Dispatcher;
+use crate::wire::Wire;
+use crate::{Error, metrics};
+use prost::Message;
+
+/// What all shards of a node share.
+pub(crate) struct Context {
+    pub config: Config,
+    pub name: domain::ProcessName,
+    /// This process; its incarnation changes when it has to join anew.
+    pub member: Mutex<Member>,
+    pub wire: Arc<dyn Wire>,
+    pub dispatcher: Dispatcher,
+    pub definitions: Definitions,
+    pub view: Arc<ArcSwapOption<View>>,
+    /// Bytes of inputs that may still be taken in.
+    pub inputs: Arc<Semaphore>,
+    /// Agents that may still be recovered at once.
+    pub recovering: Arc<Semaphore>,
+    /// The control replicas, as last heard of.
+    pub controls: Mutex<Vec<cluster::Peer>>,
+}
+
+/// One shard that this node owns, opened.
+pub(crate) struct Shard {
+    pub node: Arc<Context>,
+    pub class: Class,
+    pub epoch: Epoch,
+    pub database: String,
+    pub store: Arc<dyn store::Store>,
+    pub writer: WriterHandle,
+    /// The largest row number of an agent that was given out.
+    pub agent_max: AtomicU64,
+    /// Reads for clients that may still begin.
+    pub reads: Arc<Semaphore>,
+    pub started: Instant,
+    open: Mutex<HashMap<Lsn, OpenWork>>,
+    waiting: Mutex<HashSet<AgentId>>,
+    stored_definitions: Mutex<HashSet<DefinitionHash>>,
+}
+
+/// A work that has not ended.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenWork {
+    pub agent: AgentId,
+    pub deadline_ms: i64,
+}
+
+/// What [`Shard::new`] needs to know of the opening.
+pub(crate) struct Opened {
+    pub class: Class,
+    pub epoch: Epoch,
+    pub database: String,
+    pub agent_max: u64,
+}
+
+impl Shard {
+    pub(crate) fn new(
+        node: Arc<Context>,
+        store: Arc<dyn store::Store>,
+        writer: WriterHandle,
+        opened: Opened,
+    ) -> Self {
+        let reads = Arc::new(Semaphore::new(node.config.reads_max));
+        Self {
+            node,
+            class: opened.class,
+            epoch: opened.epoch,
+            database: opened.database,
+            store,
+            writer,
+            agent_max: AtomicU64::new(opened.agent_max),
+            reads,
+            started: Instant::now(),
+            open: Mutex::default(),
+            waiting: Mutex::default(),
+            stored_definitions: Mutex::default(),
+        }
+    }
+
+    /// A row number that no agent of the shard has.
+    pub(crate) fn next_row(&self) -> u64 {
+        self.agent_max.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn opened(&self, work: Lsn, agent: AgentId, deadline_ms: i64) {
+        lock(&self.open).insert(work, OpenWork { agent, deadline_ms });
+    }
+
+    pub(crate) fn ended(&self, work: Lsn) {
+        lock(&self.open).remove(&work);
+    }
+
+    /// The agent of an open work.
+    pub(crate) fn agent_of(&self, work: Lsn) -> Option<AgentId> {
+        lock(&self.open).get(&work).map(|open| open.agent.clone())
+    }
+
+    /// Open works whose deadline passed.
+    pub(crate) fn overdue(&self, now_ms: i64) -> Vec<(Lsn, AgentId)> {
+        let open = lock(&self.open);
+        let late = open.iter().filter(|(_, work)| work.deadline_ms <= now_ms);
+        late.map(|(lsn, work)| (*lsn, work.agent.clone())).collect()
+    }
+
+    /// `agent` waits until somebody offers a phase.
+    pub(crate) fn waits(&self, agent: AgentId) {
+        lock(&self.waiting).insert(agent);
+    }
+
+    pub(crate) fn take_waiting(&self) -> Vec<AgentId> {
+        lock(&self.waiting).drain().collect()
+    }
+
+    /// Whether the body of a definition has to go into the shard with the next acceptance that pins it.
+    pub(crate) fn needs_definition(&self, hash: &DefinitionHash) -> bool {
+        !lock(&self.stored_definitions).contains(hash)
+    }
+
+    pub(crate) fn has_definition(&self, hash: DefinitionHash) {
+        lock(&self.stored_definitions).insert(hash);
+    }
+
+    /// A definition, from memory, from this shard, or from the control plane.
+    pub(crate) async fn definition(&self, hash: DefinitionHash) -> Result<Known, Error> {
+        if let Some(known) = self.node.definitions.get(&hash) {
+            return Ok(known);
+        }
+        let read = self.store.definition(&self.database, hash.as_bytes()).await;
+        if let Ok(Some(row)) = read
+            && let Some(known) = self.node.definitions.learn(hash, row.body)
+        {
+            self.has_definition(hash);
+            return Ok(known);
+        }
+        match self.node.fetch_definition(hash).await {
+            Some(body) => self.node.definitions.learn(hash, body).ok_or(missing(hash)),
+            None => Err(missing(hash)),
+        }
+    }
+}
+
+fn missing(hash: DefinitionHash) -> Error {
+    Error::Definition { hash: hash.to_string(), reason: Reason::DefinitionMissing }
+}
+
+impl Context {
+    /// This run of this process.
+    pub(crate) fn me(&self) -> Member {
+        lock(&self.member).clone()
+    }
+
+    async fn fetch_definition(&self, hash: DefinitionHash) -> Option<Bytes> {
+        const WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+        let controls = lock(&self.controls).clone();
+        for control in controls {
+            let request = DefinitionRequest { hash: Bytes::copy_from_slice(hash.as_bytes()) };
+            let payload = request.encode_to_vec().into();
+            let envelope = Envelope { kind: kind::DEFINITION, payload, ..Envelope::default() };
+            let Ok(answer) = self.wire.call(control, envelope, Instant::now() + WAIT).await else { continue };
+            let Ok(answer) = DefinitionResponse::decode(answer) else { continue };
+            if !answer.body.is_empty() {
+                return Some(answer.body);
+            }
+        }
+        None
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A refusal, counted.
+pub(crate) fn refusal(reason: Reason, message: impl Into<String>) -> Refusal {
+    metrics::REFUSED.with_label_values(&[reason.as_str()]).inc();
+    const FULL: [Reason; 3] = [Reason::QueueFull, Reason::NodeFull, Reason::Overloaded];
+    let retry_after_ms = if FULL.contains(&reason) {
+        100
+    } else if reason == Reason::StoreUnavailable {
+        500
+    } else {
+        0
+    };
+    Refusal { reason: reason.code().into(), message: message.into(), retry_after_ms, ..Refusal::default() }
+}

@@ -1,0 +1,478 @@
+//! What can be asked for at the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use domain::{AgentId, AgentKey, DefinitionHash, DefinitionName, IdempotencyKey, ProcessName};
+use domain::{Role, Tenant, TrustDomain, WorkId};
+
+/// Runs AI agents as durable actors on a cluster of mutually authenticated machines.
+#[derive(Debug, Parser)]
+#[command(name = "stagedoor", version, after_help = example("stagedoor demo README.md"))]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the store of a cluster: the only process that opens database files
+    #[command(after_help = example("stagedoor store --config store-1.toml"))]
+    Store(RoleArgs),
+    /// Run a control process: the gRPC API, membership, placement
+    #[command(after_help = example("stagedoor control --config control-1.toml"))]
+    Control(RoleArgs),
+    /// Run a node: the agents
+    #[command(after_help = example("stagedoor node --config node-1.toml --check-config"))]
+    Node(RoleArgs),
+    /// Run a whole cluster on this machine: store, control and nodes, over mutual TLS
+    #[command(after_help = example("stagedoor dev --nodes 3"))]
+    Dev(DevArgs),
+    /// Start a cluster, send a text through the PostChain, show each phase, stop
+    #[command(after_help = example("stagedoor demo README.md"))]
+    Demo(DemoArgs),
+    /// Submit one work to an agent
+    #[command(after_help = example("stagedoor submit --agent postchain --key report-7 --file report.txt --watch"))]
+    Submit(SubmitArgs),
+    /// Look at works, follow or cancel them
+    #[command(after_help = example("stagedoor work get w-0-2a1-3c"))]
+    Work(WorkArgs),
+    /// List the definitions of agents, or show one
+    #[command(after_help = example("stagedoor definitions"))]
+    Definitions(DefinitionsArgs),
+    /// Store a definition of an agent from a TOML file
+    #[command(after_help = example("stagedoor apply -f summary.toml"))]
+    Apply(ApplyArgs),
+    /// List agents, show one, or read its journal
+    #[command(after_help = example("stagedoor agents history default/postchain/report-7"))]
+    Agents(AgentsArgs),
+    /// List the nodes
+    #[command(after_help = example("stagedoor nodes"))]
+    Nodes(OnlyConnection),
+    /// List the shards and who owns them
+    #[command(after_help = example("stagedoor shards --output json"))]
+    Shards(OnlyConnection),
+    /// List what the processes of the cluster offer
+    #[command(after_help = example("stagedoor capabilities 'phase/*' --attribute modality=text"))]
+    Capabilities(CapabilitiesArgs),
+    /// Show the whole cluster at a glance
+    #[command(after_help = example("stagedoor status"))]
+    Status(OnlyConnection),
+    /// Explain why a work, agent, shard or node is as it is
+    #[command(after_help = example("stagedoor why shard 7"))]
+    Why(WhyArgs),
+    /// Make and read certificates
+    #[command(subcommand, after_help = example("stagedoor pki init --dir pki"))]
+    Pki(PkiCommand),
+}
+
+fn example(line: &str) -> String {
+    format!("Example:\n  {line}")
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RoleArgs {
+    /// The TOML file with the config; variables such as STAGEDOOR_NODE__NAME come after it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Read the config, say what is wrong with it, and end
+    #[arg(long)]
+    pub(crate) check_config: bool,
+    /// End when standard input closes
+    #[arg(long, hide = true)]
+    pub(crate) stdin_guard: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// Where everything is kept, made if missing [default: $XDG_DATA_HOME/stagedoor/dev]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) nodes: u16,
+    /// Where the gRPC API listens: loopback only; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    pub(crate) api: SocketAddr,
+    /// Start a process again when it has died
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// How to say that it is ready
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+    /// End when standard input closes
+    #[arg(long, hide = true)]
+    pub(crate) stdin_guard: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// The text to work on
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// How to show what happens
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON document a line
+    Json,
+}
+
+/// What all client commands share.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct Connection {
+    /// Addresses of API servers, host:port, separated by commas, tried in turn
+    #[arg(long, value_name = "ADDRS", env = "STAGEDOOR_API", global = true)]
+    pub(crate) api: Option<String>,
+    /// The folder with client.crt, client.key and ca.crt [default: that of `stagedoor dev`]
+    #[arg(long, value_name = "DIR", env = "STAGEDOOR_CREDENTIALS", global = true)]
+    pub(crate) credentials: Option<PathBuf>,
+    /// How long to wait, e.g. 500ms, 30s or 5m [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration, global = true)]
+    pub(crate) timeout: Option<Duration>,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub(crate) output: Format,
+}
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+impl Connection {
+    /// For one call.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.timeout.unwrap_or(DEADLINE)
+    }
+}
+
+/// The tenant, where a command needs one.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct Owner {
+    /// Whose agents, works and definitions
+    #[arg(long, default_value = "default", global = true)]
+    pub(crate) tenant: Tenant,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnlyConnection {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true))]
+pub(crate) struct SubmitArgs {
+    /// The name of the agent's definition; `postchain` is built in
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: DefinitionName,
+    /// Which agent of that definition; it is made when it is first addressed
+    #[arg(long)]
+    pub(crate) key: AgentKey,
+    /// Read the input from a file
+    #[arg(long, value_name = "FILE", group = "source")]
+    pub(crate) file: Option<PathBuf>,
+    /// The input itself
+    #[arg(long, group = "source")]
+    pub(crate) text: Option<String>,
+    /// Read the input from standard input
+    #[arg(value_name = "-", value_parser = ["-"], group = "source")]
+    pub(crate) stdin: Option<String>,
+    /// Names this submit: sent again under the same key it is the same work
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<IdempotencyKey>,
+    /// Another version of the definition than the newest
+    #[arg(long, value_name = "HASH")]
+    pub(crate) definition_hash: Option<DefinitionHash>,
+    /// Follow the work until it ends, one event a line
+    #[arg(long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) owner: Owner,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkArgs {
+    #[command(subcommand)]
+    pub(crate) command: WorkCommand,
+    #[command(flatten)]
+    pub(crate) owner: Owner,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkCommand {
+    /// Show one work with its steps
+    #[command(after_help = example("stagedoor work get w-0-2a1-3c"))]
+    Get { id: WorkId },
+    /// List works, newest first
+    #[command(after_help = example("stagedoor work list --agent default/postchain/report-7"))]
+    List {
+        /// Of this agent only: tenant/name/key
+        #[arg(long, value_name = "ID")]
+        agent: Option<AgentId>,
+        /// At most this many
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// Follow a work until it ends
+    #[command(after_help = example("stagedoor work watch w-0-2a1-3c"))]
+    Watch {
+        id: WorkId,
+        /// Go on after this event
+        #[arg(long, default_value = "")]
+        cursor: String,
+    },
+    /// Ask for a work to be cancelled
+    #[command(after_help = example("stagedoor work cancel w-0-2a1-3c"))]
+    Cancel { id: WorkId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DefinitionsArgs {
+    /// Show the newest version of this one
+    pub(crate) name: Option<DefinitionName>,
+    /// Show this version of it
+    #[arg(long, requires = "name")]
+    pub(crate) hash: Option<DefinitionHash>,
+    #[command(flatten)]
+    pub(crate) owner: Owner,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// The TOML file: name, behaviour, model, instructions, phases, cycles_max, modality, attempts_max
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) owner: Owner,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<AgentsCommand>,
+    #[command(flatten)]
+    pub(crate) owner: Owner,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentsCommand {
+    /// List the agents of the tenant
+    #[command(after_help = example("stagedoor agents list"))]
+    List,
+    /// Show one agent
+    #[command(after_help = example("stagedoor agents get default/postchain/report-7"))]
+    Get {
+        /// tenant/name/key
+        id: AgentId,
+    },
+    /// Read the journal of an agent, newest entry first
+    #[command(after_help = example("stagedoor agents history default/postchain/report-7 --limit 20"))]
+    History {
+        /// tenant/name/key
+        id: AgentId,
+        /// At most this many entries; 0 for all
+        #[arg(long, default_value_t = 0)]
+        limit: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CapabilitiesArgs {
+    /// Of this name; a trailing * takes every name that begins so [default: all]
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) name: String,
+    /// Of this version or a later one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) version_min: u16,
+    /// With this attribute; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = attribute)]
+    pub(crate) attribute: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    pub(crate) kind: Kind,
+    /// A work id, tenant/name/key of an agent, number of a shard, or name of a node
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// What can be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Work,
+    Agent,
+    Shard,
+    Node,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make a CA
+    #[command(after_help = example("stagedoor pki init --dir pki"))]
+    Init {
+        /// Where ca.crt and ca.key go
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// What all its certificates belong to
+        #[arg(long, default_value = "stagedoor.local")]
+        trust_domain: TrustDomain,
+    },
+    /// Issue a key and a certificate
+    #[command(after_help = example("stagedoor pki issue --dir pki --role client --name ann --out ann"))]
+    Issue {
+        /// The folder of the CA
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// store, control, node or client
+        #[arg(long)]
+        role: Role,
+        /// Which process of that role
+        #[arg(long)]
+        name: ProcessName,
+        /// Where the certificate, its key and ca.crt go [default: the folder of the CA]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// For how long it is valid
+        #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3650))]
+        days: u64,
+    },
+    /// Show what a certificate says
+    #[command(after_help = example("stagedoor pki show ann/client.crt"))]
+    Show {
+        /// A certificate in PEM
+        file: PathBuf,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let allowed = || format!("{text:?} is no time: a number with ms, s or m is allowed, e.g. 30s");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let count: u64 = digits.parse().map_err(|_| allowed())?;
+    let duration = match &text[digits.len()..] {
+        "ms" => Duration::from_millis(count),
+        "s" | "" => Duration::from_secs(count),
+        "m" => Duration::from_secs(count.saturating_mul(60)),
+        _ => return Err(allowed()),
+    };
+    const MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+    match Duration::ZERO < duration && duration <= MAX {
+        true => Ok(duration),
+        false => Err(format!("{text:?} is out of range: 1 ms to 7 days is allowed")),
+    }
+}
+
+fn attribute(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is no attribute: NAME=VALUE is allowed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("stagedoor "), "{} has no example", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn every_example_is_a_command_that_parses() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let line = help.lines().last().unwrap().trim().replace('\'', "");
+            parse(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn flags_of_a_group_come_before_or_after_its_command() {
+        for line in [
+            "stagedoor work get w-0-0ff-1 --output json --timeout 5s",
+            "stagedoor work --output json --timeout 5s get w-0-0ff-1",
+        ] {
+            let Command::Work(args) = parse(line).unwrap().command else { panic!("{line}") };
+            assert_eq!(args.connection.output, Format::Json);
+            assert_eq!(args.connection.deadline(), Duration::from_secs(5));
+        }
+    }
+
+    #[test]
+    fn malformed_ids_are_refused_before_anything_is_sent() {
+        for line in [
+            "stagedoor work get w-1",
+            "stagedoor submit --agent No --key k --text t",
+            "stagedoor submit --agent postchain --key k",
+            "stagedoor submit --agent postchain --key k --text t --file f",
+            "stagedoor submit --agent postchain --key k --text t --tenant A",
+            "stagedoor agents get a/b",
+            "stagedoor dev --nodes 17",
+            "stagedoor dev --nodes 0",
+            "stagedoor status --timeout 0",
+            "stagedoor capabilities --attribute x",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn input_comes_from_a_file_a_text_or_standard_input() {
+        for source in ["--file f", "--text t", "-"] {
+            parse(&format!("stagedoor submit --agent postchain --key k {source}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for text in ["", "s", "1h", "-1s", "99999999m", "1.5s"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The command line: the roles `store`, `control` and `node`, `dev` and `demo` that start them all, and the client
+//! commands.
+//!
+//! Reads arguments and files, calls one thing, prints what came of it. Never decides anything about the cluster, and
+//! never speaks to it but through `client`.
+
+mod args;
+mod command;
+mod credentials;
+mod demo;
+mod dev;
+mod exit;
+mod output;
+mod role;
+mod signal;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use args::{Cli, Command, RoleArgs};
+use exit::{Exit, Failure};
+
+/// How long what still runs on other threads may hold up the end of the process.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// Runs the program that the arguments of this process ask for.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let outcome = run(cli);
+    let exit = outcome.unwrap_or_else(|failure| {
+        failure.print();
+        failure.exit
+    });
+    exit.into()
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nobody reads what cannot be written.
+    _ = error.print();
+    let was_asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    let exit = if was_asked_for { Exit::Ok } else { Exit::Usage };
+    exit.into()
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    net::install_crypto_provider();
+    match cli.command {
+        Command::Store(args) => run_role::<role::StoreRole>(&args),
+        Command::Control(args) => run_role::<role::ControlRole>(&args),
+        Command::Node(args) => run_role::<role::NodeRole>(&args),
+        Command::Pki(command) => command::pki::run(command),
+        Command::Dev(args) => block_on(dev::run(args)),
+        Command::Demo(args) => block_on(demo::run(args)),
+        Command::Submit(args) => block_on(command::work::submit(args)),
+        Command::Work(args) => block_on(command::work::run(args)),
+        Command::Definitions(args) => block_on(command::agent::definitions(args)),
+        Command::Apply(args) => block_on(command::agent::apply(args)),
+        Command::Agents(args) => block_on(command::agent::run(args)),
+        Command::Nodes(args) => block_on(command::cluster::nodes(args)),
+        Command::Shards(args) => block_on(command::cluster::shards(args)),
+        Command::Capabilities(args) => block_on(command::cluster::capabilities(args)),
+        Command::Status(args) => block_on(command::cluster::status(args)),
+        Command::Why(args) => block_on(command::cluster::why(args)),
+    }
+}
+
+fn run_role<R: role::Role>(args: &RoleArgs) -> Result<Exit, Failure> {
+    let config = role::load::<R>(&args.config)?;
+    if args.check_config {
+        return Ok(Exit::Ok);
+    }
+    role::run::<R>(config, args.stdin_guard)
+}
+
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::other("cannot start a runtime").why(error))?;
+    // On the heap: the futures of the commands differ much in size.
+    let outcome = runtime.block_on(Box::pin(work));
+    runtime.shutdown_timeout(LAST_WAIT);
+    outcome
+}

@@ -1,0 +1,208 @@
+//! A typed client of the gRPC API: several addresses tried in turn, calls repeated while that is safe, streams resumed
+//! where they broke.
+//!
+//! Every call of the API may be repeated without harm, because a submit without an idempotency key gets one here.
+//! Never repeats what was refused for good, never waits beyond the caller's deadline, and never follows a peer whose
+//! certificate is not that of a control process.
+
+mod call;
+mod config;
+mod error;
+mod history;
+mod ledger;
+mod open;
+mod pool;
+mod retry;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::v1;
+use proto::v1::agent_service_client::AgentServiceClient as Agents;
+use proto::v1::cluster_service_client::ClusterServiceClient as Cluster;
+use proto::v1::registry_service_client::RegistryServiceClient as Registry;
+use proto::v1::work_service_client::WorkServiceClient as Works;
+use tracing::Instrument;
+use uuid::Uuid;
+
+pub use config::{Config, Timeouts, addresses_of};
+pub use error::Error;
+pub use history::History;
+pub use open::{Open, OpenReceiver, OpenSender};
+pub use watch::Watch;
+
+use pool::Pool;
+
+/// No message of the API is larger: a page of works with their results.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// One cluster, seen from outside. Cheap to clone; clones share one connection.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pool: Arc<Pool>,
+    timeouts: Timeouts,
+}
+
+/// Declares the calls that ask one thing and get one answer.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident, $service:ident, $method:ident, $request:ident -> $answer:ident;)*) => {
+        impl Client {
+            $(
+                $(#[$doc])*
+                pub async fn $name(&self, request: v1::$request) -> Result<v1::$answer, Error> {
+                    self.call(stringify!($request), request, |channel, request| async move {
+                        let mut service =
+                            $service::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+                        service.$method(request).await
+                    })
+                    .await
+                }
+            )*
+        }
+    };
+}
+
+calls! {
+    /// One page of works, newest first.
+    list, Works, list, ListRequest -> ListResponse;
+    /// One page of definitions.
+    definitions, Agents, list_definitions, ListDefinitionsRequest -> ListDefinitionsResponse;
+    /// One page of agents.
+    agents, Agents, list_agents, ListAgentsRequest -> ListAgentsResponse;
+    /// What the processes of the cluster offer.
+    find, Registry, find, FindRequest -> FindResponse;
+    /// Why something is as it is.
+    explain, Cluster, explain, ExplainRequest -> ExplainResponse;
+}
+
+/// The calls whose answer is wrapped in a response of one field, or whose request has none.
+impl Client {
+    /// Reads the credentials. Connects when the first call needs it.
+    ///
+    /// # Errors
+    /// Credentials that are missing or cannot be used; no address, or one that is none.
+    pub fn connect(config: &Config) -> Result<Self, Error> {
+        let pool = Pool::new(config)?;
+        Ok(Self { pool: Arc::new(pool), timeouts: config.timeouts.clone() })
+    }
+
+    /// The same client with another deadline for each call.
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeouts: Timeouts { call: timeout, ..self.timeouts }, ..self }
+    }
+
+    /// Where the cluster is looked for.
+    pub fn addresses(&self) -> &[String] {
+        self.pool.addresses()
+    }
+
+    /// Submits one work; returns when it is durable.
+    pub async fn submit(&self, mut request: v1::SubmitRequest) -> Result<v1::Work, Error> {
+        with_key(&mut request);
+        let span = tracing::info_span!("submit", agent = request.agent);
+        let answer = self.call("SubmitRequest", request, |channel, request| async move {
+            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).submit(request).await
+        });
+        let answer: v1::SubmitResponse = answer.instrument(span).await?;
+        answer.work.ok_or(Error::Answer { what: "work" })
+    }
+
+    /// One work, with its steps.
+    pub async fn get(&self, id: &str) -> Result<v1::Work, Error> {
+        let request = v1::GetRequest { id: id.to_owned() };
+        let answer = self.call("GetRequest", request, |channel, request| async move {
+            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).get(request).await
+        });
+        answer.await?.work.ok_or(Error::Answer { what: "work" })
+    }
+
+    /// Asks for a work to be cancelled; the work as it is then.
+    pub async fn cancel(&self, id: &str) -> Result<v1::Work, Error> {
+        let request = v1::CancelRequest { id: id.to_owned() };
+        let answer = self.call("CancelRequest", request, |channel, request| async move {
+            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).cancel(request).await
+        });
+        answer.await?.work.ok_or(Error::Answer { what: "work" })
+    }
+
+    /// The events of a work after `cursor` (empty: from its beginning) until it ends.
+    pub fn watch(&self, id: &str, cursor: &str) -> Watch {
+        Watch::new(self.clone(), id, cursor)
+    }
+
+    /// Many submits, cancels and watches on one stream: the cheap way.
+    pub fn open(&self) -> Open {
+        Open::start(self.clone())
+    }
+
+    /// Stores a version of a definition.
+    pub async fn apply(
+        &self,
+        request: v1::ApplyDefinitionRequest,
+    ) -> Result<v1::DefinitionVersion, Error> {
+        let answer = self.call("ApplyDefinitionRequest", request, |channel, request| async move {
+            Agents::new(channel).apply_definition(request).await
+        });
+        answer.await?.version.ok_or(Error::Answer { what: "version" })
+    }
+
+    /// One version of a definition; the newest without a hash.
+    pub async fn definition(
+        &self,
+        request: v1::GetDefinitionRequest,
+    ) -> Result<v1::DefinitionVersion, Error> {
+        let answer = self.call("GetDefinitionRequest", request, |channel, request| async move {
+            Agents::new(channel).get_definition(request).await
+        });
+        answer.await?.version.ok_or(Error::Answer { what: "version" })
+    }
+
+    /// One agent.
+    pub async fn agent(&self, id: &str) -> Result<v1::Agent, Error> {
+        let request = v1::GetAgentRequest { id: id.to_owned() };
+        let answer = self.call("GetAgentRequest", request, |channel, request| async move {
+            Agents::new(channel).get_agent(request).await
+        });
+        answer.await?.agent.ok_or(Error::Answer { what: "agent" })
+    }
+
+    /// The journal of an agent, newest entry first, at most `limit` entries (0: all).
+    pub fn history(&self, id: &str, limit: u32) -> History {
+        History::new(self.clone(), id, limit)
+    }
+
+    /// The whole cluster at a glance.
+    pub async fn status(&self) -> Result<v1::StatusResponse, Error> {
+        self.call("StatusRequest", v1::StatusRequest {}, |channel, request| async move {
+            Cluster::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).status(request).await
+        })
+        .await
+    }
+
+    /// The nodes.
+    pub async fn nodes(&self) -> Result<v1::ListNodesResponse, Error> {
+        self.call("ListNodesRequest", v1::ListNodesRequest {}, |channel, request| async move {
+            Cluster::new(channel).list_nodes(request).await
+        })
+        .await
+    }
+
+    /// The shards and their owners.
+    pub async fn shards(&self) -> Result<v1::ListShardsResponse, Error> {
+        self.call("ListShardsRequest", v1::ListShardsRequest {}, |channel, request| async move {
+            Cluster::new(channel).list_shards(request).await
+        })
+        .await
+    }
+}
+
+/// A submit that may be sent twice needs a key of its own.
+fn with_key(request: &mut v1::SubmitRequest) {
+    if request.idempotency_key.is_empty() {
+        request.idempotency_key = Uuid::now_v7().to_string();
+    }
+}

@@ -1,0 +1,105 @@
+//! The events of one work as one stream, over however many connections.
+
+use proto::v1::work_service_client::WorkServiceClient;
+use proto::v1::{WatchRequest, WatchResponse, WorkEvent, work_event};
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use crate::call::Limit;
+use crate::pool::Link;
+use crate::retry::Patience;
+use crate::{Client, Error, MESSAGE_BYTES_MAX};
+
+/// A running watch. Drop it to end it.
+#[derive(Debug)]
+pub struct Watch {
+    client: Client,
+    request: WatchRequest,
+    stream: Option<Connected>,
+    patience: Patience,
+    ended: bool,
+}
+
+struct Connected {
+    stream: Streaming<WatchResponse>,
+    link: Link,
+    since: Instant,
+}
+
+impl Watch {
+    pub(crate) fn new(client: Client, id: &str, cursor: &str) -> Self {
+        let patience = Patience::new(&client.timeouts);
+        let request = WatchRequest { id: id.to_owned(), cursor: cursor.to_owned() };
+        Self { client, request, stream: None, patience, ended: false }
+    }
+
+    /// The next event; none after the last, which carries the result, and none after an error. Each event comes once,
+    /// also over a broken connection: the stream is taken up at the last cursor, at another address if need be.
+    pub async fn next(&mut self) -> Option<Result<WorkEvent, Error>> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            let error = match Box::pin(self.step()).await {
+                Ok(event) => return Some(Ok(self.saw(event))),
+                Err(error) => error,
+            };
+            if let Err(error) = self.client.pause(&mut self.patience, "Watch", error).await {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// The bookmark after the last event that was returned.
+    pub fn cursor(&self) -> &str {
+        &self.request.cursor
+    }
+
+    fn saw(&mut self, event: WorkEvent) -> WorkEvent {
+        self.patience.restart();
+        self.request.cursor.clone_from(&event.cursor);
+        self.ended = matches!(event.event, Some(work_event::Event::Result(_)));
+        event
+    }
+
+    async fn step(&mut self) -> Result<WorkEvent, Error> {
+        if self.stream.is_none() {
+            self.stream = Some(self.begin().await?);
+        }
+        let connected = self.stream.as_mut().expect("was just put there");
+        let status = match connected.stream.message().await {
+            Ok(Some(WatchResponse { event: Some(event) })) => return Ok(event),
+            Ok(Some(WatchResponse { event: None })) => {
+                return Err(Error::Answer { what: "event" });
+            }
+            Ok(None) => Status::unavailable("the stream ended before the work did"),
+            Err(status) => status,
+        };
+        let link = connected.link.clone();
+        self.patience.lasted(connected.since);
+        self.stream = None;
+        Err(self.client.failed(&link, status).await)
+    }
+
+    async fn begin(&self) -> Result<Connected, Error> {
+        let deadline = self.patience.deadline();
+        let begin = self.client.attempt(
+            self.request.clone(),
+            deadline,
+            Limit::Begin,
+            &|channel, request| async move {
+                let service = WorkServiceClient::new(channel);
+                service.max_decoding_message_size(MESSAGE_BYTES_MAX).watch(request).await
+            },
+        );
+        let (stream, link) = begin.await?;
+        Ok(Connected { stream, link, since: Instant::now() })
+    }
+}
+
+impl std::fmt::Debug for Connected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connected")
+    }
+}

@@ -1,0 +1,412 @@
+//! Calls between two processes over mutual TLS, against a bare tonic bidirectional echo over the same TLS, in turns.
+//!
+//! Prints JSON lines: one a measurement, then the medians with their ratios. The other process counts what it answered,
+//! and both counts have to agree.
+
+use std::convert::Infallible;
+use std::future::Ready;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes};
+use cluster::{Args, Config, Handle, Incoming, LinkEvent, Peer, Service};
+use domain::{Incarnation, Role};
+use net::pki::{Ca, Validity};
+use proto::link::Envelope;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http;
+use tonic::{Request, Response, Status, Streaming};
+
+const CHILD: &str = "STAGEDOOR_BENCH_CHILD";
+const PAYLOAD_BYTES: usize = 100;
+const ROUNDS: usize = 5;
+const WARM_UP: Duration = Duration::from_millis(300);
+const MEASURE: Duration = Duration::from_secs(1);
+const ECHO: u32 = 1;
+const COUNT: u32 = 2;
+
+fn main() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    match std::env::var(CHILD) {
+        Ok(dir) => runtime.block_on(child(Path::new(&dir))),
+        Err(_) => runtime.block_on(parent()),
+    }
+}
+
+// --- both ---
+
+fn issue(dir: &Path) {
+    let ca = Ca::generate(&"stagedoor.local".parse().unwrap()).unwrap();
+    std::fs::write(dir.join("ca.crt"), ca.certificate_pem()).unwrap();
+    std::fs::write(dir.join("cookie"), "0123456789abcdef").unwrap();
+    for name in ["control/control-1", "node/node-1"] {
+        let id = format!("spiffe://stagedoor.local/{name}").parse().unwrap();
+        let file = name.split_once('/').unwrap().1;
+        ca.issue(&id, Validity::default()).unwrap().write(dir, file).unwrap();
+    }
+}
+
+fn identity(dir: &Path, name: &str) -> net::Identity {
+    net::Identity::load(&net::Config {
+        certificate: dir.join(format!("{name}.crt")),
+        key: dir.join(format!("{name}.key")),
+        ca: dir.join("ca.crt"),
+    })
+    .unwrap()
+}
+
+fn any() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+async fn join(dir: &Path, name: &str, service: Arc<dyn Service>) -> Handle {
+    let config = Config { listen: any(), cookie: dir.join("cookie"), ..Config::default() };
+    let identity = identity(dir, name);
+    cluster::spawn(Args { config, identity, incarnation: Incarnation(1), service }).await.unwrap()
+}
+
+#[derive(Default)]
+struct Answers(AtomicU64);
+
+impl Service for Answers {
+    fn handle(&self, incoming: Incoming) {
+        let Some(reply) = incoming.reply else { return };
+        match incoming.envelope.kind {
+            ECHO => {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                reply.send(incoming.envelope.payload);
+            }
+            _ => {
+                let count = self.0.swap(0, Ordering::Relaxed);
+                reply.send(Bytes::copy_from_slice(&count.to_be_bytes()));
+            }
+        }
+    }
+    fn link(&self, _: LinkEvent) {}
+}
+
+// --- the process that answers ---
+
+async fn child(dir: &Path) {
+    let handle = join(dir, "node-1", Arc::new(Answers::default())).await;
+    let allowed = [Role::Control];
+    let (identity, limits) = (identity(dir, "node-1"), net::ListenerConfig::default());
+    let listener = net::Listener::bind(any(), &identity, net::Protocol::Grpc, &allowed, limits);
+    let listener = listener.await.unwrap();
+    print_line(&format!("{} {}", handle.address(), listener.local_addr()));
+    let server = tonic::transport::Server::builder()
+        .add_service(Echo)
+        .serve_with_incoming(net::grpc::incoming(listener));
+    tokio::spawn(server);
+    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+    handle.shutdown().await;
+}
+
+fn print_line(line: &str) {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").unwrap();
+}
+
+// --- the process that asks ---
+
+struct Other {
+    process: Child,
+    cluster: String,
+    grpc: String,
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+fn start(dir: &Path) -> Other {
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .env(CHILD, dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (cluster, grpc) = line.trim().split_once(' ').unwrap();
+    Other { cluster: cluster.to_owned(), grpc: grpc.to_owned(), process }
+}
+
+async fn parent() {
+    let dir = tempfile::tempdir().unwrap();
+    issue(dir.path());
+    let other = start(dir.path());
+    let handle = join(dir.path(), "control-1", Arc::new(Answers::default())).await;
+    let peer: Peer = "node/node-1".parse().unwrap();
+    handle.learn(peer.clone(), vec![other.cluster.clone()]);
+    handle.keep(peer.clone());
+    let grpc = connect(dir.path(), &other.grpc).await;
+    let pids = [std::process::id(), other.process.id()];
+
+    let mut all: Vec<Measured> = Vec::new();
+    for round in 0..ROUNDS {
+        for in_flight in [1, 64, 1_024] {
+            let ours = measured("gateway", in_flight, &pids, calls(&handle, &peer, in_flight)).await;
+            let theirs = measured("tonic_bidi", in_flight, &pids, echoes(grpc.clone(), in_flight)).await;
+            for it in [ours, theirs] {
+                print_line(&it.json(round));
+                all.push(it);
+            }
+        }
+    }
+    summary(&all);
+    handle.shutdown().await;
+}
+
+struct Measured {
+    what: &'static str,
+    in_flight: usize,
+    count: u64,
+    per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+    cpu_us_per_call: f64,
+}
+
+impl Measured {
+    fn json(&self, round: usize) -> String {
+        let Self { what, in_flight, count, per_second, p50_us, p99_us, cpu_us_per_call } = self;
+        format!(
+            "{{\"bench\":\"call\",\"round\":{round},\"what\":\"{what}\",\"bytes\":{PAYLOAD_BYTES},\
+             \"in_flight\":{in_flight},\"calls\":{count},\"calls_per_second\":{per_second:.0},\
+             \"p50_us\":{p50_us:.1},\"p99_us\":{p99_us:.1},\"cpu_us_per_call\":{cpu_us_per_call:.2}}}"
+        )
+    }
+}
+
+/// How many calls were answered after the warm-up, in which time, and how long each took.
+struct Run {
+    elapsed: Duration,
+    times_us: Vec<f32>,
+}
+
+async fn measured(
+    what: &'static str,
+    in_flight: usize,
+    pids: &[u32],
+    run: impl Future<Output = Run>,
+) -> Measured {
+    let before = cpu_seconds(pids);
+    let started = Instant::now();
+    let mut run = run.await;
+    // The warm-up is in it as well, so it is spread over all calls.
+    let share = run.elapsed.as_secs_f64() / started.elapsed().as_secs_f64();
+    let cpu = (cpu_seconds(pids) - before) * share;
+    run.times_us.sort_by(f32::total_cmp);
+    let at = |q: f64| f64::from(run.times_us[((run.times_us.len() - 1) as f64 * q) as usize]);
+    let count = run.times_us.len() as u64;
+    Measured {
+        what,
+        in_flight,
+        count,
+        per_second: count as f64 / run.elapsed.as_secs_f64(),
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+        cpu_us_per_call: cpu / count as f64 * 1e6,
+    }
+}
+
+fn cpu_seconds(pids: &[u32]) -> f64 {
+    let ticks = |pid: &u32| -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.skip(11).take(2).filter_map(|it| it.parse::<f64>().ok()).sum()
+    };
+    pids.iter().map(ticks).sum::<f64>() / 100.0
+}
+
+async fn calls(handle: &Handle, peer: &Peer, in_flight: usize) -> Run {
+    let payload = Bytes::from(vec![7; PAYLOAD_BYTES]);
+    let envelope = |kind| Envelope { kind, payload: payload.clone(), ..Envelope::default() };
+    let deadline = || Instant::now() + Duration::from_secs(10);
+    handle.call(peer, envelope(COUNT), deadline()).await.unwrap();
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + MEASURE;
+    let callers: Vec<_> = (0..in_flight)
+        .map(|_| {
+            let (handle, peer, envelope) = (handle.clone(), peer.clone(), envelope(ECHO));
+            tokio::spawn(async move {
+                let (mut all, mut times) = (0_u64, Vec::new());
+                loop {
+                    let start = Instant::now();
+                    if end <= start {
+                        return (all, times);
+                    }
+                    let deadline = start + Duration::from_secs(10);
+                    let answer = handle.call(&peer, envelope.clone(), deadline).await.unwrap();
+                    assert_eq!(answer, envelope.payload);
+                    all += 1;
+                    if begin <= start {
+                        times.push(start.elapsed().as_secs_f32() * 1e6);
+                    }
+                }
+            })
+        })
+        .collect();
+    let (mut all, mut times_us) = (0, Vec::new());
+    for caller in callers {
+        let (count, times) = caller.await.unwrap();
+        all += count;
+        times_us.extend(times);
+    }
+    let elapsed = begin.elapsed();
+    let counted = handle.call(peer, envelope(COUNT), deadline()).await.unwrap();
+    assert_eq!(counted.as_ref(), all.to_be_bytes(), "the other process counted as many");
+    Run { elapsed, times_us }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn summary(all: &[Measured]) {
+    let of = |what, in_flight, field: fn(&Measured) -> f64| {
+        let chosen = all.iter().filter(|it| it.what == what && it.in_flight == in_flight);
+        median(chosen.map(field))
+    };
+    let rtt = |what| of(what, 1, |it| it.p50_us);
+    let rate = |what, in_flight| of(what, in_flight, |it| it.per_second);
+    let (ours, bare) = (rtt("gateway"), rtt("tonic_bidi"));
+    print_line(&format!(
+        "{{\"bench\":\"call\",\"summary\":true,\"rounds\":{ROUNDS},\"rtt_p50_us\":{ours:.1},\
+         \"bare_rtt_p50_us\":{bare:.1},\"rtt_ratio\":{:.2},\"calls_per_second_64\":{:.0},\
+         \"bare_64\":{:.0},\"calls_per_second_1024\":{:.0},\"bare_1024\":{:.0},\
+         \"cpu_us_per_call_1024\":{:.2}}}",
+        ours / bare,
+        rate("gateway", 64),
+        rate("tonic_bidi", 64),
+        rate("gateway", 1_024),
+        rate("tonic_bidi", 1_024),
+        of("gateway", 1_024, |it| it.cpu_us_per_call),
+    ));
+}
+
+// --- the bare echo ---
+
+async fn connect(dir: &Path, address: &str) -> tonic::transport::Channel {
+    let dialer = net::Dialer::new(&identity(dir, "control-1"), net::Protocol::Grpc);
+    let expected = net::Expected::any(Role::Node);
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+    endpoint.connect_with_connector(net::grpc::connector(dialer, expected)).await.unwrap()
+}
+
+async fn echoes(channel: tonic::transport::Channel, in_flight: usize) -> Run {
+    let payload = Bytes::from(vec![7; PAYLOAD_BYTES]);
+    let (sender, receiver) = tokio::sync::mpsc::channel(in_flight);
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/bench.Echo/Echo");
+    let stream = grpc.streaming(Request::new(ReceiverStream::new(receiver)), path, Raw);
+    let mut answers: Streaming<Bytes> = stream.await.unwrap().into_inner();
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + MEASURE;
+    let mut sent = std::collections::VecDeque::new();
+    for _ in 0..in_flight {
+        sent.push_back(Instant::now());
+        sender.send(payload.clone()).await.unwrap();
+    }
+    let mut times_us = Vec::new();
+    // Answers come in the order of the questions.
+    while let Some(start) = sent.pop_front() {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!(answer, payload);
+        let now = Instant::now();
+        if begin <= start {
+            times_us.push((now - start).as_secs_f32() * 1e6);
+        }
+        if now < end {
+            sent.push_back(now);
+            sender.send(payload.clone()).await.unwrap();
+        }
+    }
+    Run { elapsed: begin.elapsed(), times_us }
+}
+
+#[derive(Clone)]
+struct Echo;
+
+impl tonic::server::NamedService for Echo {
+    const NAME: &'static str = "bench.Echo";
+}
+
+impl tonic::codegen::Service<http::Request<tonic::body::Body>> for Echo {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = tonic::codegen::BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        Box::pin(async move { Ok(tonic::server::Grpc::new(Raw).streaming(EchoAll, request).await) })
+    }
+}
+
+struct EchoAll;
+
+impl tonic::server::StreamingService<Bytes> for EchoAll {
+    type Response = Bytes;
+    type ResponseStream = Streaming<Bytes>;
+    type Future = Ready<Result<Response<Streaming<Bytes>>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        std::future::ready(Ok(Response::new(request.into_inner())))
+    }
+}
+
+/// Bytes as they are.
+#[derive(Clone, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}

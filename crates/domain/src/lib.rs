@@ -1,0 +1,32 @@
+//! The words and the rules of Stagedoor.
+//!
+//! Pure: state machines into which time and randomness are passed and out of which effects come. Never touches a clock,
+//! a socket, a file, a thread or a source of randomness; every rule can be tested without any of them.
+
+pub mod agent;
+pub mod capability;
+pub mod chain;
+pub mod definition;
+pub mod entry;
+pub mod error;
+pub mod heads;
+pub mod id;
+pub mod leadership;
+pub mod membership;
+pub mod ownership;
+pub mod place;
+pub mod restart;
+pub mod slot;
+pub mod time;
+pub mod turn;
+pub mod view;
+pub mod work;
+pub mod writer;
+
+pub use capability::{Capability, CapabilityQuery, CapabilitySet};
+pub use error::{Error, ErrorKind};
+pub use id::*;
+pub use chain::{Phase, StepKey};
+pub use definition::Definition;
+pub use slot::{Class, ShardId, Slot};
+pub use work::{Reason, WorkState};

@@ -1,0 +1,467 @@
+//! The leader's view of the nodes: who is in, who is suspected, who is dead.
+//!
+//! A wrong verdict costs time, never safety: what a node that was declared dead still writes, the store refuses. Never
+//! compares clocks of two processes; a node's silence is measured here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::time::Millis;
+use crate::{CapabilitySet, Epoch, Incarnation, Member, ProcessName, Reason, ShardId};
+
+/// How often a node beats.
+pub const BEAT_MS: u64 = 500;
+/// Three missed beats make a suspect.
+pub const SUSPECT_MS: u64 = 1_500;
+/// So long after its last beat a suspect is dead.
+pub const DEAD_MS: u64 = 2_000;
+/// A node whose runtime stood still for longer is dead, however well its heartbeat is.
+pub const STALLED_MS: u64 = 30_000;
+
+/// What a node says of itself when it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joining {
+    pub member: Member,
+    pub zone: String,
+    /// How much it takes, compared with others; at least 1.
+    pub capacity: u32,
+    pub capabilities: CapabilitySet,
+    /// `host:port` of its cluster listener.
+    pub address: String,
+}
+
+/// A shard that a node says it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub shard: ShardId,
+    pub epoch: Epoch,
+    /// Its `shard_opened` entry is committed.
+    pub is_open: bool,
+}
+
+/// How busy a node is with one capability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    pub capability: String,
+    pub running: u32,
+    pub queued: u32,
+}
+
+/// One heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    pub member: Member,
+    /// Grows with every beat of an incarnation.
+    pub number: u64,
+    pub held: Vec<Held>,
+    pub loads: Vec<Load>,
+    pub hot_agents: u32,
+    /// For how long its main runtime has not answered a probe.
+    pub runtime_silent_ms: u64,
+}
+
+/// What a TCP connect to a node's cluster port gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Nobody listens there: the process is gone.
+    Refused,
+    Connected,
+    /// Timed out or unreachable.
+    Failed,
+}
+
+/// What follows from an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Try a TCP connect to its cluster port and hand the result to [`Membership::probe_result`].
+    Probe {
+        member: Member,
+    },
+    Alive {
+        member: Member,
+        reason: Reason,
+    },
+    Suspect {
+        member: Member,
+        reason: Reason,
+    },
+    Dead {
+        member: Member,
+        reason: Reason,
+    },
+}
+
+/// A join that is refused: this incarnation is dead, or a later one of the same name is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{member} cannot join: incarnation {known} of it was here already; join as a new one")]
+pub struct JoinRefused {
+    pub member: Member,
+    pub known: Incarnation,
+}
+
+/// What a node is to the leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It beats.
+    Answering,
+    /// It keeps what it has but gets nothing new.
+    Suspect,
+}
+
+/// A node that is not dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    pub joining: Joining,
+    pub standing: Standing,
+    pub last_beat: Millis,
+    pub beat_number: u64,
+    pub held: Vec<Held>,
+    pub loads: Vec<Load>,
+    pub hot_agents: u32,
+    pub runtime_silent_ms: u64,
+}
+
+/// Whether so many nodes fell silent at once that the fault is rather ours than theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Brake {
+    Off,
+    /// More than half fell silent within two seconds. Ask the other replicas: if one sees more, leadership goes there;
+    /// if none does, or there is none, fence only onto nodes that answer.
+    On {
+        silent: usize,
+        of: usize,
+    },
+}
+
+/// The leader's view of all nodes.
+#[derive(Debug, Default)]
+pub struct Membership {
+    nodes: BTreeMap<ProcessName, NodeView>,
+    /// The latest dead incarnation of each name: it and all before it never come back.
+    dead: BTreeMap<ProcessName, Incarnation>,
+    /// When nodes fell silent, for the brake; also of those that are dead since.
+    silences: BTreeSet<(Millis, Member)>,
+}
+
+impl Membership {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An earlier leader declared it dead.
+    pub fn buried(&mut self, member: &Member) {
+        let dead = self.dead.entry(member.name.clone()).or_default();
+        *dead = (*dead).max(member.incarnation);
+    }
+
+    /// A node joins, or joins again at a new leader.
+    ///
+    /// # Errors
+    /// It is dead or replaced: it must come as a new incarnation.
+    pub fn joined(&mut self, joining: Joining, now: Millis) -> Result<Vec<Effect>, JoinRefused> {
+        let member = joining.member.clone();
+        let refuse = |known| JoinRefused { member: member.clone(), known };
+        if let Some(dead) = self.dead.get(&member.name).filter(|dead| member.incarnation <= **dead)
+        {
+            return Err(refuse(*dead));
+        }
+        let mut effects = Vec::new();
+        if let Some(known) = self.nodes.get_mut(&member.name) {
+            let incarnation = known.joining.member.incarnation;
+            if member.incarnation < incarnation {
+                return Err(refuse(incarnation));
+            }
+            if member.incarnation == incarnation {
+                known.joining = joining;
+                return Ok(self.heard(&member, now));
+            }
+            let old = known.joining.member.clone();
+            effects.extend(self.bury(&old, Reason::Replaced));
+        }
+        self.nodes.insert(member.name.clone(), NodeView::new(joining, now));
+        effects.push(Effect::Alive { member, reason: Reason::Joined });
+        Ok(effects)
+    }
+
+    /// A beat. None: it is not a living member's, or a later one was heard already; what it says does not count.
+    pub fn beat(&mut self, beat: Beat, now: Millis) -> Option<Vec<Effect>> {
+        let member = beat.member.clone();
+        let node = self.node_mut(&member).filter(|node| node.beat_number < beat.number)?;
+        node.beat_number = beat.number;
+        node.held = beat.held;
+        node.loads = beat.loads;
+        node.hot_agents = beat.hot_agents;
+        node.runtime_silent_ms = beat.runtime_silent_ms;
+        if STALLED_MS < beat.runtime_silent_ms {
+            return Some(self.bury(&member, Reason::RuntimeStalled));
+        }
+        Some(self.heard(&member, now))
+    }
+
+    fn heard(&mut self, member: &Member, now: Millis) -> Vec<Effect> {
+        self.silences.retain(|(_, silent)| silent != member);
+        let Some(node) = self.node_mut(member) else { return Vec::new() };
+        node.last_beat = node.last_beat.max(now);
+        match std::mem::replace(&mut node.standing, Standing::Answering) {
+            Standing::Answering => Vec::new(),
+            Standing::Suspect => {
+                vec![Effect::Alive { member: member.clone(), reason: Reason::BeatsAgain }]
+            }
+        }
+    }
+
+    /// The heartbeat session of this process dropped.
+    pub fn session_lost(&mut self, name: &ProcessName, now: Millis) -> Vec<Effect> {
+        let Some(node) = self.nodes.get(name) else { return Vec::new() };
+        let member = node.joining.member.clone();
+        self.suspect(&member, Reason::SessionLost, now)
+    }
+
+    fn suspect(&mut self, member: &Member, reason: Reason, now: Millis) -> Vec<Effect> {
+        let Some(node) = self.node_mut(member) else { return Vec::new() };
+        match node.standing {
+            Standing::Suspect => Vec::new(),
+            Standing::Answering => {
+                node.standing = Standing::Suspect;
+                self.silences.insert((now, member.clone()));
+                let suspect = Effect::Suspect { member: member.clone(), reason };
+                vec![suspect, Effect::Probe { member: member.clone() }]
+            }
+        }
+    }
+
+    /// What came of an [`Effect::Probe`]. Only a refusal says something: nobody listens, so the process is gone.
+    pub fn probe_result(&mut self, member: &Member, probe: Probe) -> Vec<Effect> {
+        let standing = self.node_mut(member).map(|node| node.standing);
+        match (probe, standing) {
+            (Probe::Refused, Some(Standing::Suspect)) => self.bury(member, Reason::PortRefused),
+            (Probe::Refused, Some(Standing::Answering) | None)
+            | (Probe::Connected | Probe::Failed, _) => Vec::new(),
+        }
+    }
+
+    /// It said that it leaves.
+    pub fn left(&mut self, member: &Member) -> Vec<Effect> {
+        self.bury(member, Reason::Left)
+    }
+
+    /// Called at least every 100 ms.
+    pub fn tick(&mut self, now: Millis) -> Vec<Effect> {
+        self.silences.retain(|(since, _)| now.since(*since) < DEAD_MS);
+        let silent: Vec<(Member, u64)> = self
+            .nodes
+            .values()
+            .map(|node| (node.joining.member.clone(), now.since(node.last_beat)))
+            .filter(|(_, silent_ms)| SUSPECT_MS <= *silent_ms)
+            .collect();
+        let mut effects = Vec::new();
+        for (member, silent_ms) in silent {
+            effects.extend(self.suspect(&member, Reason::BeatsMissed, now));
+            if DEAD_MS <= silent_ms {
+                effects.extend(self.bury(&member, Reason::Silent));
+            }
+        }
+        effects
+    }
+
+    fn bury(&mut self, member: &Member, reason: Reason) -> Vec<Effect> {
+        if self.node_mut(member).is_none() {
+            return Vec::new();
+        }
+        self.nodes.remove(&member.name);
+        self.buried(member);
+        vec![Effect::Dead { member: member.clone(), reason }]
+    }
+
+    fn node_mut(&mut self, member: &Member) -> Option<&mut NodeView> {
+        self.nodes.get_mut(&member.name).filter(|node| node.joining.member == *member)
+    }
+
+    /// All nodes that are not dead, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeView> {
+        self.nodes.values()
+    }
+
+    /// This incarnation, if it is in and not dead.
+    pub fn node(&self, member: &Member) -> Option<&NodeView> {
+        self.nodes.get(&member.name).filter(|node| node.joining.member == *member)
+    }
+
+    /// How many of the nodes fell silent in the last two seconds.
+    pub fn brake(&self, now: Millis) -> Brake {
+        let fresh = self.silences.iter().filter(|(since, _)| now.since(*since) < DEAD_MS);
+        let silent: BTreeSet<&ProcessName> = fresh.map(|(_, member)| &member.name).collect();
+        let gone = silent.iter().filter(|name| !self.nodes.contains_key(**name)).count();
+        let of = self.nodes.len() + gone;
+        if silent.len() * 2 <= of {
+            return Brake::Off;
+        }
+        Brake::On { silent: silent.len(), of }
+    }
+}
+
+impl NodeView {
+    fn new(joining: Joining, now: Millis) -> Self {
+        Self {
+            joining,
+            standing: Standing::Answering,
+            last_beat: now,
+            beat_number: 0,
+            held: Vec::new(),
+            loads: Vec::new(),
+            hot_agents: 0,
+            runtime_silent_ms: 0,
+        }
+    }
+
+    pub fn member(&self) -> &Member {
+        &self.joining.member
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, incarnation: u64) -> Member {
+        Member { name: name.parse().unwrap(), incarnation: Incarnation(incarnation) }
+    }
+
+    fn joining(member: &Member) -> Joining {
+        Joining {
+            member: member.clone(),
+            zone: "a".to_owned(),
+            capacity: 1,
+            capabilities: CapabilitySet::default(),
+            address: "127.0.0.1:1".to_owned(),
+        }
+    }
+
+    fn beat(member: &Member, number: u64, runtime_silent_ms: u64) -> Beat {
+        let member = member.clone();
+        Beat { member, number, held: vec![], loads: vec![], hot_agents: 0, runtime_silent_ms }
+    }
+
+    fn dead(member: &Member, reason: Reason) -> Effect {
+        Effect::Dead { member: member.clone(), reason }
+    }
+
+    fn suspect(member: &Member, reason: Reason) -> Vec<Effect> {
+        let suspect = Effect::Suspect { member: member.clone(), reason };
+        vec![suspect, Effect::Probe { member: member.clone() }]
+    }
+
+    fn alive(member: &Member, reason: Reason) -> Effect {
+        Effect::Alive { member: member.clone(), reason }
+    }
+
+    fn with(members: &[&Member]) -> Membership {
+        let mut membership = Membership::new();
+        for member in members {
+            membership.joined(joining(member), Millis(0)).unwrap();
+        }
+        membership
+    }
+
+    #[test]
+    fn three_missed_beats_make_a_suspect_and_two_seconds_a_dead_node() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        assert_eq!(membership.beat(beat(&ann, 1, 0), Millis(500)), Some(vec![]));
+        assert_eq!(membership.tick(Millis(1_999)), []);
+        assert_eq!(membership.tick(Millis(2_000)), suspect(&ann, Reason::BeatsMissed));
+        assert_eq!(membership.probe_result(&ann, Probe::Connected), []);
+        assert_eq!(membership.tick(Millis(2_499)), []);
+        assert_eq!(membership.tick(Millis(2_500)), [dead(&ann, Reason::Silent)]);
+        assert_eq!(membership.nodes().count(), 0);
+    }
+
+    #[test]
+    fn a_lost_session_and_a_refused_port_mean_dead_now() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        let lost = membership.session_lost(&ann.name, Millis(10));
+        assert_eq!(lost, suspect(&ann, Reason::SessionLost));
+        let refused = membership.probe_result(&ann, Probe::Refused);
+        assert_eq!(refused, [dead(&ann, Reason::PortRefused)]);
+    }
+
+    #[test]
+    fn a_refused_port_of_a_node_that_beats_means_nothing() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        membership.session_lost(&ann.name, Millis(10));
+        let again = membership.beat(beat(&ann, 1, 0), Millis(20));
+        assert_eq!(again, Some(vec![alive(&ann, Reason::BeatsAgain)]));
+        assert_eq!(membership.probe_result(&ann, Probe::Refused), []);
+    }
+
+    #[test]
+    fn a_stalled_runtime_is_slow_and_then_dead() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        assert_eq!(membership.beat(beat(&ann, 1, 30_000), Millis(500)), Some(vec![]));
+        let stalled = membership.beat(beat(&ann, 2, 30_001), Millis(1_000));
+        assert_eq!(stalled, Some(vec![dead(&ann, Reason::RuntimeStalled)]));
+    }
+
+    #[test]
+    fn a_dead_incarnation_never_comes_back() {
+        let (ann, later) = (member("ann", 2), member("ann", 3));
+        let mut membership = with(&[&ann]);
+        membership.left(&ann);
+        assert_eq!(membership.beat(beat(&ann, 1, 0), Millis(10)), None);
+        assert!(membership.joined(joining(&ann), Millis(10)).is_err());
+        assert!(membership.joined(joining(&member("ann", 1)), Millis(10)).is_err());
+        let joined = membership.joined(joining(&later), Millis(10)).unwrap();
+        assert_eq!(joined, [alive(&later, Reason::Joined)]);
+    }
+
+    #[test]
+    fn what_an_earlier_leader_buried_stays_dead() {
+        let ann = member("ann", 2);
+        let mut membership = Membership::new();
+        membership.buried(&ann);
+        assert!(membership.joined(joining(&ann), Millis(0)).is_err());
+    }
+
+    #[test]
+    fn a_newer_incarnation_replaces_the_older() {
+        let (ann, later) = (member("ann", 1), member("ann", 2));
+        let mut membership = with(&[&ann]);
+        let joined = membership.joined(joining(&later), Millis(10)).unwrap();
+        assert_eq!(joined, [dead(&ann, Reason::Replaced), alive(&later, Reason::Joined)]);
+        assert!(membership.joined(joining(&ann), Millis(20)).is_err());
+        assert_eq!(membership.beat(beat(&ann, 9, 0), Millis(30)), None);
+    }
+
+    #[test]
+    fn joining_again_is_no_news() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        assert_eq!(membership.joined(joining(&ann), Millis(10)).unwrap(), []);
+    }
+
+    #[test]
+    fn an_overtaken_beat_says_nothing() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        membership.beat(beat(&ann, 2, 0), Millis(500));
+        assert_eq!(membership.beat(beat(&ann, 1, 0), Millis(510)), None);
+    }
+
+    #[test]
+    fn the_brake_holds_when_more_than_half_fall_silent_together() {
+        let all = ["ann", "bob", "cid", "dan"].map(|name| member(name, 1));
+        let check = |silent: &[(usize, u64)], now: u64, expected: Brake| {
+            let mut membership = with(&all.each_ref());
+            for (index, at) in silent {
+                membership.session_lost(&all[*index].name, Millis(*at));
+                membership.probe_result(&all[*index], Probe::Refused);
+            }
+            assert_eq!(membership.brake(Millis(now)), expected, "{silent:?}");
+        };
+        check(&[(0, 10), (1, 20)], 30, Brake::Off);
+        check(&[(0, 10), (1, 20), (2, 30)], 40, Brake::On { silent: 3, of: 4 });
+        check(&[(0, 10), (1, 20), (2, 3_000)], 3_010, Brake::Off);
+    }
+}

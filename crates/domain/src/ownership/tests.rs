@@ -1,0 +1,243 @@
+use super::*;
+use crate::Incarnation;
+
+const SHARD: ShardId = ShardId(0);
+const SETTINGS: Settings = Settings { settle_ms: 3_000, nodes_expected: 2 };
+
+fn member(name: &str, incarnation: u64) -> Member {
+    Member { name: name.parse().unwrap(), incarnation: Incarnation(incarnation) }
+}
+
+fn candidate(member: &Member, standing: Standing) -> Candidate {
+    Candidate { member: member.clone(), zone: "a".to_owned(), capacity: 1, standing }
+}
+
+fn view(members: &[&Member]) -> Vec<Candidate> {
+    members.iter().map(|member| candidate(member, Standing::Answering)).collect()
+}
+
+fn row(epoch: u64, member: Option<&Member>, term: u64) -> OwnerRow {
+    OwnerRow { epoch: Epoch(epoch), member: member.cloned(), term: Term(term) }
+}
+
+fn held(epoch: u64, is_open: bool) -> [Held; 1] {
+    [Held { shard: SHARD, epoch: Epoch(epoch), is_open }]
+}
+
+/// A leader of term 5 that has read the row of its only shard.
+fn leader(row: OwnerRow) -> Ownership {
+    let mut ownership = Ownership::new(Term(5), [SHARD], SETTINGS, Millis(0));
+    assert_eq!(ownership.tick(Millis(0)), [Action::ReadOwner { shard: SHARD }]);
+    ownership.owner_read(SHARD, row, Millis(10));
+    ownership
+}
+
+fn fences(actions: &[Action]) -> Vec<(u64, Member, Reason)> {
+    let fence = |action: &Action| match action {
+        Action::Fence { expected_epoch, to, reason, .. } => {
+            Some((expected_epoch.0, to.clone(), *reason))
+        }
+        Action::ReadOwner { .. }
+        | Action::Grant { .. }
+        | Action::MapChanged { .. }
+        | Action::Outranked { .. } => None,
+    };
+    actions.iter().filter_map(fence).collect()
+}
+
+fn grants(actions: &[Action]) -> Vec<(u64, Member)> {
+    let grant = |action: &Action| match action {
+        Action::Grant { epoch, to, .. } => Some((epoch.0, to.clone())),
+        Action::ReadOwner { .. }
+        | Action::Fence { .. }
+        | Action::MapChanged { .. }
+        | Action::Outranked { .. } => None,
+    };
+    actions.iter().filter_map(grant).collect()
+}
+
+#[test]
+fn nothing_is_done_for_a_shard_whose_row_is_unread() {
+    let ann = member("ann", 1);
+    let mut ownership = Ownership::new(Term(5), [SHARD], SETTINGS, Millis(0));
+    assert_eq!(ownership.tick(Millis(0)), [Action::ReadOwner { shard: SHARD }]);
+    assert_eq!(ownership.view(view(&[&ann]), Millis(10)), []);
+    assert_eq!(ownership.tick(Millis(4_999)), []);
+    assert_eq!(ownership.tick(Millis(5_000)), [Action::ReadOwner { shard: SHARD }]);
+    ownership.owner_unread(SHARD, Millis(5_100));
+    assert_eq!(ownership.tick(Millis(5_299)), []);
+    assert_eq!(ownership.tick(Millis(5_300)), [Action::ReadOwner { shard: SHARD }]);
+}
+
+#[test]
+fn a_new_shard_waits_for_the_expected_nodes_or_for_a_while() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(0, None, 0));
+    assert_eq!(ownership.view(view(&[&ann]), Millis(100)), []);
+    assert_eq!(ownership.tick(Millis(3_099)), []);
+    let waited = fences(&ownership.tick(Millis(3_100)));
+    assert_eq!(waited, [(0, ann.clone(), Reason::FirstPlacement)]);
+
+    let mut ownership = leader(row(0, None, 0));
+    let complete = fences(&ownership.view(view(&[&ann, &bob]), Millis(100)));
+    assert!(matches!(complete[..], [(0, _, Reason::FirstPlacement)]));
+}
+
+#[test]
+fn a_grant_is_repeated_until_the_node_holds_it() {
+    let ann = member("ann", 1);
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    let first = ownership.view(view(&[&ann]), Millis(100));
+    assert_eq!(grants(&first), [(4, ann.clone())]);
+    assert_eq!(ownership.held(&ann, &[], Millis(250)), []);
+    assert_eq!(grants(&ownership.tick(Millis(300))), [(4, ann.clone())]);
+    let holds = ownership.held(&ann, &held(4, false), Millis(400));
+    assert_eq!(holds, []);
+    assert_eq!(ownership.tick(Millis(600)), []);
+    assert!(!ownership.map()[&SHARD].is_open);
+    let opened = ownership.held(&ann, &held(4, true), Millis(700));
+    assert_eq!(opened, [Action::MapChanged { version: 2 }]);
+    assert!(ownership.map()[&SHARD].is_open);
+}
+
+#[test]
+fn a_shard_of_a_live_node_stays_whatever_the_placement_says() {
+    let ann = member("ann", 1);
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann]), Millis(100));
+    ownership.held(&ann, &held(4, true), Millis(200));
+    for name in ["bob", "cid", "dan"] {
+        let more = ownership.view(view(&[&ann, &member(name, 1)]), Millis(300));
+        assert_eq!(fences(&more), []);
+    }
+    assert_eq!(fences(&ownership.tick(Millis(60_000))), []);
+}
+
+#[test]
+fn a_shard_of_a_dead_node_is_fenced_to_a_live_one() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    let died = ownership.view(view(&[&bob]), Millis(200));
+    assert_eq!(fences(&died), [(4, bob.clone(), Reason::OwnerDied)]);
+    assert_eq!(ownership.tick(Millis(300)), [], "one fence in flight");
+    let fenced = FenceResult::Fenced(row(5, Some(&bob), 5));
+    let granted = ownership.fence_result(SHARD, fenced, Millis(400));
+    assert_eq!(grants(&granted), [(5, bob.clone())]);
+    assert_eq!(ownership.map()[&SHARD].member, bob);
+}
+
+#[test]
+fn owners_of_an_earlier_leader_have_time_to_join() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    assert_eq!(fences(&ownership.view(view(&[&bob]), Millis(100))), []);
+    assert_eq!(fences(&ownership.tick(Millis(2_999))), []);
+    let fenced = fences(&ownership.tick(Millis(3_000)));
+    assert_eq!(fenced, [(4, bob, Reason::OwnerDied)]);
+}
+
+#[test]
+fn a_node_that_came_back_gets_its_shards_in_a_new_epoch_at_once() {
+    let (ann, again) = (member("ann", 1), member("ann", 2));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    let joined = ownership.view(view(&[&again]), Millis(100));
+    assert_eq!(fences(&joined), [(4, again, Reason::OwnerDied)]);
+}
+
+#[test]
+fn a_lost_fence_adopts_the_row_that_it_met() {
+    let (ann, bob, cid) = (member("ann", 1), member("bob", 1), member("cid", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob, &cid]), Millis(100));
+    ownership.view(view(&[&bob, &cid]), Millis(200));
+    let lost = FenceResult::Lost(row(6, Some(&cid), 5));
+    let actions = ownership.fence_result(SHARD, lost, Millis(300));
+    assert_eq!(grants(&actions), [(6, cid)]);
+    ownership.view(view(&[&bob]), Millis(400));
+    let lost = FenceResult::Lost(row(7, Some(&ann), 5));
+    let actions = ownership.fence_result(SHARD, lost, Millis(500));
+    assert_eq!(fences(&actions), [(7, bob, Reason::OwnerDied)], "the row names a dead node");
+}
+
+#[test]
+fn a_failed_fence_is_looked_up() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    ownership.view(view(&[&bob]), Millis(200));
+    assert_eq!(ownership.fence_result(SHARD, FenceResult::Failed, Millis(300)), []);
+    assert_eq!(ownership.tick(Millis(500)), [Action::ReadOwner { shard: SHARD }]);
+    let read = ownership.owner_read(SHARD, row(5, Some(&bob), 5), Millis(600));
+    assert_eq!(grants(&read), [(5, bob)]);
+}
+
+#[test]
+fn a_fence_that_nobody_answers_is_looked_up() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    ownership.view(view(&[&bob]), Millis(200));
+    assert_eq!(ownership.tick(Millis(5_200)), [Action::ReadOwner { shard: SHARD }]);
+}
+
+#[test]
+fn whoever_meets_a_higher_epoch_reads_the_row_again() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    let told = ownership.held(&bob, &held(5, true), Millis(200));
+    assert_eq!(told, [Action::ReadOwner { shard: SHARD }]);
+    ownership.owner_read(SHARD, row(5, Some(&bob), 4), Millis(300));
+    assert_eq!(ownership.map()[&SHARD].member, bob);
+    assert_eq!(ownership.held(&ann, &held(4, true), Millis(400)), [], "an old one says nothing");
+}
+
+#[test]
+fn a_shard_that_its_owner_gave_up_gets_a_new_epoch() {
+    let check = |drop: fn(&mut Ownership, &Member) -> Vec<Action>| {
+        let ann = member("ann", 1);
+        let mut ownership = leader(row(4, Some(&ann), 3));
+        ownership.view(view(&[&ann]), Millis(100));
+        ownership.held(&ann, &held(4, true), Millis(200));
+        let dropped = fences(&drop(&mut ownership, &ann));
+        assert_eq!(dropped, [(4, ann, Reason::OwnerDropped)]);
+    };
+    check(|ownership, _| ownership.dropped(SHARD, Epoch(4), Reason::Fenced, Millis(300)));
+    check(|ownership, ann| ownership.held(ann, &[], Millis(300)));
+    check(|ownership, ann| ownership.held(ann, &held(3, true), Millis(300)));
+}
+
+#[test]
+fn a_shard_whose_store_rolled_back_is_left_alone() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    ownership.dropped(SHARD, Epoch(4), Reason::StoreRolledBack, Millis(200));
+    assert_eq!(fences(&ownership.view(view(&[&bob]), Millis(300))), []);
+    assert_eq!(ownership.tick(Millis(60_000)), []);
+}
+
+#[test]
+fn a_suspect_keeps_its_shards_and_gets_none() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    let suspect = candidate(&ann, Standing::Suspect);
+    assert_eq!(fences(&ownership.view(vec![suspect], Millis(200))), []);
+    let suspect = candidate(&bob, Standing::Suspect);
+    assert_eq!(fences(&ownership.view(vec![suspect], Millis(300))), [], "no live target");
+}
+
+#[test]
+fn a_row_of_a_later_term_ends_this_one() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    ownership.view(view(&[&bob]), Millis(200));
+    let lost = FenceResult::Lost(row(5, Some(&ann), 6));
+    let actions = ownership.fence_result(SHARD, lost, Millis(300));
+    assert_eq!(actions, [Action::Outranked { term: Term(6) }]);
+    let later = ownership.tick(Millis(9_000));
+    assert_eq!(later, [Action::Outranked { term: Term(6) }]);
+}

@@ -1,0 +1,243 @@
+//! What becomes of a work: its states, and why it is in one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::Error;
+
+/// `accepted → running ⇄ waiting | in_doubt → cancelling →` one of the four final states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WorkState {
+    Accepted,
+    Running,
+    Waiting,
+    InDoubt,
+    Cancelling,
+    Succeeded,
+    /// Its own fault or limit; final.
+    Failed,
+    Cancelled,
+    /// Ours or the world's fault; kept for Retry.
+    DeadLettered,
+}
+
+impl WorkState {
+    pub const ALL: [Self; 9] = [
+        Self::Accepted,
+        Self::Running,
+        Self::Waiting,
+        Self::InDoubt,
+        Self::Cancelling,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+        Self::DeadLettered,
+    ];
+
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::DeadLettered => true,
+            Self::Accepted | Self::Running | Self::Waiting | Self::InDoubt | Self::Cancelling => false,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::InDoubt => "in_doubt",
+            Self::Cancelling => "cancelling",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::DeadLettered => "dead_lettered",
+        }
+    }
+}
+
+/// Declares the closed list of reason codes with the numbers under which they are stored; a number is never reused.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal $text:literal,)*) => {
+        /// Why a state was entered, a request refused, or a thing given up. A closed list: nothing happens without one.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u16)]
+        pub enum Reason {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The text that people and programs see, e.g. `no_offer`.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    // Works.
+    /// Accepted: a client submitted it.
+    Submitted = 1 "submitted",
+    /// Running: its turn came.
+    TurnBegan = 2 "turn_began",
+    /// Waiting: nobody offers the phase that is next.
+    NoOffer = 3 "no_offer",
+    /// Running again: somebody offers it now.
+    OfferAppeared = 4 "offer_appeared",
+    /// Succeeded: the turn ended with a result.
+    Completed = 5 "completed",
+    /// Cancelling or cancelled: a client asked for it.
+    CancelRequested = 6 "cancel_requested",
+    /// Failed: its deadline passed.
+    DeadlineExceeded = 7 "deadline_exceeded",
+    /// Failed: the model refused the request.
+    ModelRefused = 8 "model_refused",
+    /// Dead-lettered: the model could not be reached often enough.
+    ModelUnavailable = 9 "model_unavailable",
+    /// Failed: the model's answer is not what the phase needs.
+    ModelAnswerInvalid = 10 "model_answer_invalid",
+    /// Failed: the result is over its limit.
+    ResultTooLarge = 11 "result_too_large",
+    /// Failed: the chain went back to Action more often than its definition allows.
+    CycleLimit = 12 "cycle_limit",
+    /// Dead-lettered: its agent failed over and over.
+    Quarantined = 13 "quarantined",
+    /// Dead-lettered: the definition that it pins is gone.
+    DefinitionMissing = 14 "definition_missing",
+    /// A step ran out of attempts because its workers died.
+    WorkerLost = 15 "worker_lost",
+
+    // Refusals.
+    /// The agent's queue is full.
+    QueueFull = 30 "queue_full",
+    /// The node's queued inputs are at their limit.
+    NodeFull = 31 "node_full",
+    /// The peer or writer has too much unacknowledged.
+    Overloaded = 32 "overloaded",
+    /// The shard is owned by somebody else.
+    Moved = 33 "moved",
+    /// The shard has no owner now.
+    Unowned = 34 "unowned",
+    /// The epoch is older than the owner row's.
+    Fenced = 35 "fenced",
+    /// The store does not answer.
+    StoreUnavailable = 36 "store_unavailable",
+    /// Same idempotency key, other input.
+    KeyReused = 37 "key_reused",
+    /// No such agent, work or definition.
+    NotFound = 38 "not_found",
+    /// The request is malformed.
+    Malformed = 39 "malformed",
+    /// The input is over its limit.
+    InputTooLarge = 40 "input_too_large",
+    /// The message made too many hops.
+    TooManyHops = 41 "too_many_hops",
+    /// A version of a definition would change its placement class.
+    ClassChanged = 42 "class_changed",
+    /// The caller's certificate may not do this.
+    NotAuthorised = 43 "not_authorised",
+    /// This process is shutting down.
+    ShuttingDown = 44 "shutting_down",
+
+    // Nodes.
+    Joined = 60 "joined",
+    Left = 61 "left",
+    /// Suspected: its session dropped.
+    SessionLost = 62 "session_lost",
+    /// Suspected: three beats missed.
+    BeatsMissed = 63 "beats_missed",
+    /// Dead: its port refuses connections.
+    PortRefused = 64 "port_refused",
+    /// Dead: two seconds after its last beat.
+    Silent = 65 "silent",
+    /// Dead: its runtime did not answer for 30 seconds.
+    RuntimeStalled = 66 "runtime_stalled",
+    /// Dead: a newer incarnation of it joined.
+    Replaced = 67 "replaced",
+    /// Alive again before the verdict.
+    BeatsAgain = 68 "beats_again",
+
+    // Shards.
+    /// Granted for the first time.
+    FirstPlacement = 80 "first_placement",
+    /// Moved because its node died.
+    OwnerDied = 81 "owner_died",
+    /// Its owner said that it had dropped it.
+    OwnerDropped = 82 "owner_dropped",
+    /// Opened by its owner.
+    ShardOpened = 83 "shard_opened",
+    /// The head is below what was acknowledged: the store lost commits.
+    StoreRolledBack = 84 "store_rolled_back",
+    /// No live node may have it.
+    NoTarget = 85 "no_target",
+
+    // Agents.
+    Activated = 100 "activated",
+    /// Evicted: idle for ten seconds.
+    Idle = 101 "idle",
+    /// Restarted after a failure.
+    Restarted = 102 "restarted",
+
+    // Leadership.
+    /// Nobody led.
+    LeaderFree = 120 "leader_free",
+    /// The leader's beat stood still for two seconds.
+    LeaderSilent = 121 "leader_silent",
+    /// It could not write its beat for 1.5 seconds.
+    BeatUnwritten = 122 "beat_unwritten",
+}
+
+impl Reason {
+    /// The number under which it is stored.
+    pub fn code(self) -> u16 {
+        self as u16
+    }
+
+    pub fn from_code(code: u16) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.code() == code)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Reason {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.iter().copied().find(|reason| reason.as_str() == text);
+        found.ok_or_else(|| Error::malformed("reason", text, "a reason code of this version"))
+    }
+}
+
+impl fmt::Display for WorkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for WorkState {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.iter().copied().find(|state| state.as_str() == text);
+        found.ok_or_else(|| Error::malformed("work state", text, "accepted, running, waiting, … or dead_lettered"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_codes_and_texts_are_unique_and_read_back() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_code(reason.code()), Some(*reason));
+            assert_eq!(reason.as_str().parse(), Ok(*reason));
+        }
+    }
+}

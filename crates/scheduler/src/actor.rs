@@ -1,0 +1,498 @@
+//! The scheduler of one control replica: stands by, or leads.
+//!
+//! Owns the machines of `domain` and carries out what they want; whatever takes time is a task that comes back as a
+//! message. Stopping it loses nothing: the next leader reads the owner rows and goes on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use domain::leadership::{Action, LeaderRow, Leadership, Taken};
+use domain::membership::{Beat, Load};
+use domain::time::Millis;
+use domain::{Epoch, Incarnation, Member, ProcessName, Reason, ShardId, Term};
+use proto::kind;
+use proto::link::{Held, JoinRequest};
+use proto::v1;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::journal::{Journal, Transition};
+use crate::leader::{Hands, Leader, Outcome, Query, load, read_held};
+use crate::links::{Request, malformed, overloaded, refusal};
+use crate::metrics;
+use crate::shared::{Shared, Status, envelope};
+use crate::steps;
+
+pub(crate) type Inbox = ActorRef<Message>;
+
+/// Requests that wait for a replica that is about to lead.
+const WAITING_MAX: usize = 256;
+
+/// Everything it hears.
+pub(crate) enum Message {
+    Tick,
+    /// Send out the view, if it changed.
+    Publish,
+    Request(Request, OwnedSemaphorePermit),
+    /// The link to a node is up.
+    Linked(ProcessName),
+    Pulse(Pulse, OwnedSemaphorePermit),
+    /// What a look at the leader row gave; none: the store does not answer.
+    Observed(Option<steps::Observed>),
+    Taken(Taken),
+    BeatWritten(Term, Millis),
+    /// The store says that we do not lead in this term any more.
+    Deposed(Term),
+    Done(Term, Outcome),
+    Nodes(RpcReplyPort<Vec<v1::Node>>),
+    Shards(RpcReplyPort<Vec<v1::Shard>>),
+    Find(Query, RpcReplyPort<Vec<v1::Capability>>),
+    Placement(ShardId, RpcReplyPort<Vec<String>>),
+    Shutdown(RpcReplyPort<()>),
+}
+
+// Local only: nothing of it ever travels.
+impl ractor::Message for Message {}
+
+/// What a heartbeat connection brought.
+pub(crate) struct Pulse {
+    pub(crate) from: ProcessName,
+    /// None: the connection is gone.
+    pub(crate) beat: Option<proto::link::Beat>,
+    pub(crate) at: Instant,
+}
+
+pub(crate) struct Scheduler;
+
+/// What this replica is.
+enum Part {
+    Standby,
+    /// It leads, and reads what it needs before it acts.
+    Loading(Loading),
+    Leading(Box<Leader>),
+}
+
+struct Loading {
+    hands: Hands,
+    journal: Journal,
+    /// Ends with it.
+    _task: JoinSet<()>,
+}
+
+pub(crate) struct State {
+    shared: Arc<Shared>,
+    inbox: Inbox,
+    leadership: Leadership,
+    part: Part,
+    /// Why we take the leadership, while we do.
+    taking: Option<Reason>,
+    is_looking: bool,
+    is_publish_due: bool,
+    waiting: VecDeque<(Request, OwnedSemaphorePermit)>,
+    /// Who waits for our end, and what has to be written before.
+    shutdown: Option<RpcReplyPort<()>>,
+    closing: Option<Journal>,
+}
+
+impl Actor for Scheduler {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arc<Shared>;
+
+    async fn pre_start(
+        &self,
+        myself: Inbox,
+        shared: Arc<Shared>,
+    ) -> Result<State, ActorProcessingErr> {
+        steps::tick(shared.config.tick_ms, myself.clone());
+        Ok(State {
+            shared,
+            inbox: myself,
+            leadership: Leadership::new(),
+            part: Part::Standby,
+            taking: None,
+            is_looking: false,
+            is_publish_due: false,
+            waiting: VecDeque::new(),
+            shutdown: None,
+            closing: None,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _: Inbox,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let now = state.shared.clock.now();
+        state.step_down_in_time(now);
+        match message {
+            Message::Tick => state.tick(now),
+            Message::Publish => state.publish(),
+            Message::Request(request, room) => state.request(request, room, now),
+            Message::Linked(name) => state.linked(&name),
+            Message::Pulse(pulse, _room) => state.pulse(pulse),
+            Message::Observed(observed) => state.observed(observed, now),
+            Message::Taken(taken) => state.taken(taken, now),
+            Message::BeatWritten(term, sent) => state.beat_written(term, sent),
+            Message::Deposed(term) => state.deposed(term),
+            Message::Done(term, outcome) => state.done(term, outcome, now),
+            Message::Nodes(reply) => {
+                _ = reply.send(state.leader().map(Leader::nodes).unwrap_or_default())
+            }
+            Message::Shards(reply) => {
+                _ = reply.send(state.leader().map(Leader::shards).unwrap_or_default())
+            }
+            Message::Find(query, reply) => {
+                _ = reply
+                    .send(state.leader().map(|leader| leader.find(&query)).unwrap_or_default());
+            }
+            Message::Placement(shard, reply) => {
+                _ = reply
+                    .send(state.leader().map(|leader| leader.placement(shard)).unwrap_or_default());
+            }
+            Message::Shutdown(reply) => state.shut_down(reply),
+        }
+        state.follow_up();
+        Ok(())
+    }
+}
+
+impl State {
+    fn leader(&self) -> Option<&Leader> {
+        match &self.part {
+            Part::Leading(leader) => Some(leader),
+            Part::Standby | Part::Loading(_) => None,
+        }
+    }
+
+    fn leader_mut(&mut self) -> Option<&mut Leader> {
+        match &mut self.part {
+            Part::Leading(leader) => Some(leader),
+            Part::Standby | Part::Loading(_) => None,
+        }
+    }
+
+    fn term(&self) -> Option<Term> {
+        match &self.part {
+            Part::Leading(leader) => Some(leader.term()),
+            Part::Loading(loading) => Some(loading.hands.term),
+            Part::Standby => None,
+        }
+    }
+
+    /// A leader that was stopped for a while must not act on what it believed before.
+    fn step_down_in_time(&mut self, now: Millis) {
+        if self.term().is_some() && self.leadership.leads(now).is_none() {
+            let actions = self.leadership.tick(now);
+            self.carry(actions);
+        }
+    }
+
+    fn tick(&mut self, now: Millis) {
+        let actions = self.leadership.tick(now);
+        self.carry(actions);
+        if let Some(leader) = self.leader_mut() {
+            leader.tick(now);
+        }
+        self.waiting.retain(|(request, _)| {
+            request.deadline.is_none_or(|deadline| Instant::now() < deadline)
+        });
+    }
+
+    /// What may follow from any message.
+    fn follow_up(&mut self) {
+        if self.leader().is_some_and(|leader| leader.outranked().is_some()) {
+            let actions = self.leadership.deposed();
+            self.carry(actions);
+        }
+        if self.leader().is_some_and(Leader::is_dirty) && !self.is_publish_due {
+            self.is_publish_due = true;
+            let (inbox, wait_ms) = (self.inbox.clone(), self.shared.config.coalesce_ms);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                _ = inbox.cast(Message::Publish);
+            });
+        }
+    }
+
+    fn publish(&mut self) {
+        self.is_publish_due = false;
+        if let Some(leader) = self.leader_mut() {
+            leader.publish(None);
+        }
+    }
+
+    // Leadership.
+
+    fn carry(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Observe => self.look(),
+                Action::Take { expected_term, expected_beat, reason } => {
+                    self.taking = Some(reason);
+                    let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+                    tokio::spawn(steps::take(shared, inbox, expected_term, expected_beat));
+                }
+                Action::RaiseBeat { term, sent } => {
+                    let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+                    tokio::spawn(steps::raise_beat(shared, inbox, term, sent));
+                }
+                Action::Release { term } => self.release(term),
+                Action::Began(term) => self.began(term),
+                Action::Ended(reason) => self.ended(reason),
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        if !std::mem::replace(&mut self.is_looking, true) {
+            tokio::spawn(steps::observe(self.shared.clone(), self.inbox.clone()));
+        }
+    }
+
+    fn observed(&mut self, observed: Option<steps::Observed>, now: Millis) {
+        self.is_looking = false;
+        let Some(observed) = observed else { return };
+        if self.term().is_none() {
+            let row = observed.leader.clone().unwrap_or_default();
+            self.know(row, observed.cluster_id);
+        }
+        let actions = self.leadership.observe(observed.leader.as_ref(), now);
+        self.carry(actions);
+    }
+
+    /// Notes who leads, when it is not us.
+    fn know(&self, row: LeaderRow, cluster_id: Option<domain::ClusterId>) {
+        let leader = row.name.map(String::from).unwrap_or_default();
+        self.shared.status.send_if_modified(|status| {
+            let cluster_id = cluster_id.or(status.cluster_id.take());
+            let known = Status { leader, term: row.term, leads: false, cluster_id };
+            std::mem::replace(status, known.clone()) != known
+        });
+        metrics::TERM.set(row.term.0.cast_signed());
+    }
+
+    fn taken(&mut self, taken: Taken, now: Millis) {
+        let actions = self.leadership.taken(taken, now);
+        self.carry(actions);
+    }
+
+    fn began(&mut self, term: Term) {
+        let reason = self.taking.take().unwrap_or(Reason::LeaderFree);
+        info!(%term, %reason, leader = %self.shared.me.name, "leading");
+        metrics::TERM.set(term.0.cast_signed());
+        metrics::LEADS.set(1);
+        let before = self.shared.status();
+        self.shared.status.send_modify(|status| {
+            status.leader = self.shared.me.name.to_string();
+            status.term = term;
+            status.leads = true;
+        });
+        let journal = Journal::open(term, self.shared.clone(), self.inbox.clone());
+        journal.transition(Transition {
+            subject: format!("leader/{}", self.shared.me.name),
+            from: "standby",
+            to: "leader",
+            reason,
+            cause: match before.leader.as_str() {
+                "" => String::new(),
+                leader => format!("{leader} led in term {}", before.term),
+            },
+            epoch: Epoch(0),
+            node: String::new(),
+        });
+        let hands = Hands::new(term, self.shared.clone(), self.inbox.clone());
+        let mut task = JoinSet::new();
+        task.spawn(load(hands.clone()));
+        self.part = Part::Loading(Loading { hands, journal, _task: task });
+    }
+
+    fn ended(&mut self, reason: Reason) {
+        let part = std::mem::replace(&mut self.part, Part::Standby);
+        let journal = match part {
+            Part::Standby => return,
+            Part::Loading(loading) => loading.journal,
+            Part::Leading(leader) => leader.into_journal(),
+        };
+        metrics::LEADS.set(0);
+        self.shared.status.send_modify(|status| {
+            status.leads = false;
+            status.leader.clear();
+        });
+        if reason == Reason::ShuttingDown {
+            self.closing = Some(journal);
+        } else {
+            journal.abandon();
+            warn!(%reason, "not leading any more");
+        }
+    }
+
+    fn beat_written(&mut self, term: Term, sent: Millis) {
+        if self.term() == Some(term) {
+            self.leadership.beat_written(sent);
+        }
+    }
+
+    fn deposed(&mut self, term: Term) {
+        if self.term() == Some(term) {
+            let actions = self.leadership.deposed();
+            self.carry(actions);
+        }
+    }
+
+    fn shut_down(&mut self, reply: RpcReplyPort<()>) {
+        self.shutdown = Some(reply);
+        self.waiting.clear();
+        let actions = self.leadership.resign();
+        self.carry(actions);
+        if let Some(reply) = self.shutdown.take() {
+            _ = reply.send(());
+            self.inbox.stop(None);
+        }
+    }
+
+    fn release(&mut self, term: Term) {
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        let (journal, reply) = (self.closing.take(), self.shutdown.take());
+        tokio::spawn(async move {
+            steps::release(shared, term, journal).await;
+            if let Some(reply) = reply {
+                _ = reply.send(());
+            }
+            inbox.stop(None);
+        });
+    }
+
+    fn done(&mut self, term: Term, outcome: Outcome, now: Millis) {
+        if self.term() != Some(term) {
+            return;
+        }
+        match (std::mem::replace(&mut self.part, Part::Standby), outcome) {
+            (Part::Loading(loading), Outcome::Loaded(loaded)) => {
+                self.begin(loading, *loaded, now);
+            }
+            (Part::Leading(mut leader), outcome) => {
+                leader.done(outcome, now);
+                self.part = Part::Leading(leader);
+            }
+            (part @ (Part::Loading(_) | Part::Standby), _) => self.part = part,
+        }
+    }
+
+    fn begin(&mut self, loading: Loading, loaded: crate::leader::Loaded, now: Millis) {
+        let leader = Leader::new(loading.hands, loading.journal, loaded, now);
+        self.shared
+            .status
+            .send_modify(|status| status.cluster_id = Some(leader.cluster_id().clone()));
+        self.part = Part::Leading(Box::new(leader));
+        for (request, room) in std::mem::take(&mut self.waiting) {
+            self.request(request, room, now);
+        }
+    }
+
+    // What other processes say.
+
+    fn request(&mut self, request: Request, room: OwnedSemaphorePermit, now: Millis) {
+        let Some(leader) = self.leader_mut() else { return self.redirect(request, room) };
+        let (from, payload) = (&request.from, request.envelope.payload.clone());
+        let answer = match request.envelope.kind {
+            kind::JOIN => {
+                let joined = read_message(payload)
+                    .and_then(|join: JoinRequest| leader.join(from, join, now));
+                let outcome = if joined.is_ok() { "joined" } else { "refused" };
+                metrics::JOINS.with_label_values(&[outcome]).inc();
+                if let Err(refusal) = &joined {
+                    warn!(%from, reason = refusal.message, "refused a join");
+                }
+                joined
+            }
+            kind::LEAVE => {
+                read_message(payload).and_then(|join: JoinRequest| leader.leave(from, join, now))
+            }
+            kind::VIEW_WANTED => Ok(leader.whole_view()),
+            kind::DROPPED => read_message(payload).and_then(|held: Held| {
+                let reason = why_dropped(&request.envelope);
+                leader.dropped(from, read_held(held), reason, now)
+            }),
+            other => Err(malformed(format!("kind {other} is not for the leader"))),
+        };
+        self.answer(request, answer);
+    }
+
+    fn answer(&self, request: Request, answer: Result<bytes::Bytes, proto::link::Refusal>) {
+        // Whoever wants the view without waiting for an answer gets it as everybody gets views.
+        if let (kind::VIEW_WANTED, None, Ok(view)) =
+            (request.envelope.kind, &request.respond, &answer)
+        {
+            let mut message = envelope(kind::VIEW, &());
+            message.payload = view.clone();
+            _ = self.shared.links.cast(&request.from, message);
+        }
+        request.answer(answer);
+    }
+
+    /// Names the leader; where that may be us in a moment, the request waits.
+    fn redirect(&mut self, request: Request, room: OwnedSemaphorePermit) {
+        let status = self.shared.status();
+        let is_other = !status.leader.is_empty() && status.leader != self.shared.me.name.as_str();
+        if is_other && self.term().is_none() {
+            let message = format!("{} leads, not {}", status.leader, self.shared.me.name);
+            let mut refusal = refusal(Reason::Moved, message);
+            refusal.moved_node = status.leader;
+            refusal.moved_epoch = status.term.0;
+            return request.refuse(refusal);
+        }
+        if WAITING_MAX <= self.waiting.len() {
+            return request.refuse(overloaded());
+        }
+        self.waiting.push_back((request, room));
+    }
+
+    fn linked(&mut self, name: &ProcessName) {
+        if let Some(leader) = self.leader_mut() {
+            leader.linked(name);
+        }
+    }
+
+    fn pulse(&mut self, pulse: Pulse) {
+        let at = self.shared.clock.at(pulse.at);
+        let Some(leader) = self.leader_mut() else { return };
+        match pulse.beat {
+            Some(beat) => leader.beat(read_beat(pulse.from, beat), at),
+            None => leader.session_lost(&pulse.from, at),
+        }
+    }
+}
+
+fn read_message<T: prost::Message + Default>(
+    payload: bytes::Bytes,
+) -> Result<T, proto::link::Refusal> {
+    T::decode(payload).map_err(|error| malformed(format!("the message is damaged: {error}")))
+}
+
+/// A node names its reason in the field `step`, which means nothing else here. None is the usual one: the shard was
+/// fenced. It matters where the store lost commits: then an operator has to look, and nobody else may have the shard.
+fn why_dropped(envelope: &proto::link::Envelope) -> Reason {
+    u16::try_from(envelope.step).ok().and_then(Reason::from_code).unwrap_or(Reason::OwnerDropped)
+}
+
+fn read_beat(from: ProcessName, beat: proto::link::Beat) -> Beat {
+    let load = |load: proto::link::Load| Load {
+        capability: load.capability,
+        running: load.running,
+        queued: load.queued,
+    };
+    Beat {
+        member: Member { name: from, incarnation: Incarnation(beat.incarnation) },
+        number: beat.number,
+        held: beat.held.into_iter().map(read_held).collect(),
+        loads: beat.loads.into_iter().map(load).collect(),
+        hot_agents: beat.hot_agents,
+        runtime_silent_ms: beat.runtime_silent_ms,
+    }
+}

@@ -1,0 +1,80 @@
+use domain::{ErrorKind, Reason};
+use proto::status::Failure;
+
+/// What can go wrong with the scheduler.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("scheduler config: {field} = {value} is not valid: {allowed} is allowed")]
+    Config { field: &'static str, value: String, allowed: &'static str },
+    #[error("cannot start the scheduler")]
+    Start(#[source] Box<ractor::SpawnErr>),
+    /// Only the leader does this. Empty: nobody leads now.
+    #[error("this replica does not lead: ask {}", or_later(.leader))]
+    NotLeader { leader: String },
+    #[error("definition {name} is built in and cannot be changed; apply yours under another name")]
+    BuiltIn { name: String },
+    #[error("{kind:?} cannot be explained here: node, shard and leader can")]
+    UnknownKind { kind: String },
+    #[error("{subject} is not known: nothing is stored of it")]
+    UnknownSubject { subject: String },
+    #[error("scheduler does not answer; try again")]
+    Silent,
+    #[error("cannot {action}")]
+    Store {
+        action: &'static str,
+        #[source]
+        source: store::Error,
+    },
+    #[error(transparent)]
+    Value(#[from] domain::Error),
+}
+
+fn or_later(leader: &str) -> &str {
+    if leader.is_empty() { "again, nobody leads now" } else { leader }
+}
+
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config { .. } | Self::UnknownKind { .. } => ErrorKind::Invalid,
+            Self::Start(_) => ErrorKind::Internal,
+            Self::NotLeader { .. } | Self::Silent => ErrorKind::Unavailable,
+            Self::BuiltIn { .. } => ErrorKind::Conflict,
+            Self::UnknownSubject { .. } => ErrorKind::NotFound,
+            Self::Store { source, .. } => source.kind(),
+            Self::Value(error) => error.kind(),
+        }
+    }
+
+    pub(crate) fn store(action: &'static str) -> impl FnOnce(store::Error) -> Self {
+        move |source| Self::Store { action, source }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let reason = match &error {
+            Error::Config { .. }
+            | Error::BuiltIn { .. }
+            | Error::UnknownKind { .. }
+            | Error::Value(_) => Reason::Malformed,
+            Error::Start(_) | Error::Silent => Reason::Overloaded,
+            Error::NotLeader { .. } => Reason::Moved,
+            Error::UnknownSubject { .. } => Reason::NotFound,
+            Error::Store { .. } => Reason::StoreUnavailable,
+        };
+        let message = match &error {
+            // The text of a cause is not part of an error's own, but it is what a caller needs to see.
+            Error::Store { source, .. } => format!("{error}: {source}"),
+            Error::Config { .. }
+            | Error::Start(_)
+            | Error::NotLeader { .. }
+            | Error::BuiltIn { .. }
+            | Error::UnknownKind { .. }
+            | Error::UnknownSubject { .. }
+            | Error::Silent
+            | Error::Value(_) => error.to_string(),
+        };
+        Self::new(error.kind(), reason, message)
+    }
+}

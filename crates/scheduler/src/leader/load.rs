@@ -1,0 +1,179 @@
+//! The first act of a leader: it reads everything, and makes what the first leader of a store has to make.
+
+use std::collections::BTreeMap;
+
+use domain::ownership::OwnerRow;
+use domain::slot::{SLOTS, ShardRange, ShardTable};
+use domain::{Class, ClusterId, ShardId};
+use proto::link::control_write::Write;
+use proto::link::read_control::Read;
+use proto::link::{
+    ControlWrite, PutCluster, PutNode, PutShard, ReadCluster, ReadNodes, ReadShards,
+};
+use store::ControlOutcome;
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use super::hands::{Hands, Outcome};
+use crate::clock::Backoff;
+use crate::shared::row;
+
+const WRITE_MS: u64 = 5_000;
+
+/// Everything that a leader knows when it begins to act.
+pub(crate) struct Loaded {
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) table: ShardTable,
+    pub(crate) shards: Vec<PutShard>,
+    pub(crate) nodes: Vec<PutNode>,
+    pub(crate) owners: BTreeMap<ShardId, OwnerRow>,
+}
+
+enum Tried {
+    Loaded(Box<Loaded>),
+    NotLeader,
+}
+
+/// Tries until it has everything. Ends with its task, when the term ends.
+pub(crate) async fn load(hands: Hands) {
+    let mut backoff = Backoff::new();
+    loop {
+        match Box::pin(try_load(&hands)).await {
+            Ok(Tried::Loaded(loaded)) => return hands.report(Outcome::Loaded(loaded)),
+            Ok(Tried::NotLeader) => return hands.deposed(),
+            Err(error) => {
+                warn!(%error, term = %hands.term, "the leader cannot read its databases; trying again");
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+async fn try_load(hands: &Hands) -> Result<Tried, store::Error> {
+    let shared = &hands.shared;
+    let mut cluster_id = shared.read(Read::Cluster(ReadCluster {})).await?.cluster_id;
+    let mut shards = shared.read(Read::Shards(ReadShards {})).await?.shards;
+    if cluster_id.is_empty() || shards.is_empty() {
+        let fresh = new_shards(shared.config.shards, &shared.store_name);
+        match shared.write(hands.term, first_rows(&fresh), WRITE_MS).await? {
+            ControlOutcome::Done(answer) => cluster_id = answer.cluster_id,
+            ControlOutcome::NotLeader(_) => return Ok(Tried::NotLeader),
+        }
+        info!(cluster = cluster_id, shards = fresh.len(), "made the cluster");
+        shards = fresh;
+    }
+    let nodes = shared.read(Read::Nodes(ReadNodes {})).await?.nodes;
+    let table = table(&shards).map_err(corrupt)?;
+    let owners = owners(hands, &cluster_id, &shards).await;
+    let cluster_id = cluster_id.parse().map_err(corrupt)?;
+    Ok(Tried::Loaded(Box::new(Loaded { cluster_id, table, shards, nodes, owners })))
+}
+
+fn corrupt(error: domain::Error) -> store::Error {
+    store::Error::Corrupt { what: format!("control database: {error}") }
+}
+
+/// All or nothing: a cluster that has an id has its shards.
+fn first_rows(shards: &[PutShard]) -> Vec<ControlWrite> {
+    let cluster_id = format!("c-{:016x}", rand::random::<u64>());
+    let mut writes = vec![row(Write::Cluster(PutCluster { cluster_id }))];
+    writes.extend(shards.iter().cloned().map(|shard| row(Write::Shard(shard))));
+    writes
+}
+
+/// The shards of a new cluster: all of class `{}`, each with an equal run of slots.
+fn new_shards(count: u16, store: &str) -> Vec<PutShard> {
+    let (count, slots) = (u32::from(count), u32::from(SLOTS));
+    let first = |shard: u32| (shard * slots).div_ceil(count);
+    let shard = |shard: u32| PutShard {
+        shard,
+        class: 0,
+        slot_first: first(shard),
+        slot_count: first(shard + 1) - first(shard),
+        store: store.to_owned(),
+        database: format!("shard-{shard}"),
+    };
+    (0..count).map(shard).collect()
+}
+
+fn table(shards: &[PutShard]) -> Result<ShardTable, domain::Error> {
+    let mut ranges: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+    for shard in shards {
+        let (first, count) = ranges.entry(shard.class).or_insert((shard.shard, 0));
+        *first = (*first).min(shard.shard);
+        *count += 1;
+    }
+    let narrow = |number: u32| {
+        u16::try_from(number).map_err(|_| domain::Error::Malformed {
+            what: "shard range",
+            value: number.to_string(),
+            allowed: "numbers up to 65535",
+        })
+    };
+    let ranges: Result<Vec<ShardRange>, domain::Error> = ranges
+        .into_iter()
+        .map(|(class, (first, count))| {
+            let class = Class(narrow(class)?);
+            Ok(ShardRange { class, first: ShardId(first), count: narrow(count)? })
+        })
+        .collect();
+    ShardTable::new(ranges?)
+}
+
+/// Reads every owner row, each until it answers.
+async fn owners(
+    hands: &Hands,
+    cluster_id: &str,
+    shards: &[PutShard],
+) -> BTreeMap<ShardId, OwnerRow> {
+    let mut reads = JoinSet::new();
+    for shard in shards {
+        reads.spawn(owner(hands.clone(), cluster_id.to_owned(), shard.clone()));
+    }
+    let mut owners = BTreeMap::new();
+    while let Some(read) = reads.join_next().await {
+        owners.extend(read.ok().flatten());
+    }
+    owners
+}
+
+/// None: its database is certainly broken. Then it stays unread, and so untouched.
+async fn owner(hands: Hands, cluster_id: String, shard: PutShard) -> Option<(ShardId, OwnerRow)> {
+    let mut backoff = Backoff::new();
+    loop {
+        match hands.owner(&cluster_id, &shard).await {
+            Ok(row) => return Some((ShardId(shard.shard), row)),
+            Err(error) if error.kind().is_retryable() => {
+                hands.complain(shard.shard, "reading an owner row", &error);
+                backoff.wait().await;
+            }
+            Err(error) => {
+                error!(shard = shard.shard, %error, "cannot use a shard's database");
+                return None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::Slot;
+
+    use super::*;
+
+    #[test]
+    fn the_rows_of_new_shards_say_what_the_table_says() {
+        for count in [1, 3, 12, 64, 4_096] {
+            let shards = new_shards(count, "main");
+            let table = table(&shards).unwrap();
+            assert_eq!(table, ShardTable::single(count).unwrap());
+            for shard in &shards {
+                for slot in [shard.slot_first, shard.slot_first + shard.slot_count - 1] {
+                    let slot = Slot::new(u16::try_from(slot).unwrap()).unwrap();
+                    assert_eq!(table.shard_of(Class(0), slot), Some(ShardId(shard.shard)));
+                }
+            }
+            assert_eq!(shards.iter().map(|shard| shard.slot_count).sum::<u32>(), u32::from(SLOTS));
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! One leadership, from the moment when everything is read to its end: the machines of `domain`, and what they want
+//! done, done.
+//!
+//! Never waits: whatever takes time is a task of [`hands`]. Never decides: it asks the machines.
+
+mod answers;
+mod facts;
+mod hands;
+mod load;
+mod publish;
+mod reports;
+mod roster;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster::Peer;
+use domain::membership::{self, Beat, Brake, Held, Membership};
+use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership};
+use domain::place::Candidate;
+use domain::slot::ShardTable;
+use domain::time::Millis;
+use domain::view::View;
+use domain::{ClusterId, Epoch, Member, ProcessName, Reason, Role, ShardId, Term};
+use proto::link::{JoinRequest, JoinResponse, PutShard, Refusal};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+pub use answers::Query;
+pub(crate) use answers::api_node;
+pub(crate) use hands::{Hands, Outcome, read_held};
+pub(crate) use load::{Loaded, load};
+
+use crate::journal::{Journal, Transition};
+use crate::links::refusal;
+use crate::metrics;
+use crate::shared::{encoded, node_peer};
+use facts::{DROPPED, Facts, Fencing, GRANTED, UNOWNED};
+use reports::Reports;
+use roster::{DEAD, LEFT, Roster, SUSPECT, read_join};
+
+pub(crate) struct Leader {
+    hands: Hands,
+    journal: Journal,
+    tasks: JoinSet<()>,
+    cluster_id: ClusterId,
+    table: ShardTable,
+    membership: Membership,
+    ownership: Ownership,
+    reports: Reports,
+    roster: Roster,
+    shards: BTreeMap<ShardId, Facts>,
+    /// The rows that were read before we began, until the machine asks for them.
+    loaded: BTreeMap<ShardId, OwnerRow>,
+    granting: BTreeSet<(ShardId, Epoch)>,
+    view: Arc<View>,
+    /// The view may differ from the published one.
+    is_dirty: bool,
+    /// To whom the last view could not be sent.
+    behind: BTreeSet<ProcessName>,
+    began: Millis,
+    is_settled: bool,
+    is_braking: bool,
+    outranked: Option<Term>,
+}
+
+impl Leader {
+    pub(crate) fn new(hands: Hands, journal: Journal, loaded: Loaded, now: Millis) -> Self {
+        let config = &hands.shared.config;
+        let settings = ownership::Settings {
+            settle_ms: config.settle_ms,
+            nodes_expected: config.nodes_expected as usize,
+        };
+        let facts = |row: PutShard| {
+            let id = ShardId(row.shard);
+            let owner = loaded.owners.get(&id).cloned();
+            let is_owned = owner.as_ref().is_some_and(|owner| owner.member.is_some());
+            let state = if is_owned { GRANTED } else { UNOWNED };
+            (id, Facts { row, owner, state, reason: None, fence: None })
+        };
+        let roster = Roster::new(loaded.nodes);
+        let mut membership = Membership::new();
+        for member in roster.buried() {
+            membership.buried(&member);
+        }
+        let version = domain::view::Version { term: hands.term, number: 0 };
+        let mut leader = Self {
+            view: Arc::new(View::new(version, loaded.table.clone())),
+            ownership: Ownership::new(hands.term, loaded.table.shards(), settings, now),
+            shards: loaded.shards.into_iter().map(facts).collect(),
+            journal,
+            tasks: JoinSet::new(),
+            cluster_id: loaded.cluster_id,
+            table: loaded.table,
+            membership,
+            reports: Reports::default(),
+            roster,
+            loaded: loaded.owners,
+            granting: BTreeSet::new(),
+            is_dirty: true,
+            behind: BTreeSet::new(),
+            began: now,
+            is_settled: false,
+            is_braking: false,
+            outranked: None,
+            hands,
+        };
+        leader.tick(now);
+        leader.publish(None);
+        leader
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.hands.term
+    }
+
+    pub(crate) fn cluster_id(&self) -> &ClusterId {
+        &self.cluster_id
+    }
+
+    /// Another leads in this later term, says an owner row.
+    pub(crate) fn outranked(&self) -> Option<Term> {
+        self.outranked
+    }
+
+    /// Ends the leadership, but for what is in line to be written.
+    pub(crate) fn into_journal(self) -> Journal {
+        self.journal
+    }
+
+    // What comes in.
+
+    pub(crate) fn tick(&mut self, now: Millis) {
+        while self.tasks.try_join_next().is_some() {}
+        let effects = self.membership.tick(now);
+        self.carry(effects, now);
+        let is_over = self.hands.shared.config.settle_ms <= now.since(self.began);
+        if is_over && !std::mem::replace(&mut self.is_settled, true) {
+            self.give_up_waiting();
+        }
+        self.brake(now);
+        let actions = self.ownership.tick(now);
+        self.act(actions, now);
+        self.catch_up();
+    }
+
+    /// Nodes of the leader before us that did not come: nobody will hear of them again under this incarnation.
+    fn give_up_waiting(&mut self) {
+        for member in self.roster.give_up() {
+            warn!(%member, "node did not join the new leader in time: counted as dead");
+            self.membership.buried(&member);
+            self.record(&member, DEAD, Reason::Silent);
+            self.is_dirty = true;
+        }
+    }
+
+    fn brake(&mut self, now: Millis) {
+        let brake = self.membership.brake(now);
+        let is_on = brake != Brake::Off;
+        let was_on = std::mem::replace(&mut self.is_braking, is_on);
+        if let (Brake::On { silent, of }, false) = (brake, was_on) {
+            warn!(
+                silent,
+                of, "most nodes fell silent at once: fencing only onto nodes that answer"
+            );
+        }
+    }
+
+    pub(crate) fn join(
+        &mut self,
+        from: &Peer,
+        request: JoinRequest,
+        now: Millis,
+    ) -> Result<Bytes, Refusal> {
+        check_sender(from, &request.name)?;
+        let joined = read_join(request)?;
+        let member = joined.joining.member.clone();
+        let effects = self.membership.joined(joined.joining.clone(), now);
+        let effects = effects.map_err(|refused| refusal(Reason::Replaced, refused.to_string()))?;
+        let is_dead =
+            |effect: &membership::Effect| matches!(effect, membership::Effect::Dead { .. });
+        let (replaced, rest): (Vec<_>, Vec<_>) = effects.into_iter().partition(is_dead);
+        self.carry(replaced, now);
+        self.roster.joined(&joined);
+        self.hands.shared.links.learn(node_peer(&member.name), vec![joined.joining.address]);
+        self.carry(rest, now);
+        self.candidates_changed(now);
+        self.is_dirty = true;
+        self.behind.remove(&member.name);
+        self.publish(Some(&member.name));
+        Ok(encoded(&JoinResponse {
+            cluster_id: self.cluster_id.to_string(),
+            view: Some(proto::view::to_message(&self.view.whole())),
+            beats: self.hands.shared.beats.clone(),
+        }))
+    }
+
+    pub(crate) fn leave(
+        &mut self,
+        from: &Peer,
+        request: JoinRequest,
+        now: Millis,
+    ) -> Result<Bytes, Refusal> {
+        check_sender(from, &request.name)?;
+        let effects = self.membership.left(&read_join(request)?.joining.member);
+        self.carry(effects, now);
+        Ok(Bytes::new())
+    }
+
+    pub(crate) fn beat(&mut self, beat: Beat, now: Millis) {
+        let member = beat.member.clone();
+        let held = beat.held.clone();
+        let Some(effects) = self.membership.beat(beat, now) else { return };
+        self.carry(effects, now);
+        if self.membership.node(&member).is_some() {
+            let held = self.reports.beat(&member, &held, now);
+            let actions = self.ownership.held(&member, &held, now);
+            self.act(actions, now);
+        }
+    }
+
+    pub(crate) fn session_lost(&mut self, name: &ProcessName, now: Millis) {
+        let effects = self.membership.session_lost(name, now);
+        self.carry(effects, now);
+    }
+
+    pub(crate) fn dropped(
+        &mut self,
+        from: &Peer,
+        held: Held,
+        reason: Reason,
+        now: Millis,
+    ) -> Result<Bytes, Refusal> {
+        let node = self.membership.nodes().find(|node| node.member().name == from.name);
+        let Some(member) =
+            node.filter(|_| from.role == Role::Node).map(|node| node.member().clone())
+        else {
+            return Err(refusal(Reason::NotAuthorised, format!("{from} is no member: join first")));
+        };
+        self.reports.dropped(&member, held.shard);
+        let owner =
+            self.shards.get_mut(&held.shard).filter(|facts| facts.is_owned_by(&member, held.epoch));
+        if let Some(facts) = owner {
+            warn!(shard = %held.shard, epoch = %held.epoch, %member, %reason, "node gave up a shard");
+            let from = std::mem::replace(&mut facts.state, DROPPED);
+            facts.reason = Some(reason);
+            self.journal.transition(Transition {
+                subject: format!("shard/{}", held.shard),
+                from,
+                to: DROPPED,
+                reason,
+                cause: format!("said by {member}"),
+                epoch: held.epoch,
+                node: member.name.to_string(),
+            });
+            let actions = self.ownership.dropped(held.shard, held.epoch, reason, now);
+            self.act(actions, now);
+        }
+        Ok(Bytes::new())
+    }
+
+    pub(crate) fn done(&mut self, outcome: Outcome, now: Millis) {
+        match outcome {
+            Outcome::Loaded(_) => {}
+            Outcome::OwnerRead(shard, Some(row)) => {
+                let actions = self.owner_read(shard, row, now);
+                self.act(actions, now);
+            }
+            Outcome::OwnerRead(shard, None) => self.ownership.owner_unread(shard, now),
+            Outcome::Fenced(shard, result) => self.fenced(shard, result, now),
+            Outcome::Granted(member, shard, epoch, held) => {
+                self.granting.remove(&(shard, epoch));
+                self.granted(&member, held, now);
+            }
+            Outcome::Probed(member, probe) => {
+                let effects = self.membership.probe_result(&member, probe);
+                self.carry(effects, now);
+            }
+        }
+    }
+
+    fn owner_read(&mut self, shard: ShardId, row: OwnerRow, now: Millis) -> Vec<Action> {
+        self.note_owner(shard, &row);
+        self.ownership.owner_read(shard, row, now)
+    }
+
+    fn fenced(&mut self, shard: ShardId, result: FenceResult, now: Millis) {
+        let outcome = match &result {
+            FenceResult::Fenced(row) | FenceResult::Lost(row) => {
+                self.note_owner(shard, row);
+                if matches!(result, FenceResult::Fenced(_)) { "fenced" } else { "lost" }
+            }
+            FenceResult::Failed => "failed",
+        };
+        metrics::FENCES.with_label_values(&[outcome]).inc();
+        let actions = self.ownership.fence_result(shard, result, now);
+        self.act(actions, now);
+    }
+
+    fn granted(&mut self, member: &Member, held: Option<Held>, now: Millis) {
+        let outcome = if held.is_some() { "held" } else { "unanswered" };
+        metrics::GRANTS.with_label_values(&[outcome]).inc();
+        let Some(held) = held.filter(|_| self.membership.node(member).is_some()) else { return };
+        let held = self.reports.answered(member, held, now);
+        let actions = self.ownership.held(member, &held, now);
+        self.act(actions, now);
+    }
+
+    // What follows from it.
+
+    fn carry(&mut self, effects: Vec<membership::Effect>, now: Millis) {
+        let mut is_changed = false;
+        for effect in effects {
+            match effect {
+                membership::Effect::Probe { member } => self.probe(member),
+                membership::Effect::Alive { member, reason } => {
+                    info!(%member, %reason, "node is alive");
+                    self.record(&member, roster::ALIVE, reason);
+                    is_changed = true;
+                }
+                membership::Effect::Suspect { member, reason } => {
+                    warn!(%member, %reason, "node is suspected");
+                    self.record(&member, SUSPECT, reason);
+                    is_changed = true;
+                }
+                membership::Effect::Dead { member, reason } => {
+                    self.bury(&member, reason);
+                    is_changed = true;
+                }
+            }
+        }
+        if is_changed {
+            self.candidates_changed(now);
+        }
+    }
+
+    fn bury(&mut self, member: &Member, reason: Reason) {
+        warn!(%member, %reason, "node is dead");
+        self.record(member, if reason == Reason::Left { LEFT } else { DEAD }, reason);
+        self.roster.remove(member);
+        self.reports.forget(member);
+        self.behind.remove(&member.name);
+        self.is_dirty = true;
+        // Its successor has the same name, and speaks over the same link already.
+        if reason != Reason::Replaced {
+            self.hands.shared.links.forget(node_peer(&member.name));
+        }
+    }
+
+    fn candidates_changed(&mut self, now: Millis) {
+        self.count_members();
+        let candidates = self.membership.nodes().map(|node| Candidate {
+            member: node.member().clone(),
+            zone: node.joining.zone.clone(),
+            capacity: node.joining.capacity,
+            standing: node.standing,
+        });
+        let actions = self.ownership.view(candidates.collect(), now);
+        self.act(actions, now);
+    }
+
+    fn probe(&mut self, member: Member) {
+        let Some(node) = self.membership.node(&member) else { return };
+        let address = node.joining.address.clone();
+        self.tasks.spawn(self.hands.clone().probe(member, address));
+    }
+
+    /// Writes down what a node is now.
+    fn record(&mut self, member: &Member, state: &str, reason: Reason) {
+        let Some((row, before)) = self.roster.set(member, state, reason) else { return };
+        self.journal.node(row);
+        self.journal.transition(Transition {
+            subject: format!("node/{}", member.name),
+            from: if reason == Reason::Joined { "" } else { &before },
+            to: state,
+            reason,
+            cause: format!("incarnation {}", member.incarnation),
+            epoch: Epoch(0),
+            node: member.name.to_string(),
+        });
+    }
+
+    fn act(&mut self, actions: Vec<Action>, now: Millis) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::ReadOwner { shard } => match self.loaded.remove(&shard) {
+                    Some(row) => actions.extend(self.owner_read(shard, row, now)),
+                    None => self.read_owner(shard),
+                },
+                Action::Fence { shard, expected_epoch, to, term: _, reason } => {
+                    self.fence(shard, expected_epoch, to, reason);
+                }
+                Action::Grant { shard, epoch, to } => self.grant(shard, epoch, to),
+                Action::MapChanged { version: _ } => self.map_changed(),
+                Action::Outranked { term } => self.outranked = self.outranked.max(Some(term)),
+            }
+        }
+    }
+
+    fn read_owner(&mut self, shard: ShardId) {
+        let Some(facts) = self.shards.get(&shard) else { return };
+        let cluster_id = self.cluster_id.to_string();
+        self.tasks.spawn(self.hands.clone().read_owner(cluster_id, facts.row.clone()));
+    }
+
+    fn fence(&mut self, shard: ShardId, expected: Epoch, to: Member, reason: Reason) {
+        let Some(facts) = self.shards.get_mut(&shard) else { return };
+        let owner = facts.owner.as_ref().and_then(|owner| owner.member.as_ref());
+        let cause = owner.map(|owner| self.roster.fate(owner)).unwrap_or_default();
+        facts.fence = Some(Fencing { expected, to: to.clone(), reason, cause });
+        self.tasks.spawn(self.hands.clone().fence(facts.row.clone(), expected, to));
+    }
+
+    fn grant(&mut self, shard: ShardId, epoch: Epoch, to: Member) {
+        // A later run of that name must not take this for its own.
+        if self.hands.shared.is_linked_to_another(&to) {
+            return;
+        }
+        let Some(facts) = self.shards.get(&shard) else { return };
+        if self.granting.insert((shard, epoch)) {
+            self.tasks.spawn(self.hands.clone().grant(facts.row.clone(), epoch, to));
+        }
+    }
+}
+
+/// A node speaks for itself only.
+fn check_sender(from: &Peer, name: &str) -> Result<(), Refusal> {
+    if from.role == Role::Node && from.name.as_str() == name {
+        return Ok(());
+    }
+    let message =
+        format!("{from} may not speak for node {name:.80?}: its certificate names another");
+    Err(refusal(Reason::NotAuthorised, message))
+}

@@ -1,0 +1,97 @@
+//! The view goes out: to the routing map of this process, and as deltas to every member.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use domain::view::{MemberInfo, Place, Version, View};
+use domain::{ProcessName, Role};
+use prost::Message as _;
+use proto::kind;
+use proto::link::Envelope;
+use tracing::debug;
+
+use super::Leader;
+use crate::metrics;
+use crate::shared::{node_peer, whole};
+
+impl Leader {
+    /// Whether there may be something to publish.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// Sends out what changed since the last time, if anything did; not to `except`, who gets the whole otherwise.
+    pub(crate) fn publish(&mut self, except: Option<&ProcessName>) {
+        if !std::mem::take(&mut self.is_dirty) {
+            return;
+        }
+        let next = self.next_view();
+        let is_first = self.view.version.number == 0;
+        if !is_first && next.shards == self.view.shards && next.members == self.view.members {
+            return;
+        }
+        let delta = proto::view::to_message(&next.since(&self.view));
+        let payload = Bytes::from(delta.encode_to_vec());
+        metrics::VIEW.set(next.version.number.cast_signed());
+        self.view = Arc::new(next);
+        self.hands.shared.views.send_replace(Some(self.view.clone()));
+        let members: Vec<ProcessName> =
+            self.membership.nodes().map(|node| node.member().name.clone()).collect();
+        for name in members {
+            // Who missed an earlier one gets the whole, and needs no deltas until then.
+            if Some(&name) != except && !self.behind.contains(&name) {
+                self.send_view(name, payload.clone());
+            }
+        }
+    }
+
+    fn next_view(&self) -> View {
+        let version =
+            Version { term: self.view.version.term, number: self.view.version.number + 1 };
+        let mut view = View::new(version, self.table.clone());
+        for (shard, entry) in self.ownership.map() {
+            let place =
+                Place { owner: Some(entry.member), epoch: entry.epoch, open: entry.is_open };
+            view.shards.insert(shard, place);
+        }
+        view.members = self.roster.members.clone();
+        let shared = &self.hands.shared;
+        let me = MemberInfo {
+            role: Role::Control,
+            incarnation: shared.me.incarnation,
+            address: shared.links.address(),
+            offers: [].into(),
+        };
+        view.members.insert(shared.me.name.clone(), me);
+        view
+    }
+
+    fn send_view(&mut self, name: ProcessName, payload: Bytes) {
+        let envelope = Envelope { kind: kind::VIEW, payload, ..Envelope::default() };
+        match self.hands.shared.links.cast(&node_peer(&name), envelope) {
+            Ok(()) => drop(self.behind.remove(&name)),
+            Err(error) => {
+                debug!(node = %name, %error, "cannot send the view; it gets the whole later");
+                self.behind.insert(name);
+            }
+        }
+    }
+
+    /// The link to a member is up again: what was sent before may be lost.
+    pub(crate) fn linked(&mut self, name: &ProcessName) {
+        if self.membership.nodes().any(|node| node.member().name == *name) {
+            self.send_view(name.clone(), whole(&self.view));
+        }
+    }
+
+    /// Sends the whole view to those who missed a part.
+    pub(crate) fn catch_up(&mut self) {
+        for name in self.behind.clone() {
+            self.send_view(name, whole(&self.view));
+        }
+    }
+
+    pub(crate) fn whole_view(&self) -> Bytes {
+        whole(&self.view)
+    }
+}

@@ -1,0 +1,167 @@
+//! Everybody the leader knows: the members of the view, the rows of the control database, and whom an earlier leader
+//! left behind.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use domain::membership::Joining;
+use domain::view::{MemberInfo, Offer};
+use domain::{Incarnation, Member, ProcessName, Reason, Role};
+use proto::link::{JoinRequest, PutNode, Refusal};
+use proto::view::{offer_from_message, offer_to_message};
+
+use crate::links::malformed;
+
+const OFFERS_MAX: usize = 256;
+const ADDRESS_BYTES_MAX: usize = 512;
+
+pub(crate) const ALIVE: &str = "alive";
+pub(crate) const SUSPECT: &str = "suspect";
+pub(crate) const DEAD: &str = "dead";
+pub(crate) const LEFT: &str = "left";
+
+/// A join that was read and checked.
+pub(crate) struct Joined {
+    pub(crate) joining: Joining,
+    pub(crate) offers: Arc<[Offer]>,
+}
+
+/// Reads what a node says of itself.
+pub(crate) fn read_join(request: JoinRequest) -> Result<Joined, Refusal> {
+    let wrong = |error: domain::Error| malformed(error.to_string());
+    let name: ProcessName = request.name.parse().map_err(wrong)?;
+    if request.incarnation == 0 {
+        return Err(malformed("an incarnation is at least 1"));
+    }
+    if request.address.is_empty() || ADDRESS_BYTES_MAX < request.address.len() {
+        return Err(malformed("the address of the cluster listener is host:port"));
+    }
+    if OFFERS_MAX < request.capabilities.len() {
+        return Err(malformed(format!("at most {OFFERS_MAX} capabilities are allowed")));
+    }
+    let offers: Result<Arc<[Offer]>, _> =
+        request.capabilities.into_iter().map(offer_from_message).collect();
+    let offers = offers.map_err(wrong)?;
+    let capabilities = offers.iter().map(|offer| offer.capability.clone()).collect();
+    let joining = Joining {
+        member: Member { name, incarnation: Incarnation(request.incarnation) },
+        zone: request.zone,
+        capacity: request.capacity.max(1),
+        capabilities: domain::CapabilitySet(capabilities),
+        address: request.address,
+    };
+    Ok(Joined { joining, offers })
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    pub(crate) members: BTreeMap<ProcessName, MemberInfo>,
+    pub(crate) rows: BTreeMap<ProcessName, PutNode>,
+    /// Alive under the leader before us, and not heard of yet.
+    expected: BTreeMap<ProcessName, Member>,
+}
+
+impl Roster {
+    /// From what the leaders before us wrote down. Rows that cannot be read are nobody's.
+    pub(crate) fn new(rows: Vec<PutNode>) -> Self {
+        let mut roster = Self::default();
+        for row in rows {
+            let Ok(name) = row.name.parse::<ProcessName>() else { continue };
+            if row.state == ALIVE || row.state == SUSPECT {
+                let incarnation = Incarnation(row.incarnation);
+                let offers = row.capabilities.iter().cloned().map(offer_from_message);
+                let info = MemberInfo {
+                    role: Role::Node,
+                    incarnation,
+                    address: row.address.clone(),
+                    offers: offers.filter_map(Result::ok).collect(),
+                };
+                roster.members.insert(name.clone(), info);
+                roster.expected.insert(name.clone(), Member { name: name.clone(), incarnation });
+            }
+            roster.rows.insert(name, row);
+        }
+        roster
+    }
+
+    /// Whom earlier leaders declared dead.
+    pub(crate) fn buried(&self) -> impl Iterator<Item = Member> + '_ {
+        let is_gone = |row: &&PutNode| row.state == DEAD || row.state == LEFT;
+        self.rows.values().filter(is_gone).filter_map(|row| {
+            Some(Member { name: row.name.parse().ok()?, incarnation: Incarnation(row.incarnation) })
+        })
+    }
+
+    pub(crate) fn joined(&mut self, joined: &Joined) {
+        let Joining { member, zone, capacity, address, .. } = &joined.joining;
+        self.expected.remove(&member.name);
+        let info = MemberInfo {
+            role: Role::Node,
+            incarnation: member.incarnation,
+            address: address.clone(),
+            offers: joined.offers.clone(),
+        };
+        self.members.insert(member.name.clone(), info);
+        let row = PutNode {
+            name: member.name.to_string(),
+            incarnation: member.incarnation.0,
+            state: ALIVE.to_owned(),
+            reason: Reason::Joined.code().into(),
+            zone: zone.clone(),
+            address: address.clone(),
+            capacity: *capacity,
+            capabilities: joined.offers.iter().map(offer_to_message).collect(),
+        };
+        self.rows.insert(member.name.clone(), row);
+    }
+
+    /// Notes a change of this very run; gives its row, and the state before.
+    pub(crate) fn set(
+        &mut self,
+        member: &Member,
+        state: &str,
+        reason: Reason,
+    ) -> Option<(PutNode, String)> {
+        let row = self
+            .rows
+            .get_mut(&member.name)
+            .filter(|row| row.incarnation == member.incarnation.0)?;
+        let before = std::mem::replace(&mut row.state, state.to_owned());
+        row.reason = reason.code().into();
+        Some((row.clone(), before))
+    }
+
+    /// Takes a dead member out of the view; not a later run of the same name.
+    pub(crate) fn remove(&mut self, member: &Member) {
+        if self.members.get(&member.name).is_some_and(|info| info.incarnation == member.incarnation)
+        {
+            self.members.remove(&member.name);
+        }
+        if self.expected.get(&member.name) == Some(member) {
+            self.expected.remove(&member.name);
+        }
+    }
+
+    /// Whoever has not come until now is not waited for.
+    pub(crate) fn give_up(&mut self) -> Vec<Member> {
+        let expected: Vec<Member> = std::mem::take(&mut self.expected).into_values().collect();
+        for member in &expected {
+            self.members.remove(&member.name);
+        }
+        expected
+    }
+
+    /// What is known of the end of this run: `node-1#7 dead port_refused`.
+    pub(crate) fn fate(&self, member: &Member) -> String {
+        let Some(row) = self.rows.get(&member.name) else {
+            return format!("{member} did not come");
+        };
+        if member.incarnation.0 < row.incarnation {
+            return format!("{member} {}", Reason::Replaced);
+        }
+        match u16::try_from(row.reason).ok().and_then(Reason::from_code) {
+            Some(reason) => format!("{member} {} {reason}", row.state),
+            None => format!("{member} {}", row.state),
+        }
+    }
+}

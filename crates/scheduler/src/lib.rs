@@ -1,0 +1,26 @@
+//! The leader side: leadership, membership, ownership of shards, the view, the registry of capabilities, definitions.
+//!
+//! One actor a control replica owns the machines of `domain` and carries out what they want; [`Handle`] is its door.
+//!
+//! Never decides by itself, never compares clocks of two processes, never acts without its term: what a leader that was
+//! replaced still tries, the store refuses. Never reads or writes an agent's journal, and never hosts an agent.
+
+mod actor;
+mod clock;
+mod config;
+mod definitions;
+mod error;
+mod handle;
+mod journal;
+mod leader;
+mod links;
+mod metrics;
+mod shared;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+pub use config::Config;
+pub use error::Error;
+pub use handle::{Args, Handle, StoreCheck, spawn};
+pub use leader::Query;

@@ -1,0 +1,371 @@
+mod world;
+
+use std::collections::BTreeMap;
+
+use cluster::Peer;
+use domain::{Definition, DefinitionHash, Reason, Role, ShardId};
+use prost::Message as _;
+use proto::kind;
+use proto::link::read_control::Read;
+use proto::link::{DefinitionRequest, DefinitionResponse, Envelope, Held, ReadControl, ReadShards};
+use store::Store as _;
+
+use crate::shared::envelope;
+use crate::{Config, Error, Handle, Query};
+use world::{Node, SHARDS, World, ask, eventually, name};
+
+/// Beats of all nodes until `condition` gives something: a node that is silent is dead after two seconds.
+async fn while_beating<T>(
+    leader: &Handle,
+    nodes: &[&Node],
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    eventually(what, async || {
+        nodes.iter().for_each(|node| node.beat(leader));
+        condition().await
+    })
+    .await
+}
+
+async fn state_of(leader: &Handle, node: &str) -> Option<(String, String)> {
+    let nodes = leader.nodes().await;
+    nodes.into_iter().find(|found| found.name == node).map(|found| (found.state, found.reason))
+}
+
+fn reason(reason: Reason) -> u32 {
+    reason.code().into()
+}
+
+#[tokio::test]
+async fn the_first_leader_makes_the_cluster_and_its_shards() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    assert_eq!(leader.leader().0, "control-1");
+    assert_eq!(leader.beat_answer().0, Some(name("control-1")));
+    let id = leader.cluster_id().unwrap();
+    assert!(id.as_str().starts_with("c-") && id.as_str().len() == 18, "{id}");
+    let read = ReadControl { read: Some(Read::Shards(ReadShards {})) };
+    let shards = world.store.read_control(&read).await.unwrap().shards;
+    assert_eq!(shards.len(), usize::from(SHARDS));
+    assert_eq!((shards[3].store.as_str(), shards[3].database.as_str()), ("main", "shard-3"));
+    assert!(world.owners().await.iter().all(|owner| owner.epoch == 0 && owner.node.is_empty()));
+    assert_eq!(leader.shards().await.len(), usize::from(SHARDS));
+    assert_eq!(leader.view().unwrap().members.len(), 1);
+    let store = leader.store_check().await;
+    assert!(store.reachable && store.durability == "full", "{store:?}");
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn every_shard_is_granted_once_and_evenly() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let nodes = world.three_nodes(&leader).await;
+    for node in &nodes {
+        let notes = node.played.notes();
+        let mut granted: Vec<u32> = notes.grants.iter().map(|grant| grant.shard).collect();
+        granted.sort_unstable();
+        granted.dedup();
+        assert_eq!((granted.len(), notes.held.len()), (4, 4), "{}", node.name);
+        assert!(notes.grants.iter().all(|grant| grant.epoch == 1 && grant.store == "main"));
+    }
+    assert!(world.owners().await.iter().all(|owner| owner.epoch == 1));
+    let shards = leader.shards().await;
+    assert!(shards.iter().all(|shard| shard.state == "open" && shard.reason == "shard_opened"));
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn members_follow_the_view_by_deltas() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let nodes = world.three_nodes(&leader).await;
+    eventually("every member has the leader's view", async || {
+        let view = leader.view()?;
+        nodes.iter().all(|node| node.played.notes().view.as_ref() == Some(&*view)).then_some(())
+    })
+    .await;
+    let wanted =
+        ask(&leader, nodes[0].peer(), Envelope { kind: kind::VIEW_WANTED, ..Envelope::default() });
+    let whole = proto::link::View::decode(wanted.await.unwrap()).unwrap();
+    assert_eq!((whole.base, whole.shards.len(), whole.members.len()), (0, 12, 4));
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_grant_is_repeated_until_it_is_held() {
+    let world = World::new();
+    let config = Config { shards: 1, nodes_expected: 1, tick_ms: 10, ..Config::default() };
+    let leader = world.scheduler_with("control-1", config).await;
+    let node = world.node("node-1").await;
+    node.played.notes().ignores = 3;
+    node.join(&leader).await.unwrap();
+    while_beating(&leader, &[&node], "the shard is open", async || {
+        leader.view()?.shards[&ShardId(0)].open.then_some(())
+    })
+    .await;
+    assert!(node.played.notes().grants.iter().all(|grant| grant.epoch == 1));
+    assert!(4 <= node.played.notes().grants.len());
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_shards_of_a_dead_node_are_fenced_and_go_elsewhere() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let [dead, ann, bob] = world.three_nodes(&leader).await;
+    let (lost, played): (Vec<u32>, _) =
+        (dead.played.notes().held.keys().copied().collect(), dead.played.clone());
+    dead.die(&leader);
+    while_beating(&leader, &[&ann, &bob], "its shards are open elsewhere", async || {
+        let view = leader.view()?;
+        let is_open = |shard: &u32| {
+            let place = &view.shards[&ShardId(*shard)];
+            place.open && place.epoch.0 == 2
+        };
+        lost.iter().all(is_open).then_some(())
+    })
+    .await;
+    for (shard, owner) in world.owners().await.iter().enumerate() {
+        let was_lost = lost.contains(&u32::try_from(shard).unwrap());
+        assert_eq!(owner.epoch, if was_lost { 2 } else { 1 });
+        assert_ne!(owner.node, "node-1");
+    }
+    assert_eq!(state_of(&leader, "node-1").await, Some(("dead".into(), "port_refused".into())));
+    assert!(!leader.view().unwrap().members.contains_key(&name("node-1")));
+    assert!(played.notes().is_forgotten);
+    assert_explained(&leader, lost[0]).await;
+
+    let old = world.node_run("node-1", 1).await;
+    assert_eq!(old.join(&leader).await.unwrap_err().reason, reason(Reason::Replaced));
+    let new = world.node_run("node-1", 2).await;
+    new.join(&leader).await.unwrap();
+    leader.shutdown().await;
+}
+
+async fn assert_explained(leader: &Handle, shard: u32) {
+    let shard = shard.to_string();
+    let (transitions, placement) = eventually("the transitions are written", async || {
+        let explained = leader.explain("shard", &shard).await.unwrap();
+        (explained.0.len() == 4).then_some(explained)
+    })
+    .await;
+    let steps: Vec<(&str, &str, u64)> =
+        transitions.iter().map(|t| (t.from.as_str(), t.to.as_str(), t.epoch)).collect();
+    assert_eq!(
+        steps[..3],
+        [("unowned", "granted", 1), ("granted", "open", 1), ("open", "granted", 2)]
+    );
+    assert_eq!(transitions[2].reason, reason(Reason::OwnerDied));
+    assert!(
+        transitions[2].cause.contains("node-1#1 dead port_refused"),
+        "{}",
+        transitions[2].cause
+    );
+    assert!(placement[0].contains("stays where it is") && placement.len() == 3, "{placement:?}");
+    let (node, _) = leader.explain("node", "node-1").await.unwrap();
+    let states: Vec<&str> = node.iter().map(|t| t.to.as_str()).collect();
+    assert_eq!(states, ["alive", "suspect", "dead"]);
+    assert!(matches!(leader.explain("work", "w-0-000-1").await, Err(Error::UnknownKind { .. })));
+    assert!(matches!(leader.explain("node", "nobody").await, Err(Error::UnknownSubject { .. })));
+}
+
+#[tokio::test]
+async fn a_node_that_falls_silent_is_dead_even_if_its_port_is_open() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let [silent, ann, bob] = world.three_nodes(&leader).await;
+    while_beating(&leader, &[&ann, &bob], "the silent one is dead", async || {
+        (state_of(&leader, "node-1").await?.1 == "silent").then_some(())
+    })
+    .await;
+    drop(silent);
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_and_leaves_healthy_owners_alone() {
+    let world = World::new();
+    let first = world.leader("control-1").await;
+    let nodes = world.three_nodes(&first).await;
+    let second = world.scheduler("control-2").await;
+    eventually("the standby knows the leader", async || {
+        (second.leader().0 == "control-1").then_some(())
+    })
+    .await;
+    let refusal = nodes[0].join(&second).await.unwrap_err();
+    assert_eq!((refusal.reason, refusal.moved_node.as_str()), (reason(Reason::Moved), "control-1"));
+    let applied = second.apply_definition("acme".parse().unwrap(), support("x")).await;
+    assert!(matches!(applied, Err(Error::NotLeader { .. })));
+
+    first.inbox.kill();
+    eventually("the standby leads", async || second.is_leading().then_some(())).await;
+    assert_eq!((second.leader().0.as_str(), second.leader().1.0), ("control-2", 2));
+    assert_eq!(second.cluster_id(), first.cluster_id());
+    let before = second.view().unwrap();
+    assert_eq!(before.members.len(), 4, "the members of the leader before are awaited");
+    for node in &nodes {
+        node.join(&second).await.unwrap();
+    }
+    let all: Vec<&Node> = nodes.iter().collect();
+    while_beating(&second, &all, "every shard is open again", async || {
+        second.view()?.shards.values().all(|place| place.open).then_some(())
+    })
+    .await;
+    assert!(world.owners().await.iter().all(|owner| owner.epoch == 1 && owner.term == 1));
+    second.shutdown().await;
+}
+
+#[tokio::test]
+async fn whom_a_new_leader_awaits_in_vain_is_dead() {
+    let world = World::new();
+    let first = world.leader("control-1").await;
+    let [_gone, ann, bob] = world.three_nodes(&first).await;
+    first.shutdown().await;
+    let config = Config { nodes_expected: 3, settle_ms: 500, tick_ms: 10, ..Config::default() };
+    let second = world.scheduler_with("control-2", config).await;
+    eventually("the second leads", async || second.is_leading().then_some(())).await;
+    for node in [&ann, &bob] {
+        node.join(&second).await.unwrap();
+    }
+    while_beating(&second, &[&ann, &bob], "its shards are elsewhere", async || {
+        let owners = world.owners().await;
+        owners.iter().all(|owner| owner.node != "node-1").then_some(())
+    })
+    .await;
+    assert_eq!(state_of(&second, "node-1").await, Some(("dead".into(), "silent".into())));
+    second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_clean_shutdown_hands_over_at_once() {
+    let world = World::new();
+    let first = world.leader("control-1").await;
+    first.shutdown().await;
+    first.stopped().await;
+    let second = world.leader("control-2").await;
+    assert_eq!(second.leader().1.0, 2);
+    let (first, _) = second.explain("leader", "control-1").await.unwrap();
+    assert_eq!(first[0].to, "leader");
+    second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_speaks_for_itself_only() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let node = world.node("node-1").await;
+    let join = || envelope(kind::JOIN, &node.join_request());
+    for (role, other) in [(Role::Node, "node-2"), (Role::Control, "node-1")] {
+        let refusal = ask(&leader, Peer::new(role, name(other)), join()).await.unwrap_err();
+        assert_eq!(refusal.reason, reason(Reason::NotAuthorised));
+    }
+    let refusal =
+        ask(&leader, node.peer(), envelope(kind::DROPPED, &Held::default())).await.unwrap_err();
+    assert_eq!(refusal.reason, reason(Reason::NotAuthorised));
+    let refusal = ask(&leader, node.peer(), envelope(kind::SUBMIT, &())).await.unwrap_err();
+    assert_eq!(refusal.reason, reason(Reason::Malformed));
+    let damaged = Envelope { kind: kind::JOIN, payload: "\u{7f}".into(), ..Envelope::default() };
+    assert_eq!(
+        ask(&leader, node.peer(), damaged).await.unwrap_err().reason,
+        reason(Reason::Malformed)
+    );
+    assert!(leader.nodes().await.is_empty());
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shard_that_was_given_up_is_fenced_anew_unless_its_store_lost_commits() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let nodes = world.three_nodes(&leader).await;
+    let node = &nodes[0];
+    let shards: Vec<u32> = node.played.notes().held.keys().copied().collect();
+    let drop_it = async |shard: u32, why: Option<Reason>| {
+        let held = node.played.notes().held.remove(&shard).unwrap();
+        let mut message = envelope(kind::DROPPED, &held);
+        message.step = why.map_or(0, reason);
+        ask(&leader, node.peer(), message).await.unwrap();
+    };
+    drop_it(shards[0], None).await;
+    drop_it(shards[1], Some(Reason::StoreRolledBack)).await;
+    let all: Vec<&Node> = nodes.iter().collect();
+    while_beating(&leader, &all, "it is open again", async || {
+        let view = leader.view()?;
+        let place = &view.shards[&ShardId(shards[0])];
+        (place.open && place.epoch.0 == 2).then_some(())
+    })
+    .await;
+    let stopped = &leader.view().unwrap().shards[&ShardId(shards[1])];
+    assert_eq!((stopped.open, stopped.epoch.0), (false, 1));
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn offers_are_found_with_their_load() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let nodes = world.three_nodes(&leader).await;
+    let query = Query { name: "phase/*".into(), ..Query::default() };
+    let all: Vec<&Node> = nodes.iter().collect();
+    let found = while_beating(&leader, &all, "the loads are known", async || {
+        let found = leader.find(query.clone()).await;
+        found.iter().all(|offer| offer.load == 3).then_some(found)
+    })
+    .await;
+    let by_node: BTreeMap<&str, i32> =
+        found.iter().map(|offer| (offer.node.as_str(), offer.capacity)).collect();
+    assert_eq!(by_node, BTreeMap::from([("node-1", 4), ("node-2", 4), ("node-3", 4)]));
+    leader.shutdown().await;
+}
+
+fn support(instructions: &str) -> Definition {
+    Definition {
+        name: "support".parse().unwrap(),
+        instructions: instructions.to_owned(),
+        ..Definition::postchain()
+    }
+}
+
+#[tokio::test]
+async fn the_same_definition_again_changes_nothing() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    let tenant = || "acme".parse().unwrap();
+    let apply = async |definition| leader.apply_definition(tenant(), definition).await.unwrap();
+    let first = apply(support("be kind")).await;
+    assert_eq!(apply(support("be kind")).await, first);
+    let second = apply(support("be brief")).await;
+    assert_ne!(second.hash, first.hash);
+    assert_eq!(apply(support("be kind")).await.hash, first.hash);
+    let read =
+        async |hash| leader.definition(tenant(), "support".parse().unwrap(), hash).await.unwrap();
+    assert_eq!(read(None).await.unwrap().hash, first.hash);
+    let hash = DefinitionHash::try_from(&second.hash[..]).unwrap();
+    assert_eq!(read(Some(hash)).await.unwrap().body, second.body);
+    assert_eq!(read(Some(DefinitionHash([9; 32]))).await, None);
+
+    let refused = leader.apply_definition(tenant(), Definition::postchain()).await.unwrap_err();
+    assert!(matches!(refused, Error::BuiltIn { .. }), "{refused}");
+    let names = async |after, limit| {
+        let found = leader.definitions(tenant(), after, limit).await.unwrap();
+        found.into_iter().map(|definition| definition.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names("", 10).await, ["postchain", "support"]);
+    assert_eq!(names("", 1).await, ["postchain"]);
+    assert_eq!(names("postchain", 10).await, ["support"]);
+    apply(Definition { name: "early".parse().unwrap(), ..support("x") }).await;
+    assert_eq!(names("", 10).await, ["early", "postchain", "support"]);
+
+    let body = async |hash: bytes::Bytes| {
+        let message = envelope(kind::DEFINITION, &DefinitionRequest { hash });
+        let answer = ask(&leader, Peer::new(Role::Node, name("node-1")), message).await;
+        answer.map(|payload| DefinitionResponse::decode(payload).unwrap().body)
+    };
+    assert_eq!(body(second.hash.clone()).await.unwrap(), second.body);
+    let (postchain, canonical) = proto::convert::canonical(&Definition::postchain());
+    assert_eq!(body(postchain.as_bytes().to_vec().into()).await.unwrap(), canonical);
+    assert_eq!(body(vec![9; 32].into()).await.unwrap_err().reason, reason(Reason::NotFound));
+    leader.shutdown().await;
+}

@@ -1,0 +1,300 @@
+//! A store in a folder, nodes that are played, and the links between: what the tests of the scheduler stand on.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cluster::Peer;
+use domain::view::View;
+use domain::{Incarnation, Member, ProcessName, Role};
+use prost::Message as _;
+use proto::kind;
+use proto::link::{
+    Beat, CapabilityOffer, Envelope, Grant, Held, JoinRequest, JoinResponse, OwnerRow, Refusal,
+};
+use store::{FileStore, Store};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::actor::Pulse;
+use crate::handle::{Parts, start};
+use crate::links::{Links, Request};
+use crate::shared::{encoded, envelope};
+use crate::{Config, Handle};
+
+pub(super) const SHARDS: u16 = 12;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) fn name(name: &str) -> ProcessName {
+    name.parse().unwrap()
+}
+
+/// Waits until `condition` gives something.
+pub(super) async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub(super) struct World {
+    pub(super) store: Arc<FileStore>,
+    pub(super) links: Arc<PlayedLinks>,
+    _directory: TempDir,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), store::EngineConfig::default()).unwrap();
+        Self { store: Arc::new(store), links: Arc::default(), _directory: directory }
+    }
+
+    pub(super) async fn scheduler(&self, me: &str) -> Handle {
+        let config = Config {
+            shards: SHARDS,
+            nodes_expected: 3,
+            settle_ms: 20_000,
+            tick_ms: 10,
+            ..Config::default()
+        };
+        self.scheduler_with(me, config).await
+    }
+
+    pub(super) async fn scheduler_with(&self, me: &str, config: Config) -> Handle {
+        let parts = Parts {
+            config,
+            me: Member { name: name(me), incarnation: Incarnation(1) },
+            store: self.store.clone(),
+            store_name: "main".to_owned(),
+            links: self.links.clone(),
+            beats: vec!["127.0.0.1:9".to_owned()],
+        };
+        start(parts).await.unwrap()
+    }
+
+    pub(super) async fn leader(&self, me: &str) -> Handle {
+        let handle = self.scheduler(me).await;
+        eventually("it leads", async || handle.is_leading().then_some(())).await;
+        handle
+    }
+
+    /// Three nodes that have joined and hold every shard.
+    pub(super) async fn three_nodes(&self, leader: &Handle) -> [Node; 3] {
+        let nodes =
+            [self.node("node-1").await, self.node("node-2").await, self.node("node-3").await];
+        for node in &nodes {
+            node.join(leader).await.unwrap();
+        }
+        self.all_open(leader, &nodes).await;
+        nodes
+    }
+
+    async fn all_open(&self, leader: &Handle, nodes: &[Node]) {
+        eventually("every shard is open", async || {
+            nodes.iter().for_each(|node| node.beat(leader));
+            let view = leader.view()?;
+            let is_open = |place: &domain::view::Place| {
+                place.open && place.owner.as_ref().is_some_and(|owner| view.is_live(owner))
+            };
+            view.shards.values().all(is_open).then_some(())
+        })
+        .await;
+    }
+
+    pub(super) async fn node(&self, node: &str) -> Node {
+        self.node_run(node, 1).await
+    }
+
+    pub(super) async fn node_run(&self, node: &str, incarnation: u64) -> Node {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let played = Arc::new(Played::default());
+        self.links.nodes().insert(name(node), played.clone());
+        Node {
+            name: name(node),
+            incarnation,
+            address: listener.local_addr().unwrap().to_string(),
+            played,
+            listener,
+        }
+    }
+
+    pub(super) async fn owners(&self) -> Vec<OwnerRow> {
+        let mut owners = Vec::new();
+        for shard in 0..SHARDS {
+            owners.push(self.store.owner(&format!("shard-{shard}")).await.unwrap());
+        }
+        owners
+    }
+}
+
+/// What a played node did and got.
+#[derive(Default)]
+pub(super) struct Played(Mutex<Notes>);
+
+#[derive(Default)]
+pub(super) struct Notes {
+    pub(super) held: BTreeMap<u32, Held>,
+    pub(super) grants: Vec<Grant>,
+    /// So many grants get no answer.
+    pub(super) ignores: usize,
+    pub(super) view: Option<View>,
+    pub(super) is_forgotten: bool,
+    beats: u64,
+}
+
+impl Played {
+    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap()
+    }
+
+    fn granted(&self, grant: Grant) -> Option<Held> {
+        let mut notes = self.notes();
+        let held = Held { shard: grant.shard, epoch: grant.epoch, open: true };
+        notes.grants.push(grant);
+        if 0 < notes.ignores {
+            notes.ignores -= 1;
+            return None;
+        }
+        notes.held.insert(held.shard, held);
+        Some(held)
+    }
+}
+
+pub(super) struct Node {
+    pub(super) name: ProcessName,
+    pub(super) incarnation: u64,
+    pub(super) played: Arc<Played>,
+    address: String,
+    listener: TcpListener,
+}
+
+impl Node {
+    pub(super) fn peer(&self) -> Peer {
+        Peer::new(Role::Node, self.name.clone())
+    }
+
+    pub(super) fn join_request(&self) -> JoinRequest {
+        JoinRequest {
+            name: self.name.to_string(),
+            incarnation: self.incarnation,
+            zone: "a".to_owned(),
+            capacity: 1,
+            address: self.address.clone(),
+            capabilities: vec![CapabilityOffer {
+                name: "phase/action".to_owned(),
+                version: 1,
+                attributes: [("modality".to_owned(), "text".to_owned())].into(),
+                capacity: 4,
+            }],
+            version: "0.1.0".to_owned(),
+        }
+    }
+
+    pub(super) async fn join(&self, leader: &Handle) -> Result<JoinResponse, Refusal> {
+        let payload = ask(leader, self.peer(), envelope(kind::JOIN, &self.join_request())).await?;
+        let response = JoinResponse::decode(payload).unwrap();
+        let delta = proto::view::from_message(response.view.clone().unwrap()).unwrap();
+        View::apply(&mut self.played.notes().view, delta);
+        self.beat(leader);
+        Ok(response)
+    }
+
+    /// One heartbeat.
+    pub(super) fn beat(&self, leader: &Handle) {
+        let beat = {
+            let mut notes = self.played.notes();
+            notes.beats += 1;
+            let held = notes.held.values().copied().collect();
+            let load =
+                proto::link::Load { capability: "phase/action".into(), running: 2, queued: 1 };
+            let (incarnation, number) = (self.incarnation, notes.beats);
+            Beat { incarnation, number, held, loads: vec![load], hot_agents: 7, ..Beat::default() }
+        };
+        self.pulse(leader, Some(beat));
+    }
+
+    fn pulse(&self, leader: &Handle, beat: Option<Beat>) {
+        leader.pulse(Pulse { from: self.name.clone(), beat, at: Instant::now() });
+    }
+
+    /// Dies as a process does: its sockets close.
+    pub(super) fn die(self, leader: &Handle) {
+        let Self { name, listener, .. } = self;
+        drop(listener);
+        leader.pulse(Pulse { from: name, beat: None, at: Instant::now() });
+    }
+}
+
+/// Asks a scheduler as a peer would.
+pub(super) async fn ask(handle: &Handle, from: Peer, envelope: Envelope) -> Result<Bytes, Refusal> {
+    let (respond, answer) = oneshot::channel();
+    handle.request(Request {
+        from,
+        envelope,
+        deadline: Some(Instant::now() + PATIENCE),
+        respond: Some(Box::new(move |answer| _ = respond.send(answer))),
+    });
+    answer.await.expect("every request is answered")
+}
+
+#[derive(Default)]
+pub(super) struct PlayedLinks(Mutex<BTreeMap<ProcessName, Arc<Played>>>);
+
+impl PlayedLinks {
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<ProcessName, Arc<Played>>> {
+        self.0.lock().unwrap()
+    }
+
+    fn node(&self, peer: &Peer) -> Option<Arc<Played>> {
+        self.nodes().get(&peer.name).cloned()
+    }
+}
+
+#[async_trait]
+impl Links for PlayedLinks {
+    async fn call(
+        &self,
+        to: &Peer,
+        envelope: Envelope,
+        _: Instant,
+    ) -> Result<Bytes, cluster::Error> {
+        assert_eq!(envelope.kind, kind::GRANT);
+        let grant = Grant::decode(envelope.payload).unwrap();
+        let held = self.node(to).and_then(|node| node.granted(grant));
+        held.map(|held| encoded(&held)).ok_or_else(|| cluster::Error::Deadline { peer: to.clone() })
+    }
+
+    fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
+        assert_eq!(envelope.kind, kind::VIEW);
+        let message = proto::link::View::decode(envelope.payload).unwrap();
+        let delta = proto::view::from_message(message).unwrap();
+        if let Some(node) = self.node(to) {
+            View::apply(&mut node.notes().view, delta);
+        }
+        Ok(())
+    }
+
+    fn learn(&self, peer: Peer, _: Vec<String>) {
+        if let Some(node) = self.node(&peer) {
+            node.notes().is_forgotten = false;
+        }
+    }
+
+    fn forget(&self, peer: Peer) {
+        if let Some(node) = self.node(&peer) {
+            node.notes().is_forgotten = true;
+        }
+    }
+
+    fn address(&self) -> String {
+        "127.0.0.1:1".to_owned()
+    }
+}

@@ -1,0 +1,241 @@
+//! The task behind a [`super::WriterHandle`]: sends one group after the other and settles what became of each.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use domain::heads::{self, STALE_AGENTS_MAX};
+use domain::writer::{Next, Outcome, Placed};
+use domain::{Epoch, Lsn, Reason};
+use proto::link::Group;
+
+use super::{Append, Committed, Event, Shared, Stopped, group};
+use crate::{CommitOutcome, Error, Store, metrics};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+pub(super) struct Task {
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    database: String,
+    on_event: Box<dyn Fn(Event) + Send + Sync>,
+    marked: Instant,
+    /// Agents that the owner was told to write and has not written.
+    told: BTreeSet<u64>,
+}
+
+/// The task is over: the writer stopped, or nobody is left to append.
+struct Over;
+
+impl Task {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        store: Arc<dyn Store>,
+        database: String,
+        on_event: Box<dyn Fn(Event) + Send + Sync>,
+    ) -> Self {
+        Self { shared, store, database, on_event, marked: Instant::now(), told: BTreeSet::new() }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            if let Some(reason) = self.asked_to_stop() {
+                return self.stop(reason);
+            }
+            match self.cut() {
+                Some(group) => {
+                    if let Err(Over) = self.settle(group).await {
+                        return;
+                    }
+                }
+                None if self.is_abandoned() => return self.stop(Reason::ShuttingDown),
+                None => self.shared.wake.notified().await,
+            }
+        }
+    }
+
+    fn asked_to_stop(&self) -> Option<Reason> {
+        self.shared.lock().stop
+    }
+
+    fn is_abandoned(&self) -> bool {
+        let state = self.shared.lock();
+        state.is_abandoned && state.writer.is_settled()
+    }
+
+    /// Builds the next group. It is built once: sent again, it is the same, unchanged.
+    fn cut(&mut self) -> Option<Arc<Group>> {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let before = state.writer.waiting_rows();
+        let epoch = state.writer.epoch();
+        let next = state.writer.cut()?;
+        let ms_since = self.marked.elapsed().as_millis() as u64;
+        let is_due = heads::due(state.rows_since_mark, ms_since);
+        let mark = is_due.then(|| group::mark(next.before, &state.heads));
+        let built = group::build(epoch, next, &state.heads, mark);
+        metrics::WAITING_ROWS.sub((before - state.writer.waiting_rows()) as i64);
+        Some(Arc::new(built))
+    }
+
+    /// Until the group is acknowledged or the writer stops.
+    async fn settle(&mut self, group: Arc<Group>) -> Result<(), Over> {
+        let started = Instant::now();
+        let mut outcome = self.send(&group).await?;
+        loop {
+            let next = self.shared.lock().writer.settle(outcome);
+            match next {
+                Next::Acknowledge(items) => {
+                    metrics::COMMIT_SECONDS.observe(started.elapsed().as_secs_f64());
+                    self.acknowledge(&group, items.items);
+                    return Ok(());
+                }
+                Next::ReadPosition => outcome = self.read_position().await?,
+                Next::SendAgain => outcome = self.send(&group).await?,
+                Next::Stop(reason) => {
+                    self.stop(reason);
+                    return Err(Over);
+                }
+            }
+        }
+    }
+
+    /// Sends the group until the store takes it, refuses it, or its answer is lost.
+    async fn send(&mut self, group: &Arc<Group>) -> Result<Outcome, Over> {
+        let mut backoff = Backoff::new();
+        loop {
+            let (store, database) = (self.store.clone(), self.database.clone());
+            let group = group.clone();
+            let commit = async move { store.commit(&database, group).await };
+            let error = match self.unless_stopped(commit).await? {
+                Ok(CommitOutcome::Committed) => return Ok(Outcome::Committed),
+                Ok(CommitOutcome::Fenced { .. }) => return Ok(Outcome::Fenced),
+                Ok(CommitOutcome::HeadMismatch { .. }) => return Ok(Outcome::HeadMismatch),
+                Err(Error::Unknown { what }) => {
+                    metrics::UNKNOWN.inc();
+                    tracing::warn!(database = self.database, what, "a commit has no answer");
+                    return Ok(Outcome::Unknown);
+                }
+                Err(error) => error,
+            };
+            if !error.is_certainly_not_done() && !matches!(error, Error::Denied { .. }) {
+                tracing::error!(database = self.database, %error, "the store cannot take a commit");
+                self.stop(Reason::StoreUnavailable);
+                return Err(Over);
+            }
+            backoff.tell(&self.database, "cannot commit yet", &error);
+            let pause = tokio::time::sleep(backoff.next());
+            self.unless_stopped(pause).await?;
+        }
+    }
+
+    /// Reads where the log ends until the store tells.
+    async fn read_position(&mut self) -> Result<Outcome, Over> {
+        let mut backoff = Backoff::new();
+        loop {
+            let (store, database) = (self.store.clone(), self.database.clone());
+            let read = async move { store.owner(&database).await };
+            match self.unless_stopped(read).await? {
+                Ok(row) => {
+                    return Ok(Outcome::Position { epoch: Epoch(row.epoch), head: Lsn(row.head) });
+                }
+                Err(error) => backoff.tell(&self.database, "cannot read the position yet", &error),
+            }
+            let pause = tokio::time::sleep(backoff.next());
+            self.unless_stopped(pause).await?;
+        }
+    }
+
+    /// Awaits `work`, and gives it up when the writer is to stop.
+    async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Over> {
+        let work = Box::pin(work);
+        tokio::select! {
+            biased;
+            done = work => return Ok(done),
+            () = self.shared.halt.notified() => {}
+        }
+        self.stop(self.asked_to_stop().unwrap_or(Reason::ShuttingDown));
+        Err(Over)
+    }
+
+    fn acknowledge(&mut self, group: &Group, items: Vec<Placed<Append>>) {
+        metrics::GROUPS.inc();
+        metrics::GROUP_ROWS.inc_by(group.rows.len() as u64);
+        metrics::GROUP_BYTES.inc_by(group.rows.iter().map(|row| row.payload.len() as u64).sum());
+        let stale = self.note(group);
+        let answered = items.len() as u64;
+        for placed in items {
+            let committed = Committed { first: placed.first, last: placed.last() };
+            (placed.item.done)(Ok(committed));
+        }
+        self.shared.progress.send_modify(|progress| progress.acknowledged += answered);
+        if !stale.is_empty() {
+            (self.on_event)(Event::Stale(stale));
+        }
+    }
+
+    /// Keeps the heads; returns the agents whose rows should be written now.
+    fn note(&mut self, group: &Group) -> Vec<u64> {
+        let mut state = self.shared.lock();
+        for row in &group.rows {
+            state.heads.note(row.agent, Lsn(row.lsn));
+        }
+        for row in &group.agents {
+            state.heads.saved(row.id, Lsn(row.head));
+            self.told.remove(&row.id);
+        }
+        state.rows_since_mark += group.rows.len() as u64;
+        if group.mark.is_some() {
+            state.rows_since_mark = group.rows.len() as u64;
+            self.marked = Instant::now();
+        }
+        let stale = state.heads.overflow(STALE_AGENTS_MAX);
+        stale.into_iter().filter(|agent| self.told.insert(*agent)).collect()
+    }
+
+    /// Answers everybody, in order.
+    fn stop(&mut self, reason: Reason) {
+        if reason == Reason::Fenced {
+            metrics::FENCED.inc();
+        }
+        let drained = {
+            let mut state = self.shared.lock();
+            state.stop = Some(reason);
+            metrics::WAITING_ROWS.sub(state.writer.waiting_rows() as i64);
+            state.writer.drain()
+        };
+        tracing::info!(database = self.database, %reason, unanswered = drained.len(), "shard writer stopped");
+        for append in drained {
+            (append.done)(Err(Stopped { reason }));
+        }
+        self.shared.progress.send_modify(|progress| progress.is_stopped = true);
+        (self.on_event)(Event::Stopped(reason));
+    }
+}
+
+/// Jittered pauses that double.
+struct Backoff {
+    pause: Duration,
+    tries: u32,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { pause: BACKOFF_MIN, tries: 0 }
+    }
+
+    fn next(&mut self) -> Duration {
+        let pause = self.pause.mul_f64(rand::random_range(0.5..1.5));
+        self.pause = (self.pause * 2).min(BACKOFF_MAX);
+        pause
+    }
+
+    /// Once when it begins, then about every half minute.
+    fn tell(&mut self, database: &str, what: &str, error: &Error) {
+        if self.tries.is_multiple_of(30) {
+            tracing::warn!(database, %error, "{what}");
+        }
+        self.tries += 1;
+    }
+}

@@ -1,0 +1,558 @@
+//! What every store promises. Each promise is tested over files and over the store role.
+
+use std::collections::HashMap;
+
+use domain::ErrorKind;
+use proto::link::control_write::Write;
+use proto::link::read_control::Read;
+use proto::link::{
+    AgentHead, CapabilityOffer, ControlBatch, ControlWrite, DedupRow, DefinitionRow, Group, Mark,
+    Provision, Prune, PutCluster, PutDefinition, PutNode, PutShard, PutTransition, RaiseBeat,
+    ReadAgent, ReadAgents, ReadCluster, ReadControl, ReadDefinitions, ReadHistory, ReadLeader,
+    ReadNodes, ReadShards, ReadTransitions, ReadWorks, ReleaseLeadership, TailRow, TakeLeadership,
+    WorkEnd,
+};
+use store::{CommitOutcome, Error, FenceOutcome};
+
+use crate::fixture::{
+    CLUSTER, Doors, SHARD, agent, done, fence, group, not_leader, provision, work,
+};
+
+macro_rules! promises {
+    ($($promise:ident)*) => {
+        mod files {
+            $(#[tokio::test]
+            async fn $promise() {
+                let doors = crate::fixture::Doors::file().await;
+                super::$promise(&doors).await;
+                doors.end().await;
+            })*
+        }
+        mod remote {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                let doors = crate::fixture::Doors::remote().await;
+                super::$promise(&doors).await;
+                doors.end().await;
+            })*
+        }
+    };
+}
+
+promises! {
+    a_shard_is_provisioned_once_and_for_one_cluster
+    a_fence_with_an_older_epoch_or_term_loses
+    a_stale_epoch_or_a_wrong_head_commits_nothing
+    a_group_that_cannot_be_written_leaves_nothing
+    a_recovery_finds_what_was_written
+    history_follows_prev_across_groups_and_other_agents
+    history_comes_in_pages_of_a_mebibyte
+    an_agent_and_a_key_come_in_one_read
+    works_and_agents_are_listed
+    an_entry_is_pruned_only_when_nothing_needs_it
+    pruning_by_bytes_takes_the_oldest
+    a_database_name_is_not_a_path
+    a_store_can_be_checked_and_copied
+    leadership_is_compared_and_set
+    only_the_leader_writes_the_control_database
+    the_control_database_answers_what_was_put
+    transitions_are_kept_within_bounds
+}
+
+async fn a_shard_is_provisioned_once_and_for_one_cluster(doors: &Doors) {
+    let missing = doors.node.owner(SHARD).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound, "{missing}");
+    let first = doors.control.provision(SHARD, &provision()).await.unwrap();
+    assert_eq!((first.epoch, first.head, first.term), (0, 0, 0));
+    assert!(!first.database_id.is_empty());
+    let again = doors.control.provision(SHARD, &provision()).await.unwrap();
+    assert_eq!(again, first);
+    let foreign = Provision { cluster_id: "cluster-2".to_owned(), shard: 3 };
+    let refused = doors.control.provision(SHARD, &foreign).await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::ForeignCluster { what } if what.contains(CLUSTER)),
+        "{refused}"
+    );
+    let misnamed = Provision { shard: 4, ..provision() };
+    let refused = doors.control.provision(SHARD, &misnamed).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+}
+
+async fn a_fence_with_an_older_epoch_or_term_loses(doors: &Doors) {
+    doors.control.provision(SHARD, &provision()).await.unwrap();
+    let row = doors.fence(0, 7, 5).await;
+    assert_eq!((row.epoch, row.node.as_str(), row.incarnation, row.term), (1, "node-1", 7, 5));
+    let lost = async |expected, incarnation, term| match doors
+        .control
+        .fence(SHARD, &fence(expected, incarnation, term))
+        .await
+        .unwrap()
+    {
+        FenceOutcome::Lost(found) => assert_eq!(found, row),
+        FenceOutcome::Fenced(row) => panic!("fenced: {row:?}"),
+    };
+    lost(0, 8, 5).await;
+    lost(1, 8, 4).await;
+    lost(2, 8, 6).await;
+    // The answer to a fence may be lost: asked again, it is granted again, and nothing changes.
+    assert_eq!(doors.fence(0, 7, 5).await, row);
+    assert_eq!(doors.fence(1, 8, 5).await.epoch, 2);
+}
+
+/// A group that writes to every table.
+fn everywhere(head: u64) -> Group {
+    let lsn = head + 1;
+    Group {
+        agents: vec![agent(1, lsn, lsn)],
+        works: vec![work(lsn, 1, 0, 1)],
+        dedups: vec![DedupRow { agent: 1, key: "k".into(), work: lsn, ..DedupRow::default() }],
+        definitions: vec![DefinitionRow { hash: vec![7; 32].into(), body: "{}".into() }],
+        mark: Some(Mark { lsn: head, heads: vec![AgentHead { agent: 1, head }] }),
+        ..group(head, &[(1, 0)])
+    }
+}
+
+async fn is_empty(doors: &Doors) {
+    let found = doors.node.recover(SHARD).await.unwrap();
+    assert_eq!((found.owner.head, found.agent_max), (0, 0));
+    assert!(found.tail.is_empty() && found.open.is_empty() && found.agents.is_empty());
+    assert_eq!(found.mark, Mark::default());
+    assert_eq!(doors.node.definition(SHARD, &[7; 32]).await.unwrap(), None);
+}
+
+async fn a_stale_epoch_or_a_wrong_head_commits_nothing(doors: &Doors) {
+    doors.owned().await;
+    let stale = Group { epoch: 2, ..everywhere(0) };
+    assert_eq!(doors.commit(stale).await, CommitOutcome::Fenced { epoch: 1 });
+    is_empty(doors).await;
+    assert_eq!(doors.commit(everywhere(5)).await, CommitOutcome::HeadMismatch { head: 0 });
+    is_empty(doors).await;
+
+    doors.committed(everywhere(0)).await;
+    assert_eq!(doors.commit(everywhere(0)).await, CommitOutcome::HeadMismatch { head: 1 });
+    doors.fence(1, 2, 1).await;
+    let late = group(1, &[(1, 1)]);
+    assert_eq!(doors.commit(late).await, CommitOutcome::Fenced { epoch: 2 });
+    assert_eq!(doors.head().await, 1);
+}
+
+async fn a_group_that_cannot_be_written_leaves_nothing(doors: &Doors) {
+    doors.owned().await;
+    let end = WorkEnd { id: 77, state: 6, reason: 5, end_ms: 9, record: "r".into() };
+    let missing = Group { ends: vec![end], ..everywhere(0) };
+    let refused = doors.node.commit(SHARD, missing.into()).await.unwrap_err();
+    assert!(refused.to_string().contains("work 77"), "{refused}");
+    is_empty(doors).await;
+    let mut gap = everywhere(0);
+    gap.rows[0].lsn = 2;
+    assert_eq!(doors.node.commit(SHARD, gap.into()).await.unwrap_err().kind(), ErrorKind::Invalid);
+    is_empty(doors).await;
+    doors.committed(everywhere(0)).await;
+}
+
+async fn a_recovery_finds_what_was_written(doors: &Doors) {
+    doors.owned().await;
+    let opened = group(0, &[(0, 0)]);
+    doors.committed(opened).await;
+    let begin = Group {
+        agents: vec![agent(1, 2, 0), agent(2, 3, 0), agent(3, 4, 0)],
+        works: vec![work(2, 1, 0, 1), work(3, 2, 0, 1), work(4, 3, 0, 1)],
+        definitions: vec![DefinitionRow { hash: vec![7; 32].into(), body: "{}".into() }],
+        ..group(1, &[(1, 0), (2, 0), (3, 0)])
+    };
+    doors.committed(begin).await;
+    let heads = vec![AgentHead { agent: 1, head: 2 }, AgentHead { agent: 2, head: 3 }];
+    let end = WorkEnd { id: 3, state: 6, reason: 5, end_ms: 2_003, record: "record of 3".into() };
+    let marked = Group {
+        ends: vec![end],
+        mark: Some(Mark { lsn: 4, heads: heads.clone() }),
+        ..group(4, &[(2, 3), (0, 0)])
+    };
+    doors.committed(marked).await;
+    let snapshot = Group { agents: vec![agent(1, 7, 7)], ..group(6, &[(1, 2)]) };
+    doors.committed(snapshot).await;
+
+    let found = doors.node.recover(SHARD).await.unwrap();
+    assert_eq!((found.owner.epoch, found.owner.head, found.agent_max), (1, 7, 3));
+    assert_eq!(found.mark, Mark { lsn: 4, heads });
+    let tail = [(5, 2), (6, 0), (7, 1)].map(|(lsn, agent)| TailRow { lsn, agent });
+    assert_eq!(found.tail, tail);
+    assert_eq!(found.open, [work(2, 1, 0, 1), work(4, 3, 0, 1)]);
+    assert_eq!(found.agents, [agent(1, 7, 7), agent(3, 4, 0)]);
+    let definition = doors.node.definition(SHARD, &[7; 32]).await.unwrap().unwrap();
+    assert_eq!(definition.body, "{}");
+    let (ended, of) = doors.node.work(SHARD, 3).await.unwrap().unwrap();
+    assert_eq!((ended.state, ended.reason, ended.end_ms, of.id), (6, 5, 2_003, 2));
+    assert_eq!(ended, proto::link::WorkRow { reason: 5, ..work(3, 2, 0, 6) });
+    assert_eq!(doors.node.work(SHARD, 99).await.unwrap(), None);
+}
+
+async fn lsns(doors: &Doors, from: u64, above: u64, limit: u32) -> (Vec<u64>, bool) {
+    let page = doors.node.history(SHARD, &ReadHistory { from, above, limit }).await.unwrap();
+    (page.rows.iter().map(|row| row.lsn).collect(), page.truncated)
+}
+
+async fn history_follows_prev_across_groups_and_other_agents(doors: &Doors) {
+    doors.owned().await;
+    let first = group(0, &[(1, 0), (2, 0), (1, 1)]);
+    doors.committed(first.clone()).await;
+    doors.committed(group(3, &[(2, 2), (2, 4)])).await;
+    doors.committed(group(5, &[(1, 3), (0, 0), (2, 5)])).await;
+    assert_eq!(lsns(doors, 6, 0, 0).await, (vec![6, 3, 1], false));
+    assert_eq!(lsns(doors, 8, 0, 0).await, (vec![8, 5, 4, 2], false));
+    assert_eq!(lsns(doors, 8, 4, 0).await, (vec![8, 5], false));
+    assert_eq!(lsns(doors, 8, 0, 2).await, (vec![8, 5], false));
+    assert_eq!(lsns(doors, 0, 0, 0).await, (vec![], false));
+    assert_eq!(lsns(doors, 9, 0, 0).await, (vec![], true));
+    let page =
+        doors.node.history(SHARD, &ReadHistory { from: 3, above: 0, limit: 1 }).await.unwrap();
+    assert_eq!(page.rows, [first.rows[2].clone()]);
+}
+
+async fn history_comes_in_pages_of_a_mebibyte(doors: &Doors) {
+    doors.owned().await;
+    let mut large = group(0, &[(1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]);
+    for row in &mut large.rows {
+        row.payload = vec![7; 600 << 10].into();
+    }
+    doors.committed(large).await;
+    assert_eq!(lsns(doors, 5, 0, 0).await, (vec![5, 4], false));
+    assert_eq!(lsns(doors, 3, 0, 0).await, (vec![3, 2], false));
+}
+
+async fn an_agent_and_a_key_come_in_one_read(doors: &Doors) {
+    doors.owned().await;
+    let key = DedupRow {
+        agent: 1,
+        key: "once".into(),
+        work: 1,
+        input_hash: "hash".into(),
+        expires_ms: 5_000,
+    };
+    let accepted = Group {
+        agents: vec![agent(1, 1, 0)],
+        works: vec![work(1, 1, 0, 1)],
+        dedups: vec![key.clone()],
+        ..group(0, &[(1, 0)])
+    };
+    doors.committed(accepted).await;
+    let read = |user: &str, idempotency_key: &str| ReadAgent {
+        tenant: "acme".into(),
+        name: "support".into(),
+        key: user.into(),
+        idempotency_key: idempotency_key.into(),
+        id: 0,
+    };
+    let found = doors.node.agent(SHARD, &read("user-1", "once")).await.unwrap();
+    assert_eq!((found.agent, found.dedup), (Some(agent(1, 1, 0)), Some(key.clone())));
+    let found = doors.node.agent(SHARD, &read("user-1", "other")).await.unwrap();
+    assert_eq!((found.agent, found.dedup), (Some(agent(1, 1, 0)), None));
+    let found = doors.node.agent(SHARD, &read("user-2", "once")).await.unwrap();
+    assert_eq!((found.agent, found.dedup), (None, None));
+    let by_id = ReadAgent { id: 1, idempotency_key: "once".into(), ..ReadAgent::default() };
+    assert_eq!(doors.node.agent(SHARD, &by_id).await.unwrap().dedup, Some(key.clone()));
+
+    // A key that expired may be used again.
+    let again = DedupRow { work: 2, expires_ms: 9_000, ..key };
+    doors.committed(Group { dedups: vec![again.clone()], ..group(1, &[(1, 1)]) }).await;
+    assert_eq!(doors.node.agent(SHARD, &by_id).await.unwrap().dedup, Some(again));
+}
+
+async fn works_and_agents_are_listed(doors: &Doors) {
+    doors.owned().await;
+    let other = proto::link::AgentRow { tenant: "umbrella".into(), ..agent(3, 5, 0) };
+    let all = Group {
+        agents: vec![agent(1, 1, 0), agent(2, 2, 0), other],
+        works: vec![
+            work(1, 1, 0, 6),
+            work(2, 2, 0, 6),
+            work(3, 1, 1, 6),
+            work(4, 1, 3, 1),
+            work(5, 3, 0, 1),
+        ],
+        ..group(0, &[(1, 0), (2, 0), (1, 1), (1, 3), (3, 0)])
+    };
+    doors.committed(all).await;
+    let ids = async |agent, below, limit| {
+        let asked = ReadWorks { tenant: "acme".into(), agent, below, limit };
+        let page = doors.node.works(SHARD, &asked).await.unwrap();
+        assert!(page.agents.iter().all(|agent| agent.state.is_empty() && agent.tenant == "acme"));
+        page.works.iter().map(|work| work.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(0, 0, 0).await, [4, 3, 2, 1]);
+    assert_eq!(ids(0, 4, 2).await, [3, 2]);
+    assert_eq!(ids(1, 0, 0).await, [4, 3, 1]);
+    assert_eq!(ids(1, 4, 1).await, [3]);
+    assert_eq!(ids(2, 0, 0).await, [2]);
+    let agents = async |above, limit| {
+        let asked = ReadAgents { tenant: "acme".into(), above, limit };
+        let page = doors.node.agents(SHARD, &asked).await.unwrap();
+        page.agents.iter().map(|agent| agent.id).collect::<Vec<_>>()
+    };
+    assert_eq!(agents(0, 0).await, [1, 2]);
+    assert_eq!(agents(1, 0).await, [2]);
+    assert_eq!(agents(0, 1).await, [1]);
+}
+
+/// Everything is old enough.
+fn prune() -> Prune {
+    Prune {
+        epoch: 1,
+        entries_before_ms: 1 << 40,
+        log_bytes_max: 0,
+        works_before_ms: 1 << 40,
+        now_ms: 1 << 40,
+    }
+}
+
+async fn kept(doors: &Doors, lsns: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    let mut kept = Vec::new();
+    for lsn in lsns {
+        let asked = ReadHistory { from: lsn, above: lsn - 1, limit: 1 };
+        let page = doors.node.history(SHARD, &asked).await.unwrap();
+        kept.extend(page.rows.first().map(|row| row.lsn));
+    }
+    kept
+}
+
+async fn an_entry_is_pruned_only_when_nothing_needs_it(doors: &Doors) {
+    doors.owned().await;
+    // Agent 1 has a snapshot at 4, agent 2 none; work 1 is open, work 2 has ended.
+    let mut rows = group(0, &[(1, 0), (1, 1), (2, 0), (1, 2), (1, 4), (0, 0), (0, 0)]);
+    for (lsn, row) in (1..).zip(&mut rows.rows) {
+        row.work = [1, 2, 0, 2, 2, 0, 0][lsn - 1];
+    }
+    let key = |key: &str, expires_ms| DedupRow {
+        agent: 1,
+        key: key.into(),
+        work: 1,
+        input_hash: "h".into(),
+        expires_ms,
+    };
+    let all = Group {
+        agents: vec![agent(1, 5, 4), agent(2, 3, 0)],
+        works: vec![work(1, 1, 0, 2), work(2, 1, 1, 6)],
+        dedups: vec![key("old", 10), key("young", 1 << 41)],
+        ..rows
+    };
+    doors.committed(all).await;
+    let young = Prune { entries_before_ms: 1_001, works_before_ms: 1_001, now_ms: 1, ..prune() };
+    assert_eq!(doors.node.prune(SHARD, &young).await.unwrap(), 0);
+    let stale = Prune { epoch: 2, ..prune() };
+    let refused = doors.node.prune(SHARD, &stale).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { epoch: 1 }), "{refused}");
+
+    // Entries 2, 4 and 6, work 2, one key.
+    assert_eq!(doors.node.prune(SHARD, &prune()).await.unwrap(), 5);
+    assert_eq!(kept(doors, 1..=7).await, [1, 3, 5, 7]);
+    assert_eq!(lsns(doors, 5, 0, 0).await, (vec![5], true));
+    assert!(doors.node.work(SHARD, 1).await.unwrap().is_some());
+    assert!(doors.node.work(SHARD, 2).await.unwrap().is_none());
+    let read = |key: &str| ReadAgent { id: 1, idempotency_key: key.into(), ..ReadAgent::default() };
+    assert_eq!(doors.node.agent(SHARD, &read("old")).await.unwrap().dedup, None);
+    assert!(doors.node.agent(SHARD, &read("young")).await.unwrap().dedup.is_some());
+    assert_eq!(doors.node.prune(SHARD, &prune()).await.unwrap(), 0);
+    assert_eq!(doors.head().await, 7);
+}
+
+async fn pruning_by_bytes_takes_the_oldest(doors: &Doors) {
+    doors.owned().await;
+    // More rows than a slice looks at.
+    let mut head = 0;
+    for _ in 0..12 {
+        doors.committed(group(head, &[(0, 0); 1_000])).await;
+        head += 1_000;
+    }
+    let by_bytes = Prune { entries_before_ms: 0, log_bytes_max: 300_000, ..prune() };
+    let deleted = doors.node.prune(SHARD, &by_bytes).await.unwrap();
+    assert!((5_000..12_000).contains(&deleted), "{deleted}");
+    let page = kept(doors, [1, deleted, deleted + 1, 12_000]).await;
+    assert_eq!(
+        page,
+        [deleted + 1, 12_000].into_iter().filter(|lsn| deleted < *lsn).collect::<Vec<_>>()
+            [..page.len()]
+    );
+    assert_eq!(doors.head().await, 12_000);
+}
+
+async fn a_database_name_is_not_a_path(doors: &Doors) {
+    for name in ["../shard-1", "shard-1/../../x", "/etc/passwd", "", "shard-01", "shard-x", "lock"]
+    {
+        let refused = doors.control.provision(name, &provision()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{name}: {refused}");
+        let refused = doors.node.owner(name).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{name}: {refused}");
+    }
+    let refused = doors.node.owner("control").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+}
+
+async fn a_store_can_be_checked_and_copied(doors: &Doors) {
+    doors.owned().await;
+    doors.committed(everywhere(0)).await;
+    let checked = doors.control.check(SHARD).await.unwrap();
+    assert_eq!((checked.schema, checked.synchronous, checked.integrity.as_str()), (1, 2, "ok"));
+    assert!(checked.engine.contains("SQLite 3."), "{}", checked.engine);
+    assert_eq!(checked.database_id, doors.node.owner(SHARD).await.unwrap().database_id);
+    doors.control.backup(SHARD, "shard-3.copy").await.unwrap();
+    let copy = doors.folder.path().join("data/backups/shard-3.copy");
+    assert!(0 < std::fs::metadata(&copy).unwrap().len());
+    let again = doors.control.backup(SHARD, "shard-3.copy").await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Invalid);
+    let outside = doors.control.backup(SHARD, "../shard-3.copy").await.unwrap_err();
+    assert_eq!(outside.kind(), ErrorKind::Invalid);
+}
+
+fn write(write: Write) -> ControlWrite {
+    ControlWrite { write: Some(write) }
+}
+
+fn batch(leader: &str, term: u64, writes: Vec<Write>) -> ControlBatch {
+    let writes = writes.into_iter().map(write).collect();
+    ControlBatch { leader: leader.into(), term, writes }
+}
+
+fn take(name: &str, expected_term: u64, expected_beat: u64) -> ControlBatch {
+    let take = TakeLeadership { name: name.into(), expected_term, expected_beat };
+    batch("", 0, vec![Write::Take(take)])
+}
+
+fn row(name: &str, term: u64, beat: u64) -> proto::link::LeaderRow {
+    proto::link::LeaderRow { name: name.into(), term, beat }
+}
+
+async fn leadership_is_compared_and_set(doors: &Doors) {
+    let control = &doors.control;
+    let taken = done(control.control(&take("control-1", 0, 0)).await.unwrap());
+    assert_eq!(taken.leader, Some(row("control-1", 1, 1)));
+    let lost = not_leader(control.control(&take("control-2", 0, 0)).await.unwrap());
+    assert_eq!(lost, row("control-1", 1, 1));
+    let beat = batch("control-1", 1, vec![Write::Beat(RaiseBeat {})]);
+    assert_eq!(done(control.control(&beat).await.unwrap()).leader, Some(row("control-1", 1, 2)));
+    not_leader(control.control(&take("control-2", 1, 1)).await.unwrap());
+    let taken = done(control.control(&take("control-2", 1, 2)).await.unwrap());
+    assert_eq!(taken.leader, Some(row("control-2", 2, 3)));
+    assert_eq!(not_leader(control.control(&beat).await.unwrap()), row("control-2", 2, 3));
+    let release = batch("control-2", 2, vec![Write::Release(ReleaseLeadership {})]);
+    assert_eq!(done(control.control(&release).await.unwrap()).leader, Some(row("", 2, 4)));
+    not_leader(control.control(&release).await.unwrap());
+    let read = ReadControl { read: Some(Read::Leader(ReadLeader {})) };
+    assert_eq!(control.read_control(&read).await.unwrap().leader, Some(row("", 2, 4)));
+}
+
+async fn only_the_leader_writes_the_control_database(doors: &Doors) {
+    let control = &doors.control;
+    done(control.control(&take("control-1", 0, 0)).await.unwrap());
+    let node = PutNode { name: "node-1".into(), ..PutNode::default() };
+    let both = vec![Write::Beat(RaiseBeat {}), Write::Node(node.clone())];
+    not_leader(control.control(&batch("control-1", 2, both.clone())).await.unwrap());
+    not_leader(control.control(&batch("control-2", 1, both.clone())).await.unwrap());
+    let nobody = control.control(&batch("", 0, vec![Write::Node(node)])).await.unwrap_err();
+    assert_eq!(nobody.kind(), ErrorKind::Invalid, "{nobody}");
+    let nodes = ReadControl { read: Some(Read::Nodes(ReadNodes {})) };
+    let found = control.read_control(&nodes).await.unwrap();
+    assert_eq!((found.leader, found.nodes), (Some(row("control-1", 1, 1)), vec![]));
+    done(control.control(&batch("control-1", 1, both)).await.unwrap());
+    assert_eq!(control.read_control(&nodes).await.unwrap().nodes.len(), 1);
+}
+
+async fn the_control_database_answers_what_was_put(doors: &Doors) {
+    let control = &doors.control;
+    let read = async |read| control.read_control(&ReadControl { read: Some(read) }).await.unwrap();
+    assert_eq!(read(Read::Cluster(ReadCluster {})).await.cluster_id, "");
+    let cluster =
+        |id: &str| batch("", 0, vec![Write::Cluster(PutCluster { cluster_id: id.into() })]);
+    assert_eq!(done(control.control(&cluster("one")).await.unwrap()).cluster_id, "one");
+    assert_eq!(done(control.control(&cluster("two")).await.unwrap()).cluster_id, "one");
+    assert_eq!(read(Read::Cluster(ReadCluster {})).await.cluster_id, "one");
+
+    done(control.control(&take("control-1", 0, 0)).await.unwrap());
+    let attributes = HashMap::from([("modality".to_owned(), "text".to_owned())]);
+    let capability =
+        CapabilityOffer { name: "phase/action".into(), version: 1, attributes, capacity: 4 };
+    let node = PutNode {
+        name: "node-1".into(),
+        incarnation: 9,
+        state: "live".into(),
+        reason: 60,
+        zone: "a".into(),
+        address: "127.0.0.1:1".into(),
+        capacity: 3,
+        capabilities: vec![capability],
+    };
+    let shard = PutShard {
+        shard: 3,
+        class: 0,
+        slot_first: 100,
+        slot_count: 50,
+        store: "main".into(),
+        database: SHARD.into(),
+    };
+    let definition = |name: &str, hash: u8| PutDefinition {
+        hash: vec![hash; 32].into(),
+        tenant: "acme".into(),
+        name: name.into(),
+        body: format!("{name} {hash}").into(),
+        create_ms: hash.into(),
+    };
+    let definitions = [definition("b", 1), definition("a", 2), definition("a", 3)];
+    let mut writes: Vec<Write> = definitions.clone().map(Write::Definition).into();
+    writes.extend([Write::Node(node.clone()), Write::Shard(shard.clone())]);
+    done(control.control(&batch("control-1", 1, writes)).await.unwrap());
+
+    assert_eq!(read(Read::Nodes(ReadNodes {})).await.nodes, [node]);
+    assert_eq!(read(Read::Shards(ReadShards {})).await.shards, [shard]);
+    let by = async |asked| read(Read::Definitions(asked)).await.definitions;
+    let acme = ReadDefinitions { tenant: "acme".into(), ..ReadDefinitions::default() };
+    let [b, old, new] = definitions;
+    assert_eq!(by(acme.clone()).await, [new.clone(), b.clone()]);
+    assert_eq!(by(ReadDefinitions { limit: 1, ..acme.clone() }).await, [new.clone()]);
+    assert_eq!(by(ReadDefinitions { after_name: "a".into(), ..acme.clone() }).await, [b]);
+    let versions = ReadDefinitions { name: "a".into(), ..acme.clone() };
+    assert_eq!(by(versions.clone()).await, [new.clone(), old.clone()]);
+    assert_eq!(by(ReadDefinitions { hash: old.hash.clone(), ..acme.clone() }).await, [old.clone()]);
+    assert_eq!(by(ReadDefinitions { tenant: "umbrella".into(), ..versions.clone() }).await, []);
+    // An old version that is put again is the current one.
+    done(
+        control
+            .control(&batch("control-1", 1, vec![Write::Definition(old.clone())]))
+            .await
+            .unwrap(),
+    );
+    assert_eq!(by(versions).await, [old, new]);
+}
+
+async fn transitions_are_kept_within_bounds(doors: &Doors) {
+    let control = &doors.control;
+    done(control.control(&take("control-1", 0, 0)).await.unwrap());
+    let transition = |subject: &str, number: i64| {
+        Write::Transition(PutTransition {
+            subject: subject.into(),
+            from: "live".into(),
+            to: "dead".into(),
+            reason: 65,
+            cause: "c".into(),
+            epoch: 2,
+            node: "node-1".into(),
+            at_ms: number,
+            term: 1,
+        })
+    };
+    let put = async |writes| done(control.control(&batch("control-1", 1, writes)).await.unwrap());
+    put(vec![transition("node/node-1", -1)]).await;
+    for slice in 0..12 {
+        put((0..1_000).map(|number| transition("shard/1", slice * 1_000 + number)).collect()).await;
+    }
+    let read = async |subject: &str, limit| {
+        let asked = ReadTransitions { subject: subject.into(), limit };
+        let asked = ReadControl { read: Some(Read::Transitions(asked)) };
+        control.read_control(&asked).await.unwrap().transitions
+    };
+    let newest = read("shard/1", 2).await;
+    assert_eq!(newest.iter().map(|found| found.at_ms).collect::<Vec<_>>(), [11_999, 11_998]);
+    assert_eq!((newest[0].reason, newest[0].epoch, newest[0].term), (65, 2, 1));
+    let all = read("shard/1", u32::MAX).await;
+    assert_eq!((all.len(), all[9_999].at_ms), (10_000, 2_000));
+    assert_eq!(read("node/node-1", 0).await.len(), 1);
+    assert_eq!(read("", 3).await.len(), 3);
+}

@@ -1,0 +1,41 @@
+//! Why a node cannot run.
+
+use domain::{ErrorKind, ProcessName};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the config says name = {config}, the certificate says {certificate}: use the certificate of {config}")]
+    Name { config: ProcessName, certificate: ProcessName },
+    #[error("controls has {text:?}: write name=host:port")]
+    Control {
+        text: String,
+        #[source]
+        source: domain::Error,
+    },
+    #[error("cannot use this node's identity")]
+    Identity(#[from] net::Error),
+    #[error("cannot serve health and metrics")]
+    Admin(#[from] telemetry::Error),
+    #[error("cannot use the store")]
+    Store(#[from] store::Error),
+    #[error("cannot take part in the cluster")]
+    Cluster(#[from] cluster::Error),
+    #[error("cannot host agents")]
+    Agents(#[from] agent::Error),
+    #[error("the cluster refuses this node: {why}")]
+    Refused { why: String },
+}
+
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Name { .. } | Self::Control { .. } => ErrorKind::Invalid,
+            Self::Identity(error) => error.kind(),
+            Self::Admin(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Cluster(error) => error.kind(),
+            Self::Agents(error) => error.kind(),
+            Self::Refused { .. } => ErrorKind::Denied,
+        }
+    }
+}

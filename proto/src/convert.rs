@@ -1,0 +1,340 @@
+//! The API's messages made from what processes say to each other, and what the API takes in as checked values.
+
+use pbjson_types::Timestamp;
+use prost::Message;
+
+use bytes::Bytes;
+use domain::definition::{Behaviour, Definition};
+use domain::entry::Entry;
+use domain::{AgentId, DefinitionHash, Phase, Reason, WorkId, WorkState};
+
+use crate::status::Failure;
+use crate::{disk, journal, link, v1};
+
+/// Milliseconds since the Unix epoch as a timestamp; 0 is none.
+pub fn timestamp(ms: i64) -> Option<Timestamp> {
+    let nanos = i32::try_from(ms.rem_euclid(1_000) * 1_000_000).expect("less than a second");
+    (ms != 0).then(|| Timestamp { seconds: ms.div_euclid(1_000), nanos })
+}
+
+/// A timestamp as milliseconds since the Unix epoch.
+pub fn millis(timestamp: &Timestamp) -> i64 {
+    timestamp.seconds * 1_000 + i64::from(timestamp.nanos) / 1_000_000
+}
+
+fn reason_text(code: u32) -> String {
+    let reason = u16::try_from(code).ok().and_then(Reason::from_code);
+    reason.map(|reason| reason.to_string()).unwrap_or_default()
+}
+
+fn phase_text(code: u32) -> String {
+    Phase::from_code(code).map(|phase| phase.to_string()).unwrap_or_default()
+}
+
+/// The work state of the API.
+pub fn api_state(state: WorkState) -> v1::WorkState {
+    match state {
+        WorkState::Accepted => v1::WorkState::Accepted,
+        WorkState::Running => v1::WorkState::Running,
+        WorkState::Waiting => v1::WorkState::Waiting,
+        WorkState::InDoubt => v1::WorkState::InDoubt,
+        WorkState::Cancelling => v1::WorkState::Cancelling,
+        WorkState::Succeeded => v1::WorkState::Succeeded,
+        WorkState::Failed => v1::WorkState::Failed,
+        WorkState::Cancelled => v1::WorkState::Cancelled,
+        WorkState::DeadLettered => v1::WorkState::DeadLettered,
+    }
+}
+
+/// The id of a work of which the parts are known.
+///
+/// # Errors
+/// Parts that no work has.
+pub fn work_id(class: u32, slot: u32, lsn: u64) -> Result<WorkId, domain::Error> {
+    // The text is the one parser that checks all three parts.
+    format!("w-{class:x}-{slot:03x}-{lsn:x}").parse()
+}
+
+impl From<link::WorkInfo> for v1::Work {
+    fn from(info: link::WorkInfo) -> Self {
+        let id = work_id(info.class, info.slot, info.lsn).map(|id| id.to_string());
+        let state = journal::state_from_code(info.state).map_or(v1::WorkState::Unspecified, api_state);
+        let usage = v1::Usage {
+            calls: info.calls.cast_signed(),
+            input_tokens: info.input_tokens.cast_signed(),
+            output_tokens: info.output_tokens.cast_signed(),
+        };
+        let succeeded = state == v1::WorkState::Succeeded;
+        let text = String::from_utf8_lossy(&info.result).into_owned();
+        let steps = info.steps.into_iter().enumerate().map(|(index, step)| api_step(index, step));
+        Self {
+            id: id.unwrap_or_default(),
+            agent: info.agent,
+            state: state.into(),
+            reason: reason_text(info.reason),
+            definition_hash: hash_text(&info.definition),
+            create_time: timestamp(info.create_ms),
+            end_time: timestamp(info.end_ms),
+            result: succeeded.then_some(v1::WorkResult { text, usage: Some(usage) }),
+            steps: steps.collect(),
+            detail: info.detail,
+        }
+    }
+}
+
+fn hash_text(hash: &[u8]) -> String {
+    DefinitionHash::try_from(hash).map(|hash| hash.to_string()).unwrap_or_default()
+}
+
+fn api_step(index: usize, step: link::StepInfo) -> v1::Step {
+    v1::Step {
+        sequence: i32::try_from(index + 1).unwrap_or(i32::MAX),
+        kind: "phase".to_owned(),
+        name: phase_text(step.phase),
+        node: step.node,
+        epoch: step.epoch.cast_signed(),
+        attempts: step.attempts.cast_signed(),
+        start_time: timestamp(step.start_ms),
+        end_time: timestamp(step.end_ms),
+        reason: reason_text(step.reason),
+        cycle: step.cycle.cast_signed(),
+        summary: step.summary,
+    }
+}
+
+impl From<disk::StepRecord> for link::StepInfo {
+    fn from(step: disk::StepRecord) -> Self {
+        Self {
+            phase: step.phase,
+            cycle: step.cycle,
+            node: step.node,
+            epoch: step.epoch,
+            attempts: step.attempts,
+            start_ms: step.start_ms,
+            end_ms: step.end_ms,
+            reason: step.reason,
+            summary: step.summary,
+        }
+    }
+}
+
+/// A bookmark in the events of a work: the seq of the last entry that was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    pub work: WorkId,
+    pub seq: u64,
+}
+
+impl Cursor {
+    pub fn to_text(self) -> String {
+        format!("{}.{:x}", self.work, self.seq)
+    }
+
+    /// # Errors
+    /// Text that no event carried.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
+        let wrong = || Failure::invalid("cursor", format!("cursor {text:.80?} is not one that an event carried"));
+        let (work, seq) = text.split_once('.').ok_or_else(wrong)?;
+        let seq = u64::from_str_radix(seq, 16).map_err(|_| wrong())?;
+        Ok(Self { work: work.parse().map_err(|_| wrong())?, seq })
+    }
+}
+
+/// The event of one entry of `work`. None for entries that no client sees. `steps` counts the phases seen so far.
+///
+/// # Errors
+/// A payload that cannot be read.
+pub fn event(
+    work: WorkId,
+    entry: &link::LogEntry,
+    steps: &mut i32,
+) -> Result<Option<v1::WorkEvent>, journal::Error> {
+    use v1::work_event::{Event, StateChange};
+    let change = |state: WorkState, reason: Reason| {
+        Event::StateChange(StateChange { state: api_state(state).into(), reason: reason.to_string() })
+    };
+    let event = match journal::decode(entry.entry.clone())? {
+        Entry::Accepted(_) => change(WorkState::Accepted, Reason::Submitted),
+        Entry::Waiting(reason) => change(WorkState::Waiting, reason),
+        Entry::Resumed(reason) => change(WorkState::Running, reason),
+        Entry::CancelRequested(reason) => change(WorkState::Cancelling, reason),
+        Entry::PhaseDone(done) => {
+            let step = disk::StepRecord {
+                phase: done.step.phase.code(),
+                cycle: done.step.cycle,
+                epoch: entry.epoch,
+                attempts: done.attempts,
+                start_ms: done.start_ms,
+                end_ms: done.end_ms,
+                reason: Reason::Completed.code().into(),
+                summary: journal::summary(&done),
+                node: done.node,
+            };
+            *steps += 1;
+            let index = usize::try_from(*steps - 1).unwrap_or(0);
+            Event::Phase(api_step(index, step.into()))
+        }
+        // The last event carries the whole work instead; it is made from the work's own answer.
+        Entry::Ended(_) | Entry::ShardOpened(_) | Entry::StepBegan(_) => return Ok(None),
+    };
+    Ok(Some(v1::WorkEvent {
+        work: work.to_string(),
+        cursor: Cursor { work, seq: entry.seq }.to_text(),
+        time: timestamp(entry.ts_ms),
+        event: Some(event),
+    }))
+}
+
+/// The content of an entry as JSON, for people.
+///
+/// # Errors
+/// A payload that cannot be read.
+pub fn entry_json(payload: Bytes) -> Result<(&'static str, String), journal::Error> {
+    let entry = journal::decode(payload)?;
+    let name = entry.name();
+    let value = match entry {
+        Entry::ShardOpened(member) => serde_json::json!({ "member": member.to_string() }),
+        Entry::Accepted(accepted) => serde_json::json!({
+            "definitionHash": accepted.definition.to_string(),
+            "idempotencyKey": accepted.key.as_str(),
+            "inputBytes": accepted.input.len(),
+            "deadline": timestamp(accepted.deadline_ms),
+        }),
+        Entry::StepBegan(began) => serde_json::json!({
+            "phase": began.step.phase.as_str(), "cycle": began.step.cycle, "attempt": began.attempt,
+            "reason": began.reason.as_str(),
+        }),
+        Entry::PhaseDone(done) => serde_json::json!({
+            "phase": done.step.phase.as_str(), "cycle": done.step.cycle, "node": done.node,
+            "attempts": done.attempts,
+            "output": serde_json::from_slice::<serde_json::Value>(&done.output).unwrap_or_default(),
+        }),
+        Entry::Waiting(reason) | Entry::Resumed(reason) | Entry::CancelRequested(reason) => {
+            serde_json::json!({ "reason": reason.as_str() })
+        }
+        Entry::Ended(ended) => serde_json::json!({
+            "state": ended.state.as_str(), "reason": ended.reason.as_str(), "resultBytes": ended.result.len(),
+            "detail": ended.detail,
+        }),
+    };
+    Ok((name, value.to_string()))
+}
+
+/// Checks a definition that a client sent.
+///
+/// # Errors
+/// The field that is wrong, and how.
+pub fn definition(message: &v1::Definition) -> Result<Definition, Failure> {
+    let wrong = |field: &str, why: String| Failure::invalid(&format!("definition.{field}"), why);
+    if !matches!(message.behaviour.as_str(), "" | "chain") {
+        let why = format!("behaviour {:.40?} is not known: only chain is", message.behaviour);
+        return Err(wrong("behaviour", why));
+    }
+    let postchain = Definition::postchain();
+    if !message.phases.is_empty() && !message.phases.iter().map(String::as_str).eq(Phase::ALL.map(Phase::as_str)) {
+        let why = "only the six phases of the PostChain in their order are allowed".to_owned();
+        return Err(wrong("phases", why));
+    }
+    let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+    let count = |field: &str, number: i32| {
+        u32::try_from(number).map_err(|_| wrong(field, format!("{number} is below 0")))
+    };
+    let attempts_max = match count("attempts_max", message.attempts_max)? {
+        0 => postchain.attempts_max,
+        n => n,
+    };
+    let checked = Definition {
+        name: message.name.parse().map_err(|error: domain::Error| wrong("name", error.to_string()))?,
+        behaviour: Behaviour::Chain,
+        model: or(&message.model, &postchain.model),
+        instructions: message.instructions.clone(),
+        modality: or(&message.modality, &postchain.modality),
+        cycles_max: count("cycles_max", message.cycles_max)?,
+        attempts_max,
+    };
+    checked.check().map_err(|invalid| wrong(invalid.field, invalid.why))
+}
+
+impl From<&Definition> for v1::Definition {
+    fn from(definition: &Definition) -> Self {
+        Self {
+            name: definition.name.to_string(),
+            behaviour: "chain".to_owned(),
+            model: definition.model.clone(),
+            instructions: definition.instructions.clone(),
+            phases: Phase::ALL.iter().map(Phase::to_string).collect(),
+            cycles_max: definition.cycles_max.cast_signed(),
+            modality: definition.modality.clone(),
+            attempts_max: definition.attempts_max.cast_signed(),
+        }
+    }
+}
+
+/// The canonical encoding of a definition, and its hash: what a work pins.
+pub fn canonical(definition: &Definition) -> (DefinitionHash, Bytes) {
+    // Fields are written in the order of their numbers and there is no map among them, so equal means equal bytes.
+    let body = v1::Definition::from(definition).encode_to_vec();
+    (DefinitionHash::of(&body), body.into())
+}
+
+/// Reads a canonical encoding.
+///
+/// # Errors
+/// Bytes that are not one.
+pub fn definition_from_body(body: &[u8]) -> Result<Definition, Failure> {
+    let message = v1::Definition::decode(body)
+        .map_err(|error| Failure::invalid("definition", format!("a stored definition is damaged: {error}")))?;
+    definition(&message)
+}
+
+/// Parses the agent id of a request.
+///
+/// # Errors
+/// The field and what is allowed.
+pub fn agent_id(field: &str, text: &str) -> Result<AgentId, Failure> {
+    text.parse().map_err(|error: domain::Error| Failure::invalid(field, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_has_one_hash() {
+        let (hash, body) = canonical(&Definition::postchain());
+        let read = definition_from_body(&body).unwrap();
+        assert_eq!(read, Definition::postchain());
+        assert_eq!(canonical(&read).0, hash);
+    }
+
+    #[test]
+    fn a_wrong_definition_names_its_field() {
+        let check = |change: fn(&mut v1::Definition), field: &str| {
+            let mut message = v1::Definition::from(&Definition::postchain());
+            change(&mut message);
+            assert_eq!(definition(&message).unwrap_err().field.as_deref(), Some(field));
+        };
+        check(|m| m.name = "A".into(), "definition.name");
+        check(|m| m.cycles_max = -1, "definition.cycles_max");
+        check(|m| m.cycles_max = 101, "definition.cycles_max");
+        check(|m| m.behaviour = "loop".into(), "definition.behaviour");
+        check(|m| m.phases = vec!["yield".into()], "definition.phases");
+        check(|m| m.instructions = "x".repeat(1 << 20), "definition.instructions");
+    }
+
+    #[test]
+    fn a_cursor_reads_back() {
+        let cursor = Cursor { work: "w-0-0ff-1c2".parse().unwrap(), seq: 17 };
+        assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
+        assert!(Cursor::parse("w-0-0ff-1c2").is_err());
+        assert!(Cursor::parse("").is_err());
+    }
+
+    #[test]
+    fn a_time_reads_back() {
+        for ms in [1, 999, 1_700_000_000_123] {
+            assert_eq!(timestamp(ms).as_ref().map(millis), Some(ms));
+        }
+        assert_eq!(timestamp(0), None);
+    }
+}

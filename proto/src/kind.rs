@@ -1,0 +1,33 @@
+//! What the kinds of envelopes are called. A number is never reused.
+
+/// Node to control: I am here.
+pub const JOIN: u32 = 1;
+/// Leader to members: the view has changed. Also the answer to [`VIEW_WANTED`].
+pub const VIEW: u32 = 2;
+/// Member to leader: send me the whole view.
+pub const VIEW_WANTED: u32 = 3;
+/// Leader to node: you own this shard.
+pub const GRANT: u32 = 4;
+/// Node to leader: I gave this shard up (payload: Held, with the epoch that I had).
+pub const DROPPED: u32 = 5;
+/// Node to leader: this shard is open now (payload: Held). Beats say it, too, a little later.
+pub const HELD: u32 = 8;
+/// Node to control: the body of a definition.
+pub const DEFINITION: u32 = 6;
+/// Node to leader: I am leaving (payload: JoinRequest).
+pub const LEAVE: u32 = 7;
+
+/// API server to owner.
+pub const SUBMIT: u32 = 20;
+pub const GET: u32 = 21;
+pub const CANCEL: u32 = 22;
+pub const LIST: u32 = 23;
+pub const AGENTS: u32 = 24;
+pub const HISTORY: u32 = 25;
+pub const SUBSCRIBE: u32 = 26;
+pub const UNSUBSCRIBE: u32 = 27;
+/// Owner to API server: events of a subscription.
+pub const EVENTS: u32 = 28;
+
+/// Owner to a node that offers a phase.
+pub const PHASE: u32 = 40;

@@ -1,0 +1,6 @@
+//! What the tests of the whole share: the harness that runs clusters of real processes, and the code generator.
+//!
+//! Never linked into the shipped program.
+
+pub mod codegen;
+pub mod harness;
