@@ -19,7 +19,7 @@ use domain::restart::{Intensity, Verdict};
 use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn, Reason, ShardId};
 use proto::kind;
 use proto::link::{
-    AgentInfo, AgentRow, AgentsCall, CancelCall, Envelope, GetCall, Grant, HistoryCall, ListCall, ReadAgent, Refusal,
+    AgentInfo, AgentRow, AgentsCall, CancelCall, Envelope, GetCall, Grant, HistoryCall, ListCall, Prune, ReadAgent, Refusal,
     SubmitCall, SubscribeCall, UnsubscribeCall,
 };
 use store::Store;
@@ -76,6 +76,7 @@ struct State {
     report: Report,
     agents: HashMap<AgentId, Slot>,
     names: HashMap<ActorId, AgentId>,
+    ticks: u64,
 }
 
 /// One agent in memory, or one that failed and is remembered.
@@ -100,6 +101,11 @@ enum Stage {
 }
 
 const TICK: Duration = Duration::from_millis(200);
+/// Ticks between two prunings: ten minutes.
+const PRUNE_TICKS: u64 = 3_000;
+const DAY_MS: i64 = 24 * 3_600 * 1_000;
+/// What a shard keeps of entries of finished works, at most.
+const LOG_BYTES_MAX: u64 = 2 << 30;
 /// Messages besides submits that wait for an agent that is not running.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
@@ -128,7 +134,7 @@ impl Actor for ShardHost {
             let opened = open(node, store, grant, events).await;
             _ = opener.cast(HostMessage::Opened(opened));
         });
-        Ok(State { me, id, shard: None, report, agents: HashMap::new(), names: HashMap::new() })
+        Ok(State { me, id, shard: None, report, agents: HashMap::new(), names: HashMap::new(), ticks: 0 })
     }
 
     async fn handle(
@@ -367,6 +373,10 @@ impl State {
     /// Ends works whose deadline passed; lets go who was idle.
     fn tick(&mut self) {
         let Some(shard) = self.shard.clone() else { return };
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(PRUNE_TICKS) {
+            prune(shard.clone());
+        }
         for (work, id) in shard.overdue(clock::now_ms()) {
             if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.as_ref()) {
                 _ = actor.cast(AgentMessage::Overdue(work));
@@ -567,6 +577,26 @@ impl Slot {
             intensity: Intensity::default(),
         }
     }
+}
+
+/// Deletes what is past its retention: entries after a day, works after seven.
+fn prune(shard: Arc<Shard>) {
+    let now_ms = clock::now_ms();
+    let prune = Prune {
+        epoch: shard.epoch.0,
+        entries_before_ms: now_ms - DAY_MS,
+        log_bytes_max: LOG_BYTES_MAX,
+        works_before_ms: now_ms - 7 * DAY_MS,
+        now_ms,
+    };
+    tokio::spawn(async move {
+        match shard.store.prune(&shard.database, &prune).await {
+            Ok(rows) => tracing::info!(database = shard.database, rows, "pruned"),
+            Err(error) => {
+                tracing::warn!(database = shard.database, error = &error as &dyn std::error::Error, "cannot prune");
+            }
+        }
+    });
 }
 
 fn refuse(reply: Option<Reply>, refusal: Refusal) {

@@ -19,6 +19,9 @@ mod read;
 mod shard;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{Config, PhasesConfig};
 pub use error::Error;
 pub use node::{Args, Handle, spawn};

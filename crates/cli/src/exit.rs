@@ -131,7 +131,8 @@ fn refusal(error: &Error, reason: Option<Reason>) -> Failure {
     };
     let failure = Failure::new(Exit::Refused, text);
     // Many texts of the cluster name the remedy themselves.
-    if error.to_string().contains(';') {
+    let message = error.to_string();
+    if message.contains("; ") || message.contains(": use ") {
         return failure;
     }
     failure.remedy(match error.kind() {

@@ -106,7 +106,10 @@ async fn child(dir: &Path) {
         .add_service(Echo)
         .serve_with_incoming(net::grpc::incoming(listener));
     tokio::spawn(server);
-    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()))
+        .await
+        .unwrap()
+        .unwrap();
     handle.shutdown().await;
 }
 
@@ -157,8 +160,10 @@ async fn parent() {
     let mut all: Vec<Measured> = Vec::new();
     for round in 0..ROUNDS {
         for in_flight in [1, 64, 1_024] {
-            let ours = measured("gateway", in_flight, &pids, calls(&handle, &peer, in_flight)).await;
-            let theirs = measured("tonic_bidi", in_flight, &pids, echoes(grpc.clone(), in_flight)).await;
+            let ours =
+                measured("gateway", in_flight, &pids, calls(&handle, &peer, in_flight)).await;
+            let theirs =
+                measured("tonic_bidi", in_flight, &pids, echoes(grpc.clone(), in_flight)).await;
             for it in [ours, theirs] {
                 print_line(&it.json(round));
                 all.push(it);

@@ -13,7 +13,11 @@ use crate::{Peer, metrics};
 const CHECKS_MAX: usize = 1_024;
 
 /// Runs until the listener ends or the task is dropped.
-pub(crate) async fn run(mut listener: net::Listener, hub: std::sync::Arc<Hub>, links: ActorRef<LinksMessage>) {
+pub(crate) async fn run(
+    mut listener: net::Listener,
+    hub: std::sync::Arc<Hub>,
+    links: ActorRef<LinksMessage>,
+) {
     let mut checks = JoinSet::new();
     loop {
         tokio::select! {

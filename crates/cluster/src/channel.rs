@@ -56,6 +56,7 @@ pub(crate) struct Channel {
 struct State {
     phase: Phase,
     addresses: Vec<String>,
+    forgotten: bool,
     window: Window,
     outbox: Outbox,
     /// By the id of the envelope.
@@ -116,6 +117,7 @@ impl Channel {
         let state = State {
             phase: Phase::Down { failed: None },
             addresses: Vec::new(),
+            forgotten: false,
             window: Window::new(max),
             outbox: Outbox::default(),
             calls: HashMap::new(),
@@ -271,7 +273,11 @@ impl Channel {
     }
 
     /// A hello that names our token. Says whether the link is up with it.
-    pub(crate) fn greeted(&self, serial: u64, hello: &Hello) -> Result<Option<Incarnation>, Violation> {
+    pub(crate) fn greeted(
+        &self,
+        serial: u64,
+        hello: &Hello,
+    ) -> Result<Option<Incarnation>, Violation> {
         if hello.version != VERSION {
             return Err(Violation("version"));
         }
@@ -308,12 +314,21 @@ impl Channel {
     }
 
     /// Takes a frame in, and holds back what is sent to the peer until [`Self::uncork`].
-    pub(crate) fn receive(&self, serial: u64, frame: Frame, bytes: usize) -> Result<Received, Violation> {
+    pub(crate) fn receive(
+        &self,
+        serial: u64,
+        frame: Frame,
+        bytes: usize,
+    ) -> Result<Received, Violation> {
         let now = Instant::now();
         let calls_max = self.hub.config.calls_max;
         let mut state = self.lock();
         if state.up(serial).is_none() {
-            return if frame.envelopes.is_empty() { Ok(Received::default()) } else { Err(Violation("early")) };
+            return if frame.envelopes.is_empty() {
+                Ok(Received::default())
+            } else {
+                Err(Violation("early"))
+            };
         }
         state.window.acknowledged(frame.acknowledged).map_err(|_| Violation("acknowledged"))?;
         state.offset.observe(frame.sent_ms, clock::at_ms(now), now);
@@ -409,7 +424,19 @@ impl Channel {
     }
 
     pub(crate) fn set_addresses(&self, addresses: Vec<String>) {
-        self.lock().addresses = addresses;
+        let mut state = self.lock();
+        state.addresses = addresses;
+        state.forgotten = false;
+    }
+
+    pub(crate) fn forget(&self) {
+        let mut state = self.lock();
+        state.addresses.clear();
+        state.forgotten = true;
+    }
+
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.lock().forgotten
     }
 
     pub(crate) fn addresses(&self) -> Vec<String> {
@@ -446,7 +473,11 @@ impl State {
     fn up(&self, serial: u64) -> Option<&Session> {
         match &self.phase {
             Phase::Up(session) if session.serial == serial => Some(session),
-            Phase::Up(_) | Phase::Greeting(_) | Phase::Dialling | Phase::Down { .. } | Phase::Closed => None,
+            Phase::Up(_)
+            | Phase::Greeting(_)
+            | Phase::Dialling
+            | Phase::Down { .. }
+            | Phase::Closed => None,
         }
     }
 

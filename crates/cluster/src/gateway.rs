@@ -58,7 +58,9 @@ impl ractor::Message for GatewayMessage {
     fn deserialize(message: SerializedMessage) -> Result<Self, BoxedDowncastErr> {
         match message {
             SerializedMessage::Cast { args, .. } => Ok(Self::Frame(args.into())),
-            SerializedMessage::Call { .. } | SerializedMessage::CallReply(..) => Err(BoxedDowncastErr),
+            SerializedMessage::Call { .. } | SerializedMessage::CallReply(..) => {
+                Err(BoxedDowncastErr)
+            }
         }
     }
 }
@@ -92,7 +94,9 @@ impl Actor for Gateway {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             GatewayMessage::Frame(bytes) => state.receive(bytes).await,
-            GatewayMessage::Opened { channel, serial, gateway } => state.open(channel, serial, gateway),
+            GatewayMessage::Opened { channel, serial, gateway } => {
+                state.open(channel, serial, gateway)
+            }
             GatewayMessage::Closed { channel, serial } => state.close(&channel, serial),
         }
         Ok(())

@@ -96,7 +96,8 @@ async fn pair_with(config: Config) -> (Side, Side) {
     let b = Side::new("node/b", config).await;
     a.opened("node/b", 1, &b.gateway);
     b.opened("control/a", 1, &a.gateway);
-    eventually("both are up", || a.channel("node/b").is_up() && b.channel("control/a").is_up()).await;
+    eventually("both are up", || a.channel("node/b").is_up() && b.channel("control/a").is_up())
+        .await;
     (a, b)
 }
 
@@ -340,7 +341,8 @@ async fn a_frame_without_a_valid_token_is_dropped_and_counted() {
     .await;
     assert!(probed.side.record.casts.lock().unwrap().is_empty());
     probed.send(Frame { envelopes, ..probed.frame() });
-    eventually("the true one arrives", || !probed.side.record.casts.lock().unwrap().is_empty()).await;
+    eventually("the true one arrives", || !probed.side.record.casts.lock().unwrap().is_empty())
+        .await;
     probed.stop().await;
 }
 

@@ -71,7 +71,7 @@ impl Handle {
 
     /// Where a peer is. It is dialled when somebody has something for it. The newest list counts.
     pub fn learn(&self, peer: Peer, addresses: Vec<String>) {
-        self.0.hub.find_or_make(&peer).set_addresses(addresses);
+        self.0.hub.learn(&peer, addresses);
     }
 
     /// Dials a peer that was learned now, and again whenever the link ends.
@@ -79,9 +79,12 @@ impl Handle {
         self.0.hub.tell_links(LinksMessage::Keep(peer));
     }
 
-    /// Ends the link to a peer and forgets where it is.
+    /// Ends the link to a peer and forgets where it is, unless it is learned again at once.
     pub fn forget(&self, peer: Peer) {
-        self.0.hub.tell_links(LinksMessage::Forget(peer));
+        if let Some(channel) = self.0.hub.find(&peer) {
+            channel.forget();
+            self.0.hub.tell_links(LinksMessage::Forget(peer));
+        }
     }
 
     /// Sends an envelope and waits for its answer, but not beyond the deadline. The envelope's `id`, `answers`,

@@ -77,8 +77,24 @@ impl Hub {
         channel.or_insert_with(|| Arc::new(Channel::new(peer.clone(), self.clone()))).clone()
     }
 
-    pub(crate) fn remove(&self, peer: &Peer) -> Option<Arc<Channel>> {
-        self.channels.write().unwrap_or_else(PoisonError::into_inner).remove(peer)
+    pub(crate) fn learn(self: &Arc<Self>, peer: &Peer, addresses: Vec<String>) {
+        let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
+        let channel = channels.entry(peer.clone());
+        channel
+            .or_insert_with(|| Arc::new(Channel::new(peer.clone(), self.clone())))
+            .set_addresses(addresses);
+    }
+
+    /// Removes a peer that was forgotten, unless it was learned again meanwhile. Says whether it is gone.
+    pub(crate) fn remove_if_forgotten(&self, peer: &Peer) -> bool {
+        let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
+        if channels.get(peer).is_some_and(|channel| !channel.is_forgotten()) {
+            return false;
+        }
+        if let Some(channel) = channels.remove(peer) {
+            channel.shut();
+        }
+        true
     }
 
     pub(crate) fn channels(&self) -> Vec<Arc<Channel>> {

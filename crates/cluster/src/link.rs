@@ -48,7 +48,6 @@ pub(crate) struct Link {
     pub(crate) channel: Arc<Channel>,
     /// Dial for ever.
     pub(crate) keep: bool,
-    pub(crate) forgotten: bool,
     pub(crate) failures: u32,
     pub(crate) phase: Phase,
 }
@@ -56,12 +55,20 @@ pub(crate) struct Link {
 pub(crate) enum Phase {
     Idle,
     /// Until the next dial.
-    Pausing { _timer: Task },
-    Dialling { attempt: u64, _task: Task },
+    Pausing {
+        _timer: Task,
+    },
+    Dialling {
+        attempt: u64,
+        _task: Task,
+    },
     Live(Live),
     /// The session was told to end. Only then may the next one begin: ractor_cluster elects among the sessions of one
     /// peer, and the dead one would often win.
-    Ending { live: Live, next: Option<Box<Arrival>> },
+    Ending {
+        live: Live,
+        next: Option<Box<Arrival>>,
+    },
 }
 
 /// A connection that was handed over.
@@ -95,7 +102,7 @@ pub(crate) enum Verdict {
 
 impl Link {
     pub(crate) fn new(channel: Arc<Channel>) -> Self {
-        Self { channel, keep: false, forgotten: false, failures: 0, phase: Phase::Idle }
+        Self { channel, keep: false, failures: 0, phase: Phase::Idle }
     }
 
     pub(crate) fn live(&self) -> Option<&Live> {
@@ -136,6 +143,12 @@ impl Live {
         let same_run = self.instance.as_deref().is_none_or(|known| known == instance);
         let just_up = self.up.is_none_or(|up| now.duration_since(up) < CROSSED);
         self.ours && same_run && just_up
+    }
+
+    /// Whether the peer hung up on a dial of ours before it proved anything: most likely it dialled, too, and its own
+    /// connection is on its way.
+    pub(crate) fn was_crossed(&self) -> bool {
+        self.ours && !self.authenticated && self.connection.ended_by_peer()
     }
 
     /// Ends the session; what follows from that comes as its event.

@@ -36,13 +36,28 @@ pub(crate) enum LinksMessage {
     Keep(Peer),
     Forget(Peer),
     Paused(Peer),
-    Dialled { peer: Peer, attempt: u64, outcome: Result<Box<net::Dialed>, net::Error> },
+    Dialled {
+        peer: Peer,
+        attempt: u64,
+        outcome: Result<Box<net::Dialed>, net::Error>,
+    },
     Arrived(Box<Arrival>),
-    Session { serial: u64, event: SessionEvent, session: NodeServerSessionInformation },
+    Session {
+        serial: u64,
+        event: SessionEvent,
+        session: NodeServerSessionInformation,
+    },
     /// Both hellos were exchanged.
-    Up { serial: u64 },
-    Violated { serial: u64, reason: &'static str },
-    Overdue { serial: u64 },
+    Up {
+        serial: u64,
+    },
+    Violated {
+        serial: u64,
+        reason: &'static str,
+    },
+    Overdue {
+        serial: u64,
+    },
     Tick,
     Stop(RpcReplyPort<()>),
 }
@@ -110,9 +125,13 @@ impl Actor for Links {
             LinksMessage::Keep(peer) => state.keep(&peer),
             LinksMessage::Forget(peer) => state.forget(&peer),
             LinksMessage::Paused(peer) => state.want(&peer),
-            LinksMessage::Dialled { peer, attempt, outcome } => state.dialled(&peer, attempt, outcome),
+            LinksMessage::Dialled { peer, attempt, outcome } => {
+                state.dialled(&peer, attempt, outcome)
+            }
             LinksMessage::Arrived(arrival) => state.arrived(arrival),
-            LinksMessage::Session { serial, event, session } => state.session(serial, event, session),
+            LinksMessage::Session { serial, event, session } => {
+                state.session(serial, event, session)
+            }
             LinksMessage::Up { serial } => state.up(serial),
             LinksMessage::Violated { serial, reason } => state.violated(serial, reason),
             LinksMessage::Overdue { serial } => state.overdue(serial),
@@ -170,7 +189,6 @@ impl LinksState {
     fn keep(&mut self, peer: &Peer) {
         let link = self.link(peer);
         link.keep = true;
-        link.forgotten = false;
         self.want(peer);
     }
 
@@ -185,15 +203,22 @@ impl LinksState {
     }
 
     fn forget(&mut self, peer: &Peer) {
-        self.hub.remove(peer);
-        let Some(link) = self.links.get_mut(peer) else { return };
-        link.keep = false;
-        link.forgotten = true;
-        if link.live().is_some() {
-            return self.end(peer, None);
+        let link = self.link(peer);
+        if !link.channel.is_forgotten() {
+            return;
         }
-        link.channel.shut();
-        self.links.remove(peer);
+        link.keep = false;
+        match link.live() {
+            Some(_) => self.end(peer, None),
+            None => self.remove_if_forgotten(peer),
+        }
+    }
+
+    /// Only without a session: its end has to find its link.
+    fn remove_if_forgotten(&mut self, peer: &Peer) {
+        if self.link(peer).channel.is_forgotten() && self.hub.remove_if_forgotten(peer) {
+            self.links.remove(peer);
+        }
     }
 
     // --- dialling ---
@@ -242,23 +267,26 @@ impl LinksState {
 
     /// No session, and none on its way: the next dial comes after a pause, or when somebody wants it.
     fn rest(&mut self, peer: &Peer) {
-        let (me, hub, stopping) = (self.me.clone(), self.hub.clone(), self.stopping);
+        let stopping = self.stopping;
         let link = self.link(peer);
-        link.failures = link.failures.saturating_add(1);
         link.phase = Phase::Idle;
         link.channel.unreachable();
-        if link.keep && !stopping {
-            let pause = hub.config.backoff(link.failures, rand::random());
-            let peer = peer.clone();
-            let timer = me.send_after(pause, || LinksMessage::Paused(peer));
-            link.phase = Phase::Pausing { _timer: timer.into() };
-        }
-        if link.forgotten || stopping {
+        if stopping {
             link.channel.shut();
+        } else if link.keep {
+            self.pause(peer);
         }
-        if link.forgotten {
-            self.links.remove(peer);
-        }
+        self.remove_if_forgotten(peer);
+    }
+
+    fn pause(&mut self, peer: &Peer) {
+        let (me, hub) = (self.me.clone(), self.hub.clone());
+        let link = self.link(peer);
+        link.failures = link.failures.saturating_add(1);
+        let pause = hub.config.backoff(link.failures, rand::random());
+        let peer = peer.clone();
+        let timer = me.send_after(pause, || LinksMessage::Paused(peer));
+        link.phase = Phase::Pausing { _timer: timer.into() };
     }
 
     // --- sessions ---
@@ -448,9 +476,15 @@ impl LinksState {
 
     fn disconnected(&mut self, peer: &Peer, serial: u64) {
         self.sessions.remove(&serial);
+        let stopping = self.stopping;
         let link = self.link(peer);
+        let first_failure = link.failures == 0;
         let (live, next) = match mem::replace(&mut link.phase, Phase::Idle) {
             Phase::Live(live) if live.serial == serial => {
+                if live.was_crossed() && first_failure && !stopping {
+                    // Those who wait go on waiting.
+                    return self.pause(peer);
+                }
                 live.explain();
                 (live, None)
             }
@@ -466,7 +500,7 @@ impl LinksState {
             _ = self.gateway.cast(GatewayMessage::Closed { channel, serial });
         }
         match next {
-            Some(arrival) if !self.link(peer).forgotten && !self.stopping => self.take(arrival),
+            Some(arrival) if !self.stopping => self.take(arrival),
             _ => self.rest(peer),
         }
         if was_up {
@@ -481,10 +515,12 @@ impl LinksState {
     fn close_idle(&mut self) {
         let (now, idle_max) = (Instant::now(), self.hub.config.idle_timeout());
         let is_idle = |link: &&Link| {
-            let on_demand = matches!(&link.phase, Phase::Live(live) if live.ours && live.up.is_some());
+            let on_demand =
+                matches!(&link.phase, Phase::Live(live) if live.ours && live.up.is_some());
             on_demand && !link.keep && idle_max <= link.channel.idle(now)
         };
-        let idle: Vec<_> = self.links.values().filter(is_idle).map(|it| it.channel.peer.clone()).collect();
+        let idle: Vec<_> =
+            self.links.values().filter(is_idle).map(|it| it.channel.peer.clone()).collect();
         for peer in idle {
             tracing::debug!(%peer, "closing an idle link");
             self.end(&peer, None);
@@ -524,7 +560,9 @@ impl Live {
         }
         let (address, subject) = (self.address, &self.subject);
         match self.connection.ended_by_peer() {
-            false => metrics::refused("wrong_cookie", address, subject, "it does not know the cookie"),
+            false => {
+                metrics::refused("wrong_cookie", address, subject, "it does not know the cookie")
+            }
             true => {
                 metrics::REFUSED.with_label_values(&["ended_by_peer"]).inc();
                 tracing::warn!(%address, %subject, "a peer ended the session before it was authenticated: are the cookies the same?");

@@ -54,7 +54,8 @@ pub(crate) fn dropped(reason: &'static str, count: usize, last_logged_ms: &Atomi
     DROPPED.with_label_values(&[reason]).inc_by(count as u64);
     let now = clock::now_ms();
     let last = last_logged_ms.load(Ordering::Relaxed);
-    let exchange = |now| last_logged_ms.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed);
+    let exchange =
+        |now| last_logged_ms.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed);
     if last + 1_000 <= now && exchange(now).is_ok() {
         tracing::warn!(reason, count, "dropped from the cluster");
     }

@@ -134,7 +134,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_name_of_another_is_refused() {
-        for claimed in ["node/node-2@7", "node/node-1", "control/node-1@7", "node/node-10@7", "@", ""] {
+        for claimed in
+            ["node/node-2@7", "node/node-1", "control/node-1@7", "node/node-10@7", "@", ""]
+        {
             let refused = checked(&framed(claimed)).await.unwrap_err();
             assert_eq!(refused, Refused::Name { claimed: claimed.to_owned() });
         }

@@ -90,7 +90,8 @@ mod tests {
         let batch = outbox.pop().unwrap();
         assert_eq!(batch.load, Load { envelopes: 2, bytes: sizes });
         assert_eq!(batch.bytes.len(), sizes);
-        let header = Frame { token: vec![1; 16].into(), acknowledged: 5, sent_ms: 6, ..Frame::default() };
+        let header =
+            Frame { token: vec![1; 16].into(), acknowledged: 5, sent_ms: 6, ..Frame::default() };
         let frame = Frame::decode(Bytes::from(batch.into_frame(&header))).unwrap();
         assert_eq!(frame, Frame { envelopes: vec![envelope(1, 100), envelope(2, 0)], ..header });
     }
@@ -101,7 +102,8 @@ mod tests {
         for (id, bytes) in [(1, 40_000), (2, 20_000), (3, 20_000), (4, 1 << 20), (5, 10)] {
             push(&mut outbox, &envelope(id, bytes));
         }
-        let loads: Vec<_> = std::iter::from_fn(|| outbox.pop()).map(|it| it.load.envelopes).collect();
+        let loads: Vec<_> =
+            std::iter::from_fn(|| outbox.pop()).map(|it| it.load.envelopes).collect();
         assert_eq!(loads, [2, 1, 1, 1]);
     }
 

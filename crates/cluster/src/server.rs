@@ -123,7 +123,9 @@ impl NodeEventSubscription for Events {
 }
 
 /// The gateway at the other end of a session that is ready: the one group member that belongs to this session.
-pub(crate) fn gateway_of(session: &NodeServerSessionInformation) -> Option<ActorRef<GatewayMessage>> {
+pub(crate) fn gateway_of(
+    session: &NodeServerSessionInformation,
+) -> Option<ActorRef<GatewayMessage>> {
     let belongs = |cell: &ActorCell| match cell.get_id() {
         ActorId::Remote { node_id, .. } => node_id == session.node_id,
         ActorId::Local(_) => false,

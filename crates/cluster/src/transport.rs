@@ -68,10 +68,12 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> ClusterBidiStream for Guarded<S
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
         let (reader, writer) = tokio::io::split(self.stream);
         let patience = || Patience::new(self.silence_max);
-        let reader = Reader { inner: reader, connection: self.connection.clone(), patience: patience() };
+        let reader =
+            Reader { inner: reader, connection: self.connection.clone(), patience: patience() };
         let connection = self.connection;
         let writer = Writer { inner: writer, connection, patience: patience(), stalled: false };
-        let reader = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(self.first).chain(reader));
+        let reader =
+            BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(self.first).chain(reader));
         (Box::new(reader), Box::new(writer))
     }
 
@@ -155,7 +157,11 @@ struct Writer<W> {
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
     /// `polled` is what the stream said; a stream that takes nothing for too long has failed.
-    fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn judge<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if let Poll::Ready(result) = polled {
             self.stalled = false;
             if result.is_err() {

@@ -252,6 +252,19 @@ async fn a_clean_shutdown_hands_over_at_once() {
 }
 
 #[tokio::test]
+async fn a_leader_without_its_store_stops_acting_and_says_so() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    assert!(leader.store_check().await.reachable);
+    world.store.close().await;
+    eventually("it does not lead", async || (!leader.is_leading()).then_some(())).await;
+    assert_eq!(leader.beat_answer().0, None);
+    let check = leader.store_check().await;
+    assert!(!check.reachable && check.durability == "full", "{check:?}");
+    leader.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_node_speaks_for_itself_only() {
     let world = World::new();
     let leader = world.leader("control-1").await;

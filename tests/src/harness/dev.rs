@@ -41,6 +41,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Dev {
     program: Program,
+    options: Options,
     // In the order in which they have to go.
     child: Child,
     dir: TempDir,
@@ -61,17 +62,24 @@ impl Dev {
     pub fn start_with(program: Program, options: &Options) -> Self {
         let place = Place::take();
         let dir = tempfile::Builder::new().prefix("stagedoor-test-").tempdir().expect("a folder");
-        let mut command = program.command();
-        command.args(["dev", "--output", "json", "--api", "127.0.0.1:0", "--stdin-guard"]);
-        command.arg("--nodes").arg(options.nodes.to_string());
-        command.arg("--data-dir").arg(dir.path().join("dev"));
-        command.envs(options.env.iter().map(|(name, value)| (name, value)));
-        if options.restart {
-            command.arg("--restart");
-        }
-        let mut child = Child::spawn("dev", &mut command);
-        let ready = ready_line(&mut child, &dir.path().join("dev"));
-        Self { program, child, dir, ready, _place: place }
+        let data_dir = dir.path().join("dev");
+        let mut child = spawn(program, options, &data_dir);
+        let ready = ready_line(&mut child, &data_dir);
+        let options = options.clone();
+        Self { program, options, child, dir, ready, _place: place }
+    }
+
+    /// Ends it as its user would, and starts it again in the same directory.
+    ///
+    /// # Panics
+    /// It does not end, or not begin.
+    pub fn restart(&mut self) {
+        self.child.close_stdin();
+        let status = self.child.wait(PATIENCE);
+        assert!(status.success(), "{status}: {:?}", self.child.stderr());
+        let dir = self.dir();
+        self.child = spawn(self.program, &self.options, &dir);
+        self.ready = ready_line(&mut self.child, &dir);
     }
 
     pub fn program(&self) -> Program {
@@ -123,6 +131,7 @@ impl Dev {
     /// # Panics
     /// The credentials cannot be used.
     pub fn client(&self) -> client::Client {
+        net::install_crypto_provider();
         client::Client::connect(&client::Config::new(self.credentials())).expect("a client")
     }
 
@@ -215,7 +224,8 @@ impl Dev {
 impl Drop for Dev {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tell(&mut self.child, &self.dir());
+            let dir = self.dir();
+            tell(&mut self.child, &dir);
         }
         // A process that was stopped cannot hear that it has to end.
         let live = self.child.status().is_none();
@@ -224,6 +234,17 @@ impl Drop for Dev {
             _ = pid.map(|pid| send(pid, Signal::CONT));
         }
     }
+}
+
+fn spawn(program: Program, options: &Options, data_dir: &Path) -> Child {
+    let mut command = program.command();
+    command.args(["dev", "--output", "json", "--api", "127.0.0.1:0", "--stdin-guard"]);
+    command.arg("--nodes").arg(options.nodes.to_string()).arg("--data-dir").arg(data_dir);
+    command.envs(options.env.iter().map(|(name, value)| (name, value)));
+    if options.restart {
+        command.arg("--restart");
+    }
+    Child::spawn("dev", &mut command)
 }
 
 fn ready_line(child: &mut Child, dir: &Path) -> Value {

@@ -46,7 +46,11 @@ pub struct Output {
 }
 
 impl Output {
-    pub(super) fn of(command: &mut Command) -> Self {
+    /// Runs a command to its end, without input.
+    ///
+    /// # Panics
+    /// It takes too long.
+    pub fn of(command: &mut Command) -> Self {
         let mut child = Child::spawn("command", command);
         child.close_stdin();
         let code = child.wait(RUN_MAX.max(PATIENCE)).code();

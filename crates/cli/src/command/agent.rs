@@ -8,6 +8,7 @@ use proto::v1::{
     HistoryEntry, ListAgentsRequest, ListAgentsResponse, ListDefinitionsRequest,
     ListDefinitionsResponse,
 };
+use toml::Value;
 
 use crate::args::{AgentsArgs, AgentsCommand, ApplyArgs, DefinitionsArgs, Format, Owner};
 use crate::credentials::connect;
@@ -112,10 +113,23 @@ fn versions(page: &ListDefinitionsResponse) -> String {
     output::table(headings, rows.collect())
 }
 
+/// As a file that `apply` takes.
 fn version(version: &DefinitionVersion) -> String {
     let definition = version.definition.clone().unwrap_or_default();
-    let text = toml::to_string(&definition).unwrap_or_default();
-    format!("# {} of tenant {}\n{}", version.hash, version.tenant, text.trim_end())
+    let text = |value: String| Value::String(value);
+    let number = |value: i32| Value::Integer(value.into());
+    let fields = [
+        ("name", text(definition.name)),
+        ("behaviour", text(definition.behaviour)),
+        ("model", text(definition.model)),
+        ("instructions", text(definition.instructions)),
+        ("phases", Value::Array(definition.phases.into_iter().map(text).collect())),
+        ("cycles_max", number(definition.cycles_max)),
+        ("modality", text(definition.modality)),
+        ("attempts_max", number(definition.attempts_max)),
+    ];
+    let lines = fields.map(|(name, value)| format!("{name} = {value}"));
+    format!("# {} of tenant {}\n{}", version.hash, version.tenant, lines.join("\n"))
 }
 
 fn agents(page: &ListAgentsResponse) -> String {
@@ -186,6 +200,22 @@ mod tests {
         assert_eq!(definition.name, "summary");
         assert_eq!(definition.phases, ["action", "yield"]);
         assert_eq!(definition.cycles_max, 3);
+    }
+
+    #[test]
+    fn what_is_shown_of_a_definition_can_be_applied() {
+        let definition = Definition {
+            name: "summary".to_owned(),
+            instructions: "be brief\nand \"exact\"".to_owned(),
+            phases: vec!["action".to_owned(), "yield".to_owned()],
+            cycles_max: 3,
+            ..Definition::default()
+        };
+        let shown = DefinitionVersion {
+            definition: Some(definition.clone()),
+            ..DefinitionVersion::default()
+        };
+        assert_eq!(read_text(&version(&shown)).unwrap(), definition);
     }
 
     #[test]

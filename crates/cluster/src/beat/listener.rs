@@ -103,7 +103,8 @@ async fn run(
 ) {
     let protocol = net::Protocol::Beat;
     let opened =
-        net::Listener::bind(config.listen, &identity, protocol, &[Role::Node], config.listener).await;
+        net::Listener::bind(config.listen, &identity, protocol, &[Role::Node], config.listener)
+            .await;
     let mut listener = match opened {
         Ok(listener) => listener,
         Err(error) => {
@@ -121,7 +122,8 @@ async fn run(
             Err(error) => return tracing::error!(%error, "the beat listener has ended"),
         };
         number += 1;
-        let task = tokio::task::spawn_local(hear(hearing.clone(), number, peer.name.clone(), stream));
+        let task =
+            tokio::task::spawn_local(hear(hearing.clone(), number, peer.name.clone(), stream));
         // A node has one connection. Its newer one replaces the older without a word.
         let newest = (number, task.abort_handle());
         if let Some((_, older)) = hearing.newest.borrow_mut().insert(peer.name, newest) {
@@ -130,7 +132,12 @@ async fn run(
     }
 }
 
-async fn hear(hearing: Rc<Hearing>, number: u64, from: ProcessName, mut stream: TlsStream<TcpStream>) {
+async fn hear(
+    hearing: Rc<Hearing>,
+    number: u64,
+    from: ProcessName,
+    mut stream: TlsStream<TcpStream>,
+) {
     let Err(error) = converse(&hearing, &from, &mut stream).await;
     let mut newest = hearing.newest.borrow_mut();
     if newest.get(&from).is_some_and(|(current, _)| *current == number) {

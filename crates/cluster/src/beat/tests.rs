@@ -30,9 +30,9 @@ impl Fixture {
         let (sender, events) = channel();
         let sender = Mutex::new(sender);
         let sink: BeatSink = Arc::new(move |event| _ = sender.lock().unwrap().send(event));
-        let answer: BeatAnswerSource =
-            Arc::new(|| (Some("control-1".parse().unwrap()), Term(4)));
-        let config = ListenerConfig { listen: listen.parse().unwrap(), ..ListenerConfig::default() };
+        let answer: BeatAnswerSource = Arc::new(|| (Some("control-1".parse().unwrap()), Term(4)));
+        let config =
+            ListenerConfig { listen: listen.parse().unwrap(), ..ListenerConfig::default() };
         let identity = self.identity("control/control-1");
         (BeatListener::spawn(config, &identity, sink, answer).await.unwrap(), events)
     }
@@ -83,7 +83,8 @@ async fn beats_go_on_and_tell_while_the_main_runtime_is_blocked() {
     let fixture = Fixture::new();
     let (listener, events) = fixture.listener("127.0.0.1:0").await;
     let sender = fixture.sender("node/node-1", &[listener.addr().to_string()]);
-    let silent = |event: &BeatEvent, more: u64| beat(event).is_some_and(|it| more <= it.runtime_silent_ms);
+    let silent =
+        |event: &BeatEvent, more: u64| beat(event).is_some_and(|it| more <= it.runtime_silent_ms);
     // This thread is the main runtime, and does not return to it.
     wait_for(&events, |event| silent(event, 50));
     let later = wait_for(&events, |event| silent(event, 200));

@@ -7,7 +7,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 const BYTES_MAX: usize = 64 << 10;
 
-pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> io::Result<()> {
+pub(super) async fn write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &impl Message,
+) -> io::Result<()> {
     let length = message.encoded_len();
     if BYTES_MAX < length {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a beat is too large"));
@@ -19,7 +22,9 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl
     stream.flush().await
 }
 
-pub(super) async fn read<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<M> {
+pub(super) async fn read<M: Message + Default>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<M> {
     let length = stream.read_u32().await? as usize;
     if BYTES_MAX < length {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a beat is too large"));
@@ -46,7 +51,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_beat_is_bounded_both_ways() {
-        let large = Beat { held: vec![Held { shard: 1, epoch: 2, open: true }; 40_000], ..Beat::default() };
+        let large =
+            Beat { held: vec![Held { shard: 1, epoch: 2, open: true }; 40_000], ..Beat::default() };
         assert!(write(&mut Vec::new(), &large).await.is_err());
         let length = 65_537_u32.to_be_bytes();
         let error = read::<Beat>(&mut length.as_slice()).await.unwrap_err();

@@ -9,7 +9,7 @@ use proto::link::PutNode;
 use proto::v1;
 
 use super::Leader;
-use super::facts::{Facts, GRANTED, OPEN, UNOWNED};
+use super::facts::{DROPPED, Facts, GRANTED, OPEN, UNOWNED};
 use super::roster::{ALIVE, SUSPECT};
 use crate::metrics;
 
@@ -110,7 +110,7 @@ impl Leader {
     }
 
     pub(super) fn count_shards(&self) {
-        for state in [OPEN, GRANTED, UNOWNED] {
+        for state in [OPEN, GRANTED, DROPPED, UNOWNED] {
             let count = self.shards.values().filter(|facts| facts.state == state).count();
             metrics::SHARDS.with_label_values(&[state]).set(signed(count).into());
         }

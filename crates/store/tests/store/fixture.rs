@@ -37,7 +37,7 @@ pub(crate) struct Served {
 }
 
 impl Doors {
-    pub(crate) async fn file() -> Self {
+    pub(crate) fn file() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(open(folder.path()));
         Self { control: store.clone(), node: store, folder, served: None }

@@ -3,6 +3,29 @@
 // Helpers of tests fail by panicking, as tests do.
 #![allow(clippy::unwrap_used)]
 
+/// Each promise is tested over files and over the store role.
+macro_rules! promises {
+    ($($promise:ident)*) => {
+        mod files {
+            $(#[tokio::test]
+            async fn $promise() {
+                let doors = crate::fixture::Doors::file();
+                super::$promise(&doors).await;
+                doors.end().await;
+            })*
+        }
+        mod remote {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                let doors = crate::fixture::Doors::remote().await;
+                super::$promise(&doors).await;
+                doors.end().await;
+            })*
+        }
+    };
+}
+
+mod control;
 mod faulty;
 mod files;
 mod fixture;

@@ -83,7 +83,7 @@ impl Bench {
 }
 
 async fn owned() -> Doors {
-    let doors = Doors::file().await;
+    let doors = Doors::file();
     doors.owned().await;
     doors
 }

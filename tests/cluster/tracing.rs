@@ -1,0 +1,156 @@
+//! One trace from the client's call to the last phase, across processes.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use proto::v1::SubmitRequest;
+use tests::harness::{Dev, Options, PATIENCE, eventually};
+use tokio::runtime::Runtime;
+
+use crate::{PHASES, PROGRAM, list};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// A span, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    /// `service.instance.id`: which process.
+    process: String,
+    name: String,
+    id: Vec<u8>,
+    parent: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Receiver(Arc<Mutex<BTreeSet<Seen>>>);
+
+#[tonic::async_trait]
+impl TraceService for Receiver {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        for resource in request.into_inner().resource_spans {
+            let attributes = resource.resource.map(|it| it.attributes).unwrap_or_default();
+            let process = instance(&attributes);
+            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            let ours = spans.filter(|span| hex(&span.trace_id) == TRACE);
+            self.0.lock().unwrap().extend(ours.map(|span| Seen {
+                process: process.clone(),
+                name: span.name,
+                id: span.span_id,
+                parent: span.parent_span_id,
+            }));
+        }
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Receiver {
+    fn seen(&self) -> BTreeSet<Seen> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Starts to listen; ends with the runtime.
+    fn serve(&self, runtime: &Runtime) -> SocketAddr {
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = TraceServiceServer::new(self.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        runtime.spawn(server.serve_with_incoming(incoming));
+        address
+    }
+}
+
+fn instance(attributes: &[KeyValue]) -> String {
+    let found = attributes.iter().find(|attribute| attribute.key == "service.instance.id");
+    match found.and_then(|attribute| attribute.value.clone()?.value) {
+        Some(Value::StringValue(text)) => text,
+        other => panic!("a span without a process: {other:?}"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn one_trace_spans_client_control_nodes_and_phases() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let receiver = Receiver::default();
+    let endpoint = format!("http://{}", receiver.serve(&runtime));
+    let env = ["STORE", "CONTROL", "NODE"]
+        .map(|role| (format!("STAGEDOOR_{role}__TELEMETRY__OTLP_ENDPOINT"), endpoint.clone()));
+    let dev = Dev::start_with(PROGRAM, &Options { env: env.to_vec(), ..Options::default() });
+
+    // This process is the client: it has spans of its own below what a caller of it began.
+    let config = telemetry::Config {
+        otlp_endpoint: Some(endpoint),
+        log_filter: "off".to_owned(),
+        ..telemetry::Config::default()
+    };
+    let service = telemetry::Service { role: "client".to_owned(), name: "test".to_owned() };
+    let guard = telemetry::init(&config, &service).unwrap();
+    let span = ::tracing::info_span!("caller");
+    telemetry::set_parent(&span, Some(PARENT));
+    let request = SubmitRequest {
+        agent: "default/postchain/traced".to_owned(),
+        input: "A lamp stands here. Why is it lit?".to_owned(),
+        ..SubmitRequest::default()
+    };
+    let client = dev.client();
+    let work = runtime.block_on(async {
+        use ::tracing::Instrument;
+        client.submit(request).instrument(span).await.unwrap()
+    });
+    dev.run(&["work", "watch", &work.id]).documents();
+    let steps = dev.run(&["work", "get", &work.id]).document();
+    let nodes: BTreeSet<_> =
+        list(&steps["steps"]).iter().map(|step| step["node"].as_str().unwrap().to_owned()).collect();
+    guard.shutdown();
+
+    let seen = eventually(PATIENCE, "every span has arrived", || {
+        let seen = receiver.seen();
+        let missing = missing(&seen, &nodes);
+        if missing.is_empty() { Ok(seen) } else { Err(format!("{missing:?} missing in {seen:#?}")) }
+    });
+    // One tree: every span hangs on another one that was seen, but for the caller's, which hangs on the given one.
+    let ids: BTreeSet<_> = seen.iter().map(|span| span.id.clone()).collect();
+    for span in &seen {
+        let is_root = hex(&span.parent) == "b7ad6b7169203331";
+        assert!(is_root || ids.contains(&span.parent), "{span:?} hangs on nothing: {seen:#?}");
+    }
+    runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+/// What has not arrived yet.
+fn missing(seen: &BTreeSet<Seen>, nodes: &BTreeSet<String>) -> Vec<String> {
+    let has = |process: &str, name: &str| {
+        seen.iter().any(|span| span.process == process && span.name == name)
+    };
+    let mut missing = Vec::new();
+    for (process, name) in [("test", "caller"), ("test", "submit"), ("control-1", "submit")] {
+        if !has(process, name) {
+            missing.push(format!("{name} of {process}"));
+        }
+    }
+    missing.extend(nodes.iter().filter(|n| !has(n, "phase")).map(|n| format!("phase of {n}")));
+    for (name, least) in [("phase", PHASES.len()), ("model", PHASES.len()), ("turn", 1)] {
+        if seen.iter().filter(|span| span.name == name).count() < least {
+            missing.push(format!("{least} of {name}"));
+        }
+    }
+    missing
+}
