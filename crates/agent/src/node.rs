@@ -80,6 +80,8 @@ struct NodeState {
     inner: Option<Arc<Inner>>,
     stores: BTreeMap<String, Arc<dyn Store>>,
     names: HashMap<ActorId, (ShardId, Epoch)>,
+    /// The newest epoch of each shard that this process ever had: one epoch has one writer, ever.
+    used: HashMap<ShardId, Epoch>,
 }
 
 /// Starts the agents of this node: no shard yet, all pools.
@@ -297,7 +299,7 @@ impl Actor for Node {
                 _ = starter.cast(NodeMessage::Start(inner));
             }
         });
-        Ok(NodeState { me, inner: None, stores, names: HashMap::new() })
+        Ok(NodeState { me, inner: None, stores, names: HashMap::new(), used: HashMap::new() })
     }
 
     async fn handle(
@@ -348,6 +350,10 @@ impl NodeState {
             }
             self.drop_shard(&inner, shard);
         }
+        if self.used.get(&shard).is_some_and(|used| epoch <= *used) {
+            inner.tell_controls(kind::DROPPED, shard, epoch, Reason::OwnerDropped);
+            return refuse(reply, Reason::OwnerDropped, "this process had that epoch and gave it up");
+        }
         let Some(store) = self.stores.get(&grant.store).cloned() else {
             let why = format!("this node knows no store {:?}: add [stores.{}] to its config", grant.store, grant.store);
             tracing::error!(%shard, "{why}");
@@ -359,6 +365,7 @@ impl NodeState {
         match host::spawn(args, self.me.get_cell()).await {
             Ok(actor) => {
                 self.names.insert(actor.get_id(), (shard, epoch));
+                self.used.insert(shard, epoch);
                 let host = Host { epoch, open: false, actor };
                 inner.write_hosts().insert(shard, host.clone());
                 answer_held(reply, shard, &host);
@@ -377,13 +384,13 @@ impl NodeState {
                 if let Some(host) = inner.write_hosts().get_mut(&shard).filter(|host| host.epoch == epoch) {
                     host.open = true;
                 }
-                inner.tell_controls(kind::HELD, shard, epoch, true);
+                inner.tell_controls(kind::HELD, shard, epoch, Reason::ShardOpened);
             }
             HostReport::Lost(reason) => {
                 tracing::warn!(%shard, epoch = epoch.0, %reason, "shard is not ours any more");
                 if inner.host(shard).is_some_and(|host| host.epoch == epoch) {
                     self.drop_shard(&inner, shard);
-                    inner.tell_controls(kind::DROPPED, shard, epoch, false);
+                    inner.tell_controls(kind::DROPPED, shard, epoch, reason);
                 }
             }
         }
@@ -413,7 +420,7 @@ impl NodeState {
         if hosts.get(&shard).is_some_and(|host| host.epoch == epoch) {
             hosts.remove(&shard);
             drop(hosts);
-            inner.tell_controls(kind::DROPPED, shard, epoch, false);
+            inner.tell_controls(kind::DROPPED, shard, epoch, reason);
         }
     }
 }
@@ -428,9 +435,11 @@ impl Inner {
     }
 
     /// Beats say the same a little later; this only saves that time.
-    fn tell_controls(&self, kind: u32, shard: ShardId, epoch: Epoch, open: bool) {
-        let held = Held { shard: shard.0, epoch: epoch.0, open };
-        let envelope = Envelope { kind, payload: held.encode_to_vec().into(), ..Envelope::default() };
+    fn tell_controls(&self, kind: u32, shard: ShardId, epoch: Epoch, reason: Reason) {
+        let held = Held { shard: shard.0, epoch: epoch.0, open: kind == kind::HELD };
+        let payload = held.encode_to_vec().into();
+        // The reason travels where a message about a step has the step.
+        let envelope = Envelope { kind, step: reason.code().into(), payload, ..Envelope::default() };
         for control in lock(&self.context.controls).iter() {
             _ = self.context.wire.cast(control, envelope.clone());
         }

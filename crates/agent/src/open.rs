@@ -39,6 +39,10 @@ pub(crate) async fn open(
     let owner = own(&node, &*store, &grant).await?;
     let head = Lsn(owner.head + 1);
     let recovery = retry(id, || store.recover(&grant.database)).await?;
+    // Read in one transaction with the rows: a newer owner's rows are not ours to act on.
+    if recovery.owner.epoch != grant.epoch {
+        return Err(Error::Fenced { shard: id });
+    }
     let mark: Vec<(u64, Lsn)> =
         recovery.mark.heads.iter().map(|head| (head.agent, Lsn(head.head))).collect();
     let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
@@ -47,6 +51,7 @@ pub(crate) async fn open(
     let writer = writer::spawn(store.clone(), grant.database.clone(), opening, writer::Limits::default(), events);
     let due = due(&recovery);
     let opened = Opened {
+        id,
         class: Class(u16::try_from(grant.class).unwrap_or(0)),
         epoch,
         database: grant.database,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use domain::view::View;
-use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason};
+use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason, ShardId};
 use proto::kind;
 use proto::link::{DefinitionRequest, DefinitionResponse, Envelope, Refusal};
 use store::writer::WriterHandle;
@@ -43,6 +43,7 @@ pub(crate) struct Context {
 /// One shard that this node owns, opened.
 pub(crate) struct Shard {
     pub node: Arc<Context>,
+    pub id: ShardId,
     pub class: Class,
     pub epoch: Epoch,
     pub database: String,
@@ -67,6 +68,7 @@ pub(crate) struct OpenWork {
 
 /// What [`Shard::new`] needs to know of the opening.
 pub(crate) struct Opened {
+    pub id: ShardId,
     pub class: Class,
     pub epoch: Epoch,
     pub database: String,
@@ -83,6 +85,7 @@ impl Shard {
         let reads = Arc::new(Semaphore::new(node.config.reads_max));
         Self {
             node,
+            id: opened.id,
             class: opened.class,
             epoch: opened.epoch,
             database: opened.database,

@@ -110,8 +110,9 @@ async fn a_stopped_peer_overloads_at_once_and_its_link_ends_by_its_silence() {
     let there = cluster.start("node/node-1", &[], &here);
     here.learn(&there);
     assert_eq!(here.echo(&there.peer).await.unwrap(), "hello");
+    let waiting = here.clone().spawn_call(&there.peer, NEVER);
+    here.eventually_keeps(&there.peer, 1).await;
     there.signal("STOP");
-    let waiting = here.clone().spawn_call(&there.peer, ECHO);
     let start = Instant::now();
     let refusal = loop {
         if let Err(refusal) = here.handle.cast(&there.peer, envelope(ECHO, "more")) {

@@ -103,7 +103,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A message of another process: [`kind::JOIN`], [`kind::LEAVE`], [`kind::VIEW_WANTED`], [`kind::DROPPED`] or
+    /// A message of another process: [`kind::JOIN`], [`kind::LEAVE`], [`kind::VIEW_WANTED`], [`kind::DROPPED`], [`kind::HELD`] or
     /// [`kind::DEFINITION`]; any other is refused. Never blocks.
     pub fn incoming(&self, incoming: Incoming) {
         let Incoming { from, envelope, deadline, reply } = incoming;

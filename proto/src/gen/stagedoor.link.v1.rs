@@ -987,6 +987,9 @@ pub struct AgentAnswer {
     pub agent: ::core::option::Option<AgentRow>,
     #[prost(message, optional, tag = "2")]
     pub dedup: ::core::option::Option<DedupRow>,
+    /// Of the owner row, read after the rest: while it is the reader's own, no later owner wrote any of this.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogPage {
@@ -995,6 +998,9 @@ pub struct LogPage {
     /// A row that prev named is gone.
     #[prost(bool, tag = "2")]
     pub truncated: bool,
+    /// Of the owner row, as in AgentAnswer.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
 }
 /// Pages of one recovery: the mark first, then the tail, then open works.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -9,6 +9,8 @@ use domain::{DefinitionHash, Epoch, IdempotencyKey, Lsn, Reason, Seq};
 use proto::journal;
 use proto::link::{AgentRow, DedupRow, LogRow, ReadAgent, ReadHistory};
 
+use store::writer::Event;
+
 use super::{AgentMessage, Pending, State};
 use crate::host::HostMessage;
 use crate::{Error, metrics};
@@ -32,6 +34,7 @@ impl State {
         };
         let shard = self.shard().clone();
         let answer = shard.store.agent(&shard.database, &read).await.map_err(|source| self.unread(source))?;
+        self.check_owned(answer.epoch)?;
         match answer.agent {
             Some(row) => self.load(row).await?,
             None => {
@@ -47,6 +50,15 @@ impl State {
     pub(super) async fn wake_known(&mut self) -> Result<(), Error> {
         let none = "-".parse().expect("a valid key");
         self.wake(&none).await.map(|_| ())
+    }
+
+    /// What a later owner wrote is not ours to act on: a node that wakes must not go on where that one is.
+    fn check_owned(&self, epoch: u64) -> Result<(), Error> {
+        if Epoch(epoch) == self.shard().epoch {
+            return Ok(());
+        }
+        _ = self.args.host.cast(HostMessage::Writer(Event::Stopped(Reason::Fenced)));
+        Err(Error::Fenced { shard: self.shard().id })
     }
 
     fn unread(&self, source: store::Error) -> Error {
@@ -100,6 +112,7 @@ impl State {
             let read = ReadHistory { from: from.0, above: above.0, limit: HISTORY_PAGE };
             let page =
                 shard.store.history(&shard.database, &read).await.map_err(|source| self.unread(source))?;
+            self.check_owned(page.epoch)?;
             let Some(last) = page.rows.last() else { break };
             from = Lsn(last.prev);
             rows.extend(page.rows);

@@ -225,6 +225,20 @@ impl Leader {
         self.carry(effects, now);
     }
 
+    /// A node opened a shard; the next beat says so, too, but callers wait for it now.
+    pub(crate) fn opened(&mut self, from: &Peer, held: Held, now: Millis) -> Result<Bytes, Refusal> {
+        let member = self.member_at(from)?;
+        self.granted(&member, Some(held), now);
+        Ok(Bytes::new())
+    }
+
+    /// The node that `from` is.
+    fn member_at(&self, from: &Peer) -> Result<Member, Refusal> {
+        let node = self.membership.nodes().find(|node| node.member().name == from.name);
+        let member = node.filter(|_| from.role == Role::Node).map(|node| node.member().clone());
+        member.ok_or_else(|| refusal(Reason::NotAuthorised, format!("{from} is no member: join first")))
+    }
+
     pub(crate) fn dropped(
         &mut self,
         from: &Peer,
@@ -232,12 +246,7 @@ impl Leader {
         reason: Reason,
         now: Millis,
     ) -> Result<Bytes, Refusal> {
-        let node = self.membership.nodes().find(|node| node.member().name == from.name);
-        let Some(member) =
-            node.filter(|_| from.role == Role::Node).map(|node| node.member().clone())
-        else {
-            return Err(refusal(Reason::NotAuthorised, format!("{from} is no member: join first")));
-        };
+        let member = self.member_at(from)?;
         self.reports.dropped(&member, held.shard);
         let owner =
             self.shards.get_mut(&held.shard).filter(|facts| facts.is_owned_by(&member, held.epoch));

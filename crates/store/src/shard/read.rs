@@ -52,7 +52,8 @@ pub(crate) fn agent(sql: &mut Sql, asked: &ReadAgent) -> Result<AgentAnswer, Err
             input_hash: blob_at(row, 9)?,
             expires_ms: i64_at(row, 10)?,
         };
-        Ok(AgentAnswer { agent: Some(agent_at(row, 0)?), dedup: (work != 0).then_some(dedup) })
+        let dedup = (work != 0).then_some(dedup);
+        Ok(AgentAnswer { agent: Some(agent_at(row, 0)?), dedup, epoch: 0 })
     };
     let key = text(&asked.idempotency_key);
     let found = if asked.id == 0 {
@@ -74,7 +75,14 @@ pub(crate) fn agent(sql: &mut Sql, asked: &ReadAgent) -> Result<AgentAnswer, Err
             read,
         )
     };
-    Ok(found?.unwrap_or_default())
+    let found = found?.unwrap_or_default();
+    Ok(AgentAnswer { epoch: epoch(sql)?, ..found })
+}
+
+/// The epoch of the owner row, for readers that must know whether they still own what they have read.
+fn epoch(sql: &mut Sql) -> Result<u64, Error> {
+    let found = sql.row("SELECT epoch FROM owner", Vec::new(), |row| u64_at(row, 0))?;
+    found.ok_or_else(|| Error::Corrupt { what: format!("{}: its owner row", sql.name()) })
 }
 
 /// Follows `prev`, newest first; one page.
@@ -96,6 +104,7 @@ pub(crate) fn history(sql: &mut Sql, asked: &ReadHistory) -> Result<LogPage, Err
             bytes += row.encoded_len();
             page.rows.push(row);
         }
+        page.epoch = epoch(sql)?;
         Ok(page)
     })
 }

@@ -181,9 +181,14 @@ impl Task {
         for row in &group.rows {
             state.heads.note(row.agent, Lsn(row.lsn));
         }
+        let with_entries: BTreeSet<u64> = group.rows.iter().map(|row| row.agent).collect();
         for row in &group.agents {
-            state.heads.saved(row.id, Lsn(row.head));
             self.told.remove(&row.id);
+            // An append of the same agent that waits was made before these entries were committed, and would link to
+            // what it knew then: the head is forgotten only by a row that brings no entries with it.
+            if !with_entries.contains(&row.id) {
+                state.heads.saved(row.id, Lsn(row.head));
+            }
         }
         state.rows_since_mark += group.rows.len() as u64;
         if group.mark.is_some() {
