@@ -33,7 +33,7 @@ static OVERFLOWS: LazyLock<IntCounter> = LazyLock::new(|| {
 pub(crate) enum Item {
     /// A work to follow from now on; its events come after it.
     Follow(u64, Follow),
-    Events(u64, Events),
+    Events(u64, Box<Events>),
     /// The subscription is over before its work is.
     Lost(u64),
     /// A work cannot be followed any more, whatever is tried.
@@ -84,7 +84,7 @@ impl Inbox {
         }
         queue.events += count;
         queue.bytes += bytes;
-        queue.items.push_back(Item::Events(subscription, events));
+        queue.items.push_back(Item::Events(subscription, Box::new(events)));
         drop(queue);
         self.filled.notify_one();
         true

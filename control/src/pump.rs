@@ -99,7 +99,7 @@ impl<O: Outlet> Pump<O> {
             Item::Events(number, events) => {
                 let Some(follow) = self.follows.get_mut(&number) else { return Ok(()) };
                 let (tag, mut told) = (follow.tag, Vec::new());
-                let next = follow.read(events, &mut told);
+                let next = follow.read(*events, &mut told);
                 for event in told {
                     self.send(Ok(O::event(tag, event))).await?;
                 }

@@ -103,6 +103,7 @@ enum Stage {
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
+const PRUNE_CALLS_MAX: u32 = 100;
 const DAY_MS: i64 = 24 * 3_600 * 1_000;
 /// What a shard keeps of entries of finished works, at most.
 const LOG_BYTES_MAX: u64 = 2 << 30;
@@ -590,10 +591,16 @@ fn prune(shard: Arc<Shard>) {
         now_ms,
     };
     tokio::spawn(async move {
-        match shard.store.prune(&shard.database, &prune).await {
-            Ok(rows) => tracing::info!(database = shard.database, rows, "pruned"),
-            Err(error) => {
-                tracing::warn!(database = shard.database, error = &error as &dyn std::error::Error, "cannot prune");
+        // The store deletes a bounded number of slices a call, so that commits are not kept waiting.
+        for _ in 0..PRUNE_CALLS_MAX {
+            match shard.store.prune(&shard.database, &prune).await {
+                Ok(0) => return,
+                Ok(rows) => tracing::info!(shard = %shard.id, rows, "pruned"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(shard = %shard.id, error, "cannot prune");
+                    return;
+                }
             }
         }
     });

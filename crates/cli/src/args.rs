@@ -68,6 +68,28 @@ pub(crate) enum Command {
     Pki(PkiCommand),
 }
 
+impl Command {
+    /// How to reach the cluster, of a client command.
+    pub(crate) fn connection(&self) -> Option<&Connection> {
+        match self {
+            Self::Submit(args) => Some(&args.connection),
+            Self::Work(args) => Some(&args.connection),
+            Self::Definitions(args) => Some(&args.connection),
+            Self::Apply(args) => Some(&args.connection),
+            Self::Agents(args) => Some(&args.connection),
+            Self::Capabilities(args) => Some(&args.connection),
+            Self::Why(args) => Some(&args.connection),
+            Self::Nodes(args) | Self::Shards(args) | Self::Status(args) => Some(&args.connection),
+            Self::Store(_)
+            | Self::Control(_)
+            | Self::Node(_)
+            | Self::Dev(_)
+            | Self::Demo(_)
+            | Self::Pki(_) => None,
+        }
+    }
+}
+
 fn example(line: &str) -> String {
     format!("Example:\n  {line}")
 }
@@ -143,6 +165,10 @@ pub(crate) struct Connection {
     /// How to print the result
     #[arg(long, value_enum, default_value_t, global = true)]
     pub(crate) output: Format,
+    /// Send a trace of this call there, as OTLP over plain gRPC, e.g. http://127.0.0.1:4317
+    #[arg(long, value_name = "URL", env = "STAGEDOOR_OTLP_ENDPOINT", global = true)]
+    #[arg(hide_short_help = true)]
+    pub(crate) otlp_endpoint: Option<String>,
 }
 
 const DEADLINE: Duration = Duration::from_secs(30);

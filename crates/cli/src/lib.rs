@@ -20,7 +20,7 @@ use std::time::Duration;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{Cli, Command, RoleArgs};
+use args::{Cli, Command, Connection, RoleArgs};
 use exit::{Exit, Failure};
 
 /// How long what still runs on other threads may hold up the end of the process.
@@ -50,6 +50,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
     net::install_crypto_provider();
+    let _telemetry = cli.command.connection().map(trace).transpose()?;
     match cli.command {
         Command::Store(args) => run_role::<role::StoreRole>(&args),
         Command::Control(args) => run_role::<role::ControlRole>(&args),
@@ -68,6 +69,20 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Status(args) => block_on(command::cluster::status(args)),
         Command::Why(args) => block_on(command::cluster::why(args)),
     }
+}
+
+/// Exports the traces of a client command, if that was asked for. The commands themselves say what there is to say:
+/// nothing is logged below a warning.
+fn trace(connection: &Connection) -> Result<Option<telemetry::Guard>, Failure> {
+    let Some(endpoint) = &connection.otlp_endpoint else { return Ok(None) };
+    let config = telemetry::Config {
+        otlp_endpoint: Some(endpoint.clone()),
+        log_filter: "warn".to_owned(),
+        ..telemetry::Config::default()
+    };
+    let service = telemetry::Service { role: "client".to_owned(), name: "cli".to_owned() };
+    let guard = telemetry::init(&config, &service);
+    guard.map(Some).map_err(|error| Failure::usage(exit::chain(&error)))
 }
 
 fn run_role<R: role::Role>(args: &RoleArgs) -> Result<Exit, Failure> {

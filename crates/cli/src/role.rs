@@ -155,7 +155,8 @@ pub(crate) fn load<R: Role>(path: &Path) -> Result<R::Config, Failure> {
 fn parse<T: DeserializeOwned>(figment: &Figment) -> Result<T, String> {
     figment.extract().map_err(|errors| {
         let errors: Vec<_> = errors.into_iter().map(|error| error.to_string()).collect();
-        errors.join(", ")
+        // The profile is a notion of the library.
+        errors.join(", ").replace("\"default.", "\"")
     })
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
+use tracing::Instrument;
 
 use crate::call::Limit;
 use crate::ledger::{Heard, Ledger};
@@ -68,7 +69,8 @@ impl Open {
             patience,
             asking: true,
         };
-        tokio::spawn(driver.run());
+        // The stream belongs to the trace of whoever opens it.
+        tokio::spawn(driver.run().in_current_span());
         Self { sender: OpenSender { asks: asks_in, unanswered }, responses }
     }
 

@@ -3,7 +3,8 @@
 //! Callers, the gateway and the links actor meet here, under one lock that is held for as long as it takes to encode
 //! one envelope. A channel outlives sessions; what was sent over a session and not answered ends with it.
 
-use std::collections::HashMap;
+mod state;
+
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use proto::link::{Envelope, Frame, Hello, Refusal};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
+use self::state::{Phase, Session, State};
 use crate::clock::{self, Offset};
 use crate::error::refusal;
 use crate::gateway::GatewayMessage;
@@ -22,7 +24,7 @@ use crate::hub::{Hub, Token};
 use crate::links::LinksMessage;
 use crate::metrics;
 use crate::outbox::Outbox;
-use crate::window::{ENVELOPE_BYTES_MAX, Load, Window};
+use crate::window::{ENVELOPE_BYTES_MAX, Load};
 use crate::{Error, Peer};
 
 /// The version of the link protocol.
@@ -53,46 +55,6 @@ pub(crate) struct Channel {
     state: Mutex<State>,
 }
 
-struct State {
-    phase: Phase,
-    addresses: Vec<String>,
-    forgotten: bool,
-    window: Window,
-    outbox: Outbox,
-    /// By the id of the envelope.
-    calls: HashMap<u64, Caller>,
-    /// Calls of the peer that we have not answered.
-    answering: usize,
-    offset: Offset,
-    /// The gateway is about to hand over more: what is queued meanwhile goes in one frame.
-    corked: bool,
-    /// The acknowledgement that is owed was owed at the last look, too.
-    owed_before: bool,
-    used: Instant,
-}
-
-enum Phase {
-    Down {
-        failed: Option<Instant>,
-    },
-    /// A session is on its way, or asked for.
-    Dialling,
-    /// There is a session; the peer's token is not known yet.
-    Greeting(Session),
-    Up(Session),
-    Closed,
-}
-
-struct Session {
-    serial: u64,
-    gateway: ActorRef<GatewayMessage>,
-    ours: Token,
-    /// Empty until the peer's own hello came.
-    theirs: Bytes,
-    /// The token of the peer that our last hello named.
-    greeted: Bytes,
-}
-
 /// What a frame brought.
 #[derive(Default)]
 pub(crate) struct Received {
@@ -114,20 +76,7 @@ pub(crate) struct Remains {
 impl Channel {
     pub(crate) fn new(peer: Peer, hub: Arc<Hub>) -> Self {
         let max = Load { envelopes: hub.config.window_envelopes, bytes: hub.config.window_bytes };
-        let state = State {
-            phase: Phase::Down { failed: None },
-            addresses: Vec::new(),
-            forgotten: false,
-            window: Window::new(max),
-            outbox: Outbox::default(),
-            calls: HashMap::new(),
-            answering: 0,
-            offset: Offset::default(),
-            corked: false,
-            owed_before: false,
-            used: Instant::now(),
-        };
-        Self { peer, hub, state: Mutex::new(state) }
+        Self { peer, hub, state: Mutex::new(State::new(max)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -192,7 +141,7 @@ impl Channel {
             return Err(self.overloaded());
         }
         match &state.phase {
-            Phase::Dialling | Phase::Greeting(_) | Phase::Up(_) => Ok(()),
+            Phase::Dialling | Phase::Open(_) => Ok(()),
             Phase::Closed => Err(Error::Closed),
             Phase::Down { .. } if state.addresses.is_empty() => {
                 Err(Error::NoAddress { peer: self.peer.clone() })
@@ -259,14 +208,16 @@ impl Channel {
         let (theirs, greeted) = (Bytes::new(), Bytes::new());
         let session = Session { serial, gateway, ours, theirs, greeted };
         session.send(Frame { hello: Some(self.hello(&session)), ..Frame::default() });
-        state.phase = Phase::Greeting(session);
+        state.phase = Phase::Open(session);
     }
 
     /// Somebody claims to be this peer and shows a token. Only the true one can read what goes over its session, so it
     /// is named there, together with ours: who knows ours afterwards is the peer.
     pub(crate) fn claimed(&self, token: &Bytes) {
         let mut state = self.lock();
-        if let Phase::Greeting(session) = &mut state.phase {
+        if let Phase::Open(session) = &mut state.phase
+            && !session.is_up()
+        {
             session.greeted = token.clone();
             session.send_hello(self.hello(session), token);
         }
@@ -285,23 +236,18 @@ impl Channel {
             return Err(Violation("malformed_hello"));
         }
         let mut state = self.lock();
-        match mem::replace(&mut state.phase, Phase::Closed) {
-            Phase::Greeting(mut session) if session.serial == serial => {
-                // A slice of the frame would hold all of it.
-                session.theirs = Bytes::copy_from_slice(&hello.token);
-                if session.greeted != session.theirs {
-                    session.greeted = session.theirs.clone();
-                    session.send_hello(self.hello(&session), &session.theirs);
-                }
-                state.phase = Phase::Up(session);
-                state.used = Instant::now();
-                Ok(Some(Incarnation(hello.incarnation)))
-            }
-            other => {
-                state.phase = other;
-                Ok(None)
-            }
+        let Phase::Open(session) = &mut state.phase else { return Ok(None) };
+        if session.serial != serial || session.is_up() {
+            return Ok(None);
         }
+        // A slice of the frame would hold all of it.
+        session.theirs = Bytes::copy_from_slice(&hello.token);
+        if session.greeted != session.theirs {
+            session.greeted = session.theirs.clone();
+            session.send_hello(self.hello(session), &session.theirs);
+        }
+        state.used = Instant::now();
+        Ok(Some(Incarnation(hello.incarnation)))
     }
 
     fn hello(&self, session: &Session) -> Hello {
@@ -371,7 +317,8 @@ impl Channel {
     /// Sends an acknowledgement that was owed at the last look already. Says whether one is still owed.
     pub(crate) fn acknowledge_if_old(&self) -> bool {
         let mut state = self.lock();
-        if mem::replace(&mut state.owed_before, true) && state.window.owes() {
+        let owes = state.window.owes();
+        if mem::replace(&mut state.owed_before, owes) && owes {
             state.send_acknowledgement();
         }
         state.window.owes()
@@ -379,20 +326,17 @@ impl Channel {
 
     /// The session is over: everybody who waits is told.
     pub(crate) fn close(&self, serial: u64) -> Option<Remains> {
+        self.lock().close(serial)
+    }
+
+    /// The same, if nothing was sent or received for so long and nobody waits. Whoever has something for the peer
+    /// afterwards asks for a new session.
+    pub(crate) fn close_idle(&self, serial: u64, idle_min: Duration) -> Option<Remains> {
         let mut state = self.lock();
-        let session = match &state.phase {
-            Phase::Greeting(session) | Phase::Up(session) => session,
-            Phase::Down { .. } | Phase::Dialling | Phase::Closed => return None,
-        };
-        if session.serial != serial {
-            return None;
+        match idle_min <= state.idle(Instant::now()) {
+            true => state.close(serial),
+            false => None,
         }
-        let was_up = matches!(state.phase, Phase::Up(_));
-        let token = session.ours;
-        state.phase = Phase::Down { failed: (!was_up).then(Instant::now) };
-        let failure = if was_up { || Failure::Gone } else { || Failure::Unreachable };
-        state.fail_all().tell(failure);
-        Some(Remains { was_up, token })
     }
 
     // --- the links actor ---
@@ -403,6 +347,11 @@ impl Channel {
         if matches!(state.phase, Phase::Down { .. }) {
             state.phase = Phase::Dialling;
         }
+    }
+
+    /// Somebody waits for a session.
+    pub(crate) fn is_wanted(&self) -> bool {
+        matches!(self.lock().phase, Phase::Dialling)
     }
 
     /// There will be no session for now.
@@ -423,10 +372,11 @@ impl Channel {
         }
     }
 
-    pub(crate) fn set_addresses(&self, addresses: Vec<String>) {
+    /// Says whether they are others than before.
+    pub(crate) fn set_addresses(&self, addresses: Vec<String>) -> bool {
         let mut state = self.lock();
-        state.addresses = addresses;
         state.forgotten = false;
+        mem::replace(&mut state.addresses, addresses) != state.addresses
     }
 
     pub(crate) fn forget(&self) {
@@ -444,109 +394,23 @@ impl Channel {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        matches!(self.lock().phase, Phase::Up(_))
+        matches!(&self.lock().phase, Phase::Open(session) if session.is_up())
     }
 
     /// For how long nothing was sent or received, if nobody waits for anything.
     pub(crate) fn idle(&self, now: Instant) -> Duration {
-        let state = self.lock();
-        match state.calls.is_empty() && state.answering == 0 && state.window.is_idle() {
-            true => now.saturating_duration_since(state.used),
-            false => Duration::ZERO,
-        }
+        self.lock().idle(now)
     }
 
     /// Whether everything that was sent has arrived.
     pub(crate) fn is_drained(&self) -> bool {
         let state = self.lock();
-        !matches!(state.phase, Phase::Up(_)) || state.window.is_idle()
+        !matches!(state.phase, Phase::Open(_)) || state.window.is_idle()
     }
 }
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Channel({})", self.peer)
-    }
-}
-
-impl State {
-    fn up(&self, serial: u64) -> Option<&Session> {
-        match &self.phase {
-            Phase::Up(session) if session.serial == serial => Some(session),
-            Phase::Up(_)
-            | Phase::Greeting(_)
-            | Phase::Dialling
-            | Phase::Down { .. }
-            | Phase::Closed => None,
-        }
-    }
-
-    /// Sends as many frames as may go.
-    fn pump(&mut self) {
-        let Phase::Up(session) = &self.phase else { return };
-        while !self.corked && self.window.may_send() {
-            let Some(batch) = self.outbox.pop() else { return };
-            self.window.sent(batch.load);
-            metrics::ENVELOPES.inc_by(batch.load.envelopes as u64);
-            self.owed_before = false;
-            session.send_bytes(batch.into_frame(&session.header(self.window.acknowledge())));
-        }
-    }
-
-    fn send_acknowledgement(&mut self) {
-        let Phase::Up(session) = &self.phase else { return };
-        self.owed_before = false;
-        session.send(session.header(self.window.acknowledge()));
-    }
-
-    fn fail_all(&mut self) -> Failed {
-        self.window.clear();
-        self.corked = false;
-        self.answering = 0;
-        let calls = mem::take(&mut self.calls);
-        Failed { calls, unsent: self.outbox.clear() }
-    }
-}
-
-struct Failed {
-    calls: HashMap<u64, Caller>,
-    unsent: usize,
-}
-
-impl Failed {
-    fn tell(self, failure: impl Fn() -> Failure) {
-        if 0 < self.unsent {
-            metrics::DROPPED.with_label_values(&["unsent"]).inc_by(self.unsent as u64);
-        }
-        for caller in self.calls.into_values() {
-            _ = caller.send(Err(failure()));
-        }
-    }
-}
-
-impl Session {
-    fn header(&self, acknowledged: u64) -> Frame {
-        Frame {
-            token: self.theirs.clone(),
-            acknowledged,
-            sent_ms: clock::now_ms(),
-            ..Frame::default()
-        }
-    }
-
-    fn send_hello(&self, hello: Hello, token: &Bytes) {
-        let hello = Some(hello);
-        let sent_ms = clock::now_ms();
-        self.send(Frame { token: token.clone(), hello, sent_ms, ..Frame::default() });
-    }
-
-    fn send(&self, frame: Frame) {
-        self.send_bytes(prost::Message::encode_to_vec(&frame));
-    }
-
-    /// A gateway that is gone says so by the end of its session, which is on its way to us.
-    fn send_bytes(&self, bytes: Vec<u8>) {
-        metrics::FRAMES.inc();
-        _ = self.gateway.cast(GatewayMessage::Frame(bytes.into()));
     }
 }

@@ -17,7 +17,7 @@ use proto::link::{Envelope, Frame};
 use ractor::message::{BoxedDowncastErr, SerializedMessage};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::channel::{Channel, Failure, Received, Violation};
+use crate::channel::{Channel, Failure, Received, Remains, Violation};
 use crate::error::refusal;
 use crate::hub::{Hub, Token};
 use crate::links::LinksMessage;
@@ -37,6 +37,8 @@ pub(crate) enum GatewayMessage {
     Opened { channel: Arc<Channel>, serial: u64, gateway: ActorRef<GatewayMessage> },
     /// A session that was opened is over.
     Closed { channel: Arc<Channel>, serial: u64 },
+    /// A session that may end if it is still idle.
+    Idle { channel: Arc<Channel>, serial: u64 },
 }
 
 impl ractor::Message for GatewayMessage {
@@ -51,7 +53,7 @@ impl ractor::Message for GatewayMessage {
                 args: bytes.into(),
                 metadata: None,
             }),
-            Self::Opened { .. } | Self::Closed { .. } => Err(BoxedDowncastErr),
+            Self::Opened { .. } | Self::Closed { .. } | Self::Idle { .. } => Err(BoxedDowncastErr),
         }
     }
 
@@ -97,7 +99,10 @@ impl Actor for Gateway {
             GatewayMessage::Opened { channel, serial, gateway } => {
                 state.open(channel, serial, gateway)
             }
-            GatewayMessage::Closed { channel, serial } => state.close(&channel, serial),
+            GatewayMessage::Closed { channel, serial } => {
+                state.closed(&channel, channel.close(serial));
+            }
+            GatewayMessage::Idle { channel, serial } => state.idle(&channel, serial),
         }
         Ok(())
     }
@@ -110,8 +115,16 @@ impl GatewayState {
         self.tokens.insert(token, (channel, serial));
     }
 
-    fn close(&mut self, channel: &Arc<Channel>, serial: u64) {
-        let Some(remains) = channel.close(serial) else { return };
+    fn idle(&mut self, channel: &Arc<Channel>, serial: u64) {
+        let remains = channel.close_idle(serial, self.hub.config.idle_timeout());
+        if remains.is_some() {
+            self.closed(channel, remains);
+            self.hub.tell_links(LinksMessage::Unused { serial });
+        }
+    }
+
+    fn closed(&mut self, channel: &Channel, remains: Option<Remains>) {
+        let Some(remains) = remains else { return };
         self.tokens.remove(&remains.token);
         if remains.was_up {
             metrics::LINKS.dec();

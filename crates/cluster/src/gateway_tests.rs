@@ -475,6 +475,8 @@ fn only_frames_cross_the_network() {
     let serialized = ractor::Message::serialize(frame).unwrap();
     match <GatewayMessage as ractor::Message>::deserialize(serialized).unwrap() {
         GatewayMessage::Frame(bytes) => assert_eq!(&*bytes, b"bytes"),
-        GatewayMessage::Opened { .. } | GatewayMessage::Closed { .. } => panic!(),
+        GatewayMessage::Opened { .. }
+        | GatewayMessage::Closed { .. }
+        | GatewayMessage::Idle { .. } => panic!(),
     }
 }

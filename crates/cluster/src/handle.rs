@@ -71,7 +71,10 @@ impl Handle {
 
     /// Where a peer is. It is dialled when somebody has something for it. The newest list counts.
     pub fn learn(&self, peer: Peer, addresses: Vec<String>) {
-        self.0.hub.learn(&peer, addresses);
+        let is_news = peer != self.0.hub.me && self.0.hub.learn(&peer, addresses);
+        if is_news {
+            self.0.hub.tell_links(LinksMessage::Learned(peer));
+        }
     }
 
     /// Dials a peer that was learned now, and again whenever the link ends.

@@ -77,12 +77,13 @@ impl Hub {
         channel.or_insert_with(|| Arc::new(Channel::new(peer.clone(), self.clone()))).clone()
     }
 
-    pub(crate) fn learn(self: &Arc<Self>, peer: &Peer, addresses: Vec<String>) {
+    /// Says whether that is news.
+    pub(crate) fn learn(self: &Arc<Self>, peer: &Peer, addresses: Vec<String>) -> bool {
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
         let channel = channels.entry(peer.clone());
         channel
             .or_insert_with(|| Arc::new(Channel::new(peer.clone(), self.clone())))
-            .set_addresses(addresses);
+            .set_addresses(addresses)
     }
 
     /// Removes a peer that was forgotten, unless it was learned again meanwhile. Says whether it is gone.

@@ -1,5 +1,6 @@
 //! What the links actor knows of one peer, and the rules of it. Pure but for the tasks that it holds.
 
+use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,6 +91,14 @@ pub(crate) struct Live {
     pub(crate) _deadline: Option<Task>,
 }
 
+/// A session that is over.
+pub(crate) struct Ended {
+    pub(crate) live: Live,
+    /// We told it to end.
+    pub(crate) expected: bool,
+    pub(crate) next: Option<Box<Arrival>>,
+}
+
 /// What to do with a connection of a peer that we may know already.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -120,6 +129,16 @@ impl Link {
             | Phase::Idle
             | Phase::Pausing { .. }
             | Phase::Dialling { .. } => None,
+        }
+    }
+
+    /// Takes out the session that is over.
+    pub(crate) fn ended(&mut self, serial: u64) -> Option<Ended> {
+        self.live_mut(serial)?;
+        match mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Live(live) => Some(Ended { live, expected: false, next: None }),
+            Phase::Ending { live, next } => Some(Ended { live, expected: true, next }),
+            Phase::Idle | Phase::Pausing { .. } | Phase::Dialling { .. } => None,
         }
     }
 

@@ -2,24 +2,21 @@
 //!
 //! Never sees an envelope: those pass through [`crate::channel`], which is told here when a session is on its way.
 
+mod sessions;
+
 use std::collections::HashMap;
-use std::mem;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use ractor_cluster::node::NodeServerSessionInformation;
 use ractor_cluster::{NodeServerMessage, RactorMessage};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
 use crate::gateway::{Gateway, GatewayMessage};
 use crate::hub::Hub;
-use crate::link::{Arrival, Link, Live, Phase, Task, Verdict};
+use crate::link::{Arrival, Link, Phase, Task};
 use crate::server::{self, Cookie, SessionEvent};
-use crate::transport::{Connection, Guarded};
-use crate::{Peer, metrics, name};
+use crate::{Peer, metrics};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -33,6 +30,8 @@ pub(crate) struct LinksArgs {
 pub(crate) enum LinksMessage {
     /// Somebody has something to send.
     Want(Peer),
+    /// It has other addresses than before.
+    Learned(Peer),
     Keep(Peer),
     Forget(Peer),
     Paused(Peer),
@@ -49,6 +48,10 @@ pub(crate) enum LinksMessage {
     },
     /// Both hellos were exchanged.
     Up {
+        serial: u64,
+    },
+    /// The gateway has closed it: nothing was sent for long.
+    Unused {
         serial: u64,
     },
     Violated {
@@ -122,6 +125,7 @@ impl Actor for Links {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             LinksMessage::Want(peer) => state.want(&peer),
+            LinksMessage::Learned(peer) => state.learned(&peer),
             LinksMessage::Keep(peer) => state.keep(&peer),
             LinksMessage::Forget(peer) => state.forget(&peer),
             LinksMessage::Paused(peer) => state.want(&peer),
@@ -133,6 +137,7 @@ impl Actor for Links {
                 state.session(serial, event, session)
             }
             LinksMessage::Up { serial } => state.up(serial),
+            LinksMessage::Unused { serial } => state.unused(serial),
             LinksMessage::Violated { serial, reason } => state.violated(serial, reason),
             LinksMessage::Overdue { serial } => state.overdue(serial),
             LinksMessage::Tick => state.close_idle(),
@@ -192,6 +197,12 @@ impl LinksState {
         self.want(peer);
     }
 
+    fn learned(&mut self, peer: &Peer) {
+        if self.links.get(peer).is_some_and(|link| link.keep) {
+            self.want(peer);
+        }
+    }
+
     fn want(&mut self, peer: &Peer) {
         if self.stopping {
             return;
@@ -228,8 +239,7 @@ impl LinksState {
         let link = self.link(peer);
         let addresses = link.channel.addresses();
         if addresses.is_empty() {
-            link.phase = Phase::Idle;
-            return link.channel.unreachable();
+            return self.rest(peer);
         }
         link.channel.expect_session();
         let peer = peer.clone();
@@ -275,6 +285,8 @@ impl LinksState {
             link.channel.shut();
         } else if link.keep {
             self.pause(peer);
+        } else {
+            link.failures = 0;
         }
         self.remove_if_forgotten(peer);
     }
@@ -289,226 +301,6 @@ impl LinksState {
         link.phase = Phase::Pausing { _timer: timer.into() };
     }
 
-    // --- sessions ---
-
-    fn arrived(&mut self, arrival: Box<Arrival>) {
-        if self.stopping {
-            return;
-        }
-        let (me, peer) = (self.hub.me.clone(), arrival.peer.clone());
-        let link = self.link(&peer);
-        match link.judge(&me, &arrival.first.instance, Instant::now()) {
-            Verdict::Take => self.take(arrival),
-            Verdict::TakeAfter => self.end(&peer, Some(arrival)),
-            Verdict::Refuse => tracing::debug!(%peer, "both dialled: ours stays"),
-        }
-    }
-
-    fn take(&mut self, arrival: Box<Arrival>) {
-        let Arrival { peer, subject, address, first, stream } = *arrival;
-        self.hand_over(&peer, subject, address, stream, Some(first));
-    }
-
-    /// Gives a connection to ractor_cluster. `first`: what the peer said already; only one that dialled us has.
-    fn hand_over(
-        &mut self,
-        peer: &Peer,
-        subject: String,
-        address: SocketAddr,
-        stream: Box<TlsStream<TcpStream>>,
-        first: Option<name::First>,
-    ) {
-        let serial = self.number();
-        let connection = Arc::new(Connection::default());
-        let (bytes, instance) = match first {
-            Some(first) => (first.bytes, Some(first.instance)),
-            None => (Vec::new(), None),
-        };
-        let is_server = instance.is_some();
-        let guarded = Guarded {
-            stream: *stream,
-            first: bytes,
-            connection: connection.clone(),
-            label: server::label(&subject, serial),
-            silence_max: self.hub.config.silence_timeout(),
-        };
-        let stream = Box::new(guarded);
-        _ = self.server.cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server });
-        self.sessions.insert(serial, peer.clone());
-        let deadline = self.deadline(serial);
-        let link = self.link(peer);
-        link.channel.expect_session();
-        link.phase = Phase::Live(Live {
-            serial,
-            connection,
-            subject,
-            address,
-            ours: !is_server,
-            instance,
-            actor: None,
-            authenticated: false,
-            opened: false,
-            up: None,
-            _deadline: Some(deadline),
-        });
-    }
-
-    fn deadline(&self, serial: u64) -> Task {
-        let timeout = self.hub.config.session_timeout();
-        self.me.send_after(timeout, move || LinksMessage::Overdue { serial }).into()
-    }
-
-    /// Ends the session of a peer; then comes the next connection, if there is one.
-    fn end(&mut self, peer: &Peer, arrival: Option<Box<Arrival>>) {
-        let Some(serial) = self.links.get(peer).and_then(Link::live).map(|live| live.serial) else {
-            return;
-        };
-        let deadline = self.deadline(serial);
-        let link = self.link(peer);
-        match mem::replace(&mut link.phase, Phase::Idle) {
-            Phase::Live(live) => {
-                live.end();
-                let live = Live { _deadline: Some(deadline), ..live };
-                link.phase = Phase::Ending { live, next: arrival };
-            }
-            Phase::Ending { live, next } => {
-                link.phase = Phase::Ending { live, next: arrival.or(next) };
-            }
-            other @ (Phase::Idle | Phase::Pausing { .. } | Phase::Dialling { .. }) => {
-                link.phase = other;
-            }
-        }
-    }
-
-    fn session(&mut self, serial: u64, event: SessionEvent, session: NodeServerSessionInformation) {
-        let Some(peer) = self.sessions.get(&serial).cloned() else {
-            // It was given up before it began.
-            return session.actor.stop(None);
-        };
-        match event {
-            SessionEvent::Opened => self.opened(&peer, serial, session),
-            SessionEvent::Authenticated => self.authenticated(&peer, serial, &session),
-            SessionEvent::Ready => self.ready(&peer, serial, &session),
-            SessionEvent::Disconnected => self.disconnected(&peer, serial),
-        }
-    }
-
-    fn opened(&mut self, peer: &Peer, serial: u64, session: NodeServerSessionInformation) {
-        let link = self.link(peer);
-        let ending = matches!(link.phase, Phase::Ending { .. });
-        if let Some(live) = link.live_mut(serial) {
-            live.actor = Some(session.actor);
-            if ending {
-                live.end();
-            }
-        }
-    }
-
-    /// The name that was exchanged with the cookie has to be the certified one, whoever dialled.
-    fn authenticated(&mut self, peer: &Peer, serial: u64, session: &NodeServerSessionInformation) {
-        let Some(live) = self.link(peer).live_mut(serial) else { return };
-        let name = session.peer_name.as_ref().map_or("", |name| name.name.as_str());
-        let Some(instance) = name::instance_of(peer, name) else {
-            let why = format!("it claims to be {:?}", name.chars().take(100).collect::<String>());
-            metrics::refused("name_mismatch", live.address, &live.subject, why);
-            session.actor.kill();
-            return self.end(peer, None);
-        };
-        live.authenticated = true;
-        live.instance = Some(instance.to_owned());
-    }
-
-    fn ready(&mut self, peer: &Peer, serial: u64, session: &NodeServerSessionInformation) {
-        let gateway = server::gateway_of(session);
-        let link = self.link(peer);
-        let (channel, is_live) = (link.channel.clone(), matches!(link.phase, Phase::Live(_)));
-        let Some(live) = link.live_mut(serial).filter(|_| is_live) else { return };
-        match gateway {
-            Some(gateway) => {
-                live.opened = true;
-                _ = self.gateway.cast(GatewayMessage::Opened { channel, serial, gateway });
-            }
-            None => {
-                metrics::refused("no_gateway", live.address, &live.subject, "it has no gateway");
-                self.end(peer, None);
-            }
-        }
-    }
-
-    fn up(&mut self, serial: u64) {
-        let Some(peer) = self.sessions.get(&serial).cloned() else { return };
-        let link = self.link(&peer);
-        link.failures = 0;
-        let is_live = matches!(link.phase, Phase::Live(_));
-        if let Some(live) = link.live_mut(serial).filter(|_| is_live) {
-            live.up = Some(Instant::now());
-            live._deadline = None;
-        }
-    }
-
-    fn violated(&mut self, serial: u64, reason: &'static str) {
-        let Some(peer) = self.sessions.get(&serial).cloned() else { return };
-        if let Some(live) = self.link(&peer).live_mut(serial) {
-            metrics::refused(reason, live.address, &live.subject, "it broke the link protocol");
-        }
-        self.end(&peer, None);
-    }
-
-    /// A session did not come up in time, or did not end in time.
-    fn overdue(&mut self, serial: u64) {
-        let Some(peer) = self.sessions.get(&serial).cloned() else { return };
-        let link = self.link(&peer);
-        let ending = matches!(link.phase, Phase::Ending { .. });
-        let Some(live) = link.live_mut(serial) else { return };
-        if ending || live.actor.is_none() {
-            if let Some(actor) = &live.actor {
-                actor.kill();
-            }
-            live.connection.close();
-            return self.disconnected(&peer, serial);
-        }
-        if live.up.is_none() {
-            let why = "it did not finish the handshake in time";
-            metrics::refused("handshake_timeout", live.address, &live.subject, why);
-            self.end(&peer, None);
-        }
-    }
-
-    fn disconnected(&mut self, peer: &Peer, serial: u64) {
-        self.sessions.remove(&serial);
-        let stopping = self.stopping;
-        let link = self.link(peer);
-        let first_failure = link.failures == 0;
-        let (live, next) = match mem::replace(&mut link.phase, Phase::Idle) {
-            Phase::Live(live) if live.serial == serial => {
-                if live.was_crossed() && first_failure && !stopping {
-                    // Those who wait go on waiting.
-                    return self.pause(peer);
-                }
-                live.explain();
-                (live, None)
-            }
-            Phase::Ending { live, next } if live.serial == serial => (live, next),
-            other => {
-                link.phase = other;
-                return;
-            }
-        };
-        live.connection.close();
-        let (channel, was_up) = (link.channel.clone(), live.up.is_some());
-        if live.opened {
-            _ = self.gateway.cast(GatewayMessage::Closed { channel, serial });
-        }
-        match next {
-            Some(arrival) if !self.stopping => self.take(arrival),
-            _ => self.rest(peer),
-        }
-        if was_up {
-            tracing::info!(%peer, "session over");
-        }
-        self.stop_if_done();
-    }
-
     // --- now and then ---
 
     /// Only who dialled a link on demand closes it: the other side may not be able to dial.
@@ -519,11 +311,11 @@ impl LinksState {
                 matches!(&link.phase, Phase::Live(live) if live.ours && live.up.is_some());
             on_demand && !link.keep && idle_max <= link.channel.idle(now)
         };
-        let idle: Vec<_> =
-            self.links.values().filter(is_idle).map(|it| it.channel.peer.clone()).collect();
-        for peer in idle {
-            tracing::debug!(%peer, "closing an idle link");
-            self.end(&peer, None);
+        for link in self.links.values().filter(is_idle) {
+            if let Some(live) = link.live() {
+                let (channel, serial) = (link.channel.clone(), live.serial);
+                _ = self.gateway.cast(GatewayMessage::Idle { channel, serial });
+            }
         }
     }
 
@@ -547,26 +339,6 @@ impl LinksState {
             && let Some(reply) = self.stopped.take()
         {
             _ = reply.send(());
-        }
-    }
-}
-
-impl Live {
-    /// ractor_cluster does not say why a session ended. If it ended before it was authenticated, and the peer did not
-    /// hang up, then our side did not like what the peer proved.
-    fn explain(&self) {
-        if self.authenticated {
-            return;
-        }
-        let (address, subject) = (self.address, &self.subject);
-        match self.connection.ended_by_peer() {
-            false => {
-                metrics::refused("wrong_cookie", address, subject, "it does not know the cookie")
-            }
-            true => {
-                metrics::REFUSED.with_label_values(&["ended_by_peer"]).inc();
-                tracing::warn!(%address, %subject, "a peer ended the session before it was authenticated: are the cookies the same?");
-            }
         }
     }
 }

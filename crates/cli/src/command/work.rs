@@ -10,6 +10,7 @@ use proto::v1::{
     ListRequest, ListResponse, OpenWatch, SubmitRequest, Work, WorkEvent, open_response, work_event,
 };
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use crate::args::{Format, Owner, SubmitArgs, WorkArgs, WorkCommand};
 use crate::credentials::connect;
@@ -42,7 +43,8 @@ pub(crate) async fn submit(args: SubmitArgs) -> Result<Exit, Failure> {
         return Ok(output::exit_of(&work));
     }
     let mut show = |event: &WorkEvent| output::print(format, event, output::event);
-    let end = follow_submit(&client, request, &mut show);
+    let span = tracing::info_span!("submit", agent = request.agent);
+    let end = follow_submit(&client, request, &mut show).instrument(span);
     let time = args.connection.deadline() + GRACE;
     match timeout(time, end).await {
         Ok(end) => Ok(output::exit_of(&end?)),

@@ -133,10 +133,14 @@ async fn numbers_are_filled_in_where_rows_come_to_stand() {
     assert_eq!(found.dedup.map(|row| row.work), Some(4));
     let (accepted, _) = doors.node.work(SHARD, 4).await.unwrap().unwrap();
     assert_eq!(accepted, proto::link::WorkRow { id: 4, ..work(0, 1, 0, 1) });
-    // Its row was written with its head, so the heads need not keep it.
+    // A row that brings no entries is the one that the heads rely on: then the next entry is linked by what the agent
+    // itself knows.
+    assert_eq!(bench.writer.head_of(1), Some(Lsn(5)));
+    let saved = Append { agents: vec![agent(1, 0, 5)], ..bench.make(3, 1, 0) };
+    assert!(bench.writer.append(saved).is_ok());
+    bench.writer.settled().await;
     assert_eq!(bench.writer.head_of(1), None);
-    // The next entry is linked to it by what the agent itself knows.
-    let next = Append { prev: Lsn(5), ..bench.make(3, 1, 1) };
+    let next = Append { prev: Lsn(5), ..bench.make(4, 1, 1) };
     assert!(bench.writer.append(next).is_ok());
     bench.writer.settled().await;
     let page =
@@ -144,6 +148,22 @@ async fn numbers_are_filled_in_where_rows_come_to_stand() {
     let links: Vec<_> =
         page.rows.iter().map(|row| (row.lsn, row.prev, row.work, row.epoch)).collect();
     assert_eq!(links, [(6, 5, 6, 1), (5, 4, 5, 1), (4, 0, 4, 1)]);
+}
+
+#[tokio::test]
+async fn an_entry_is_linked_to_one_that_was_in_flight_when_it_was_appended() {
+    let doors = owned().await;
+    let store = Faulty::gated(doors.node.clone());
+    let bench = Bench::new(store.clone());
+    let first = Append { agents: vec![agent(1, 0, 0)], ..bench.make(1, 1, 2) };
+    assert!(bench.writer.append(first).is_ok());
+    eventually("it is in flight", async || store.seen.lock().unwrap().len() == 1).await;
+    bench.append(2, 1, 1);
+    store.gate.add_permits(2);
+    bench.writer.settled().await;
+    let asked = ReadHistory { from: 3, above: 0, limit: 0 };
+    let page = doors.node.history(SHARD, &asked).await.unwrap();
+    assert_eq!(page.rows.iter().map(|row| row.lsn).collect::<Vec<_>>(), [3, 2, 1]);
 }
 
 #[tokio::test]

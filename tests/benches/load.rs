@@ -1,0 +1,106 @@
+//! What every bench needs: arguments, a cluster in a temporary directory, a connected client, and what the processes
+//! counted and burnt meanwhile.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tests::harness::{Dev, Metrics, Options, Program};
+
+/// The value of `--name`, or `default`.
+pub fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let flag = format!("--{name}");
+    let mut arguments = std::env::args().skip_while(|argument| *argument != flag).skip(1);
+    arguments.next().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// A cluster of release processes under load.
+pub struct Cluster {
+    pub dev: Dev,
+    pub client: client::Client,
+    before: BTreeMap<String, Counts>,
+}
+
+/// What one process had counted and burnt at one moment.
+struct Counts {
+    metrics: Metrics,
+    cpu_seconds: f64,
+}
+
+impl Cluster {
+    pub fn start(program: &'static str, nodes: u16) -> anyhow::Result<Self> {
+        let options = Options { nodes, ..Options::default() };
+        let dev = Dev::start_with(Program(program), &options);
+        let mut config = client::Config::new(dev.credentials());
+        config.api = vec![dev.api().to_owned()];
+        config.timeouts.call = Duration::from_secs(120);
+        let client = client::Client::connect(&config)?;
+        let before = BTreeMap::new();
+        Ok(Self { dev, client, before })
+    }
+
+    /// Counts from here.
+    pub fn mark(&mut self) -> anyhow::Result<()> {
+        self.before = self.counts()?;
+        Ok(())
+    }
+
+    fn counts(&self) -> anyhow::Result<BTreeMap<String, Counts>> {
+        let mut counts = BTreeMap::new();
+        for (name, pid) in self.dev.processes() {
+            let metrics = self.dev.metrics(&name);
+            counts.insert(name, Counts { metrics, cpu_seconds: cpu_seconds(pid)? });
+        }
+        Ok(counts)
+    }
+
+    /// What was counted since the mark, over all processes, and the CPU seconds of each.
+    pub fn since_mark(&self) -> anyhow::Result<Map<String, Value>> {
+        let now = self.counts()?;
+        let sum = |name: &str, labels: &[&str]| -> f64 {
+            let of = |counts: &BTreeMap<String, Counts>| -> f64 {
+                counts.values().map(|counts| counts.metrics.sum(name, labels)).sum()
+            };
+            of(&now) - of(&self.before)
+        };
+        let steps = sum("stagedoor_agent_steps_total", &[]);
+        let remote = sum("stagedoor_agent_steps_remote_total", &[]);
+        let mut counted = Map::new();
+        counted.insert("model_calls".into(), json!(sum("stagedoor_model_calls_total", &[])));
+        counted.insert("steps".into(), json!(steps));
+        counted.insert("steps_off_owner".into(), json!(remote / steps.max(1.0)));
+        counted.insert("steps_begun_early".into(), json!(sum("stagedoor_agent_steps_early_total", &[])));
+        counted.insert("groups".into(), json!(sum("stagedoor_store_writer_groups_total", &[])));
+        counted.insert("rows".into(), json!(sum("stagedoor_store_writer_rows_total", &[])));
+        counted.insert("commits_synced".into(), json!(sum("stagedoor_store_commits_total", &["outcome=\"committed\""])));
+        let mut cpu = Map::new();
+        for (name, counts) in &now {
+            let before = self.before.get(name).map_or(0.0, |before| before.cpu_seconds);
+            cpu.insert(name.clone(), json!(round(counts.cpu_seconds - before)));
+        }
+        cpu.insert("load".into(), json!(round(cpu_seconds(std::process::id())?)));
+        counted.insert("cpu_seconds".into(), Value::Object(cpu));
+        Ok(counted)
+    }
+}
+
+/// User and system time of a process, from the kernel's accounting in ticks of 10 ms.
+pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    Ok((ticks(11) + ticks(12)) / 100.0)
+}
+
+pub fn round(value: f64) -> f64 {
+    (value * 1_000.0).round() / 1_000.0
+}
+
+/// The value below which `share` of the sorted `values` lie.
+pub fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let index = (values.len() as f64 * share) as usize;
+    values.get(index.min(values.len().saturating_sub(1))).copied().map_or(0.0, round)
+}
