@@ -9,16 +9,16 @@ use serde_json::{Map, Value, json};
 use tests::harness::{Dev, Metrics, Options, Program};
 
 /// The value of `--name`, or `default`.
-pub fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
+pub(crate) fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
     let flag = format!("--{name}");
     let mut arguments = std::env::args().skip_while(|argument| *argument != flag).skip(1);
     arguments.next().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 /// A cluster of release processes under load.
-pub struct Cluster {
-    pub dev: Dev,
-    pub client: client::Client,
+pub(crate) struct Cluster {
+    pub(crate) dev: Dev,
+    pub(crate) client: client::Client,
     before: BTreeMap<String, Counts>,
 }
 
@@ -29,7 +29,7 @@ struct Counts {
 }
 
 impl Cluster {
-    pub fn start(program: &'static str, nodes: u16) -> anyhow::Result<Self> {
+    pub(crate) fn start(program: &'static str, nodes: u16) -> anyhow::Result<Self> {
         let options = Options { nodes, ..Options::default() };
         let dev = Dev::start_with(Program(program), &options);
         let mut config = client::Config::new(dev.credentials());
@@ -41,22 +41,24 @@ impl Cluster {
     }
 
     /// Counts from here.
-    pub fn mark(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn mark(&mut self) -> anyhow::Result<()> {
         self.before = self.counts()?;
         Ok(())
     }
 
     fn counts(&self) -> anyhow::Result<BTreeMap<String, Counts>> {
         let mut counts = BTreeMap::new();
-        for (name, pid) in self.dev.processes() {
-            let metrics = self.dev.metrics(&name);
-            counts.insert(name, Counts { metrics, cpu_seconds: cpu_seconds(pid)? });
+        for process in self.dev.ready()["processes"].as_array().into_iter().flatten() {
+            let name = process["name"].as_str().unwrap_or_default();
+            let pid = u32::try_from(process["pid"].as_u64().unwrap_or(0))?;
+            let counted = Counts { metrics: self.dev.metrics(name), cpu_seconds: cpu_seconds(pid)? };
+            counts.insert(name.to_owned(), counted);
         }
         Ok(counts)
     }
 
     /// What was counted since the mark, over all processes, and the CPU seconds of each.
-    pub fn since_mark(&self) -> anyhow::Result<Map<String, Value>> {
+    pub(crate) fn since_mark(&self) -> anyhow::Result<Map<String, Value>> {
         let now = self.counts()?;
         let sum = |name: &str, labels: &[&str]| -> f64 {
             let of = |counts: &BTreeMap<String, Counts>| -> f64 {
@@ -86,7 +88,7 @@ impl Cluster {
 }
 
 /// User and system time of a process, from the kernel's accounting in ticks of 10 ms.
-pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let fields: Vec<&str> = after_name.split_whitespace().collect();
@@ -94,12 +96,12 @@ pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok((ticks(11) + ticks(12)) / 100.0)
 }
 
-pub fn round(value: f64) -> f64 {
+pub(crate) fn round(value: f64) -> f64 {
     (value * 1_000.0).round() / 1_000.0
 }
 
 /// The value below which `share` of the sorted `values` lie.
-pub fn percentile(values: &mut [f64], share: f64) -> f64 {
+pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let index = (values.len() as f64 * share) as usize;
     values.get(index.min(values.len().saturating_sub(1))).copied().map_or(0.0, round)

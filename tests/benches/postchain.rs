@@ -30,7 +30,9 @@ async fn main() -> anyhow::Result<()> {
         model: model.clone(),
         ..proto::v1::Definition::default()
     };
-    cluster.client.apply("default", definition).await?;
+    let request =
+        proto::v1::ApplyDefinitionRequest { tenant: "default".to_owned(), definition: Some(definition) };
+    cluster.client.apply(request).await?;
     run(&cluster, works.min(500), in_flight, agents, bytes, "warm").await?;
     cluster.mark()?;
     let mut done = run(&cluster, works, in_flight, agents, bytes, "run").await?;

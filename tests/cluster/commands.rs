@@ -64,7 +64,9 @@ fn works_and_agents_are_listed_newest_first_and_by_tenant() {
     expected.sort();
     assert_eq!(found, expected);
     assert_eq!(ids_of(&dev.run(&["work", "list", "--tenant", "bolt"]).document()), [other]);
-    let of_agent = dev.run(&["work", "list", "--agent", "acme/postchain/a"]).document();
+    let of_agent = dev
+        .run(&["work", "list", "--tenant", "acme", "--agent", "acme/postchain/a"])
+        .document();
     assert_eq!(ids_of(&of_agent), [ids[2].clone(), ids[0].clone()]);
 
     let agents = dev.run(&["agents", "--tenant", "acme"]).document();
@@ -198,7 +200,10 @@ fn why_tells_every_transition_of_a_work_an_agent_a_shard_and_a_node() {
     assert!(states(&why("shard", "3")).contains(&"open".to_owned()));
     assert!(states(&why("node", "node-1")).contains(&"alive".to_owned()));
     let placement = dev.run(&["why", "shard", "3"]).document();
-    assert_eq!(list(&placement["placement"]).len(), 3, "{placement}");
+    for node in ["node-1", "node-2", "node-3"] {
+        let says = |line: &Value| text(line).starts_with(&format!("{node}: score"));
+        assert!(list(&placement["placement"]).iter().any(says), "{placement}");
+    }
     for (kind, id) in [("node", "node-99"), ("shard", "4000"), ("agent", "default/postchain/no")] {
         dev.run(&["why", kind, id]).assert_error(4, &[id]);
     }
@@ -237,6 +242,53 @@ fn the_folder_of_the_dev_cluster_is_found_without_flags() {
     let mut command = dev.program().command();
     command.args(["status", "--output", "json", "--api", &both, "--credentials"]);
     tests::harness::Output::of(command.arg(dev.credentials())).document();
+}
+
+#[test]
+fn the_api_answers_health_checks_and_describes_itself() {
+    use net::grpc::connector;
+    use net::{Dialer, Expected, Protocol};
+    use tonic::transport::Endpoint;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic_reflection::pb::v1 as reflection;
+
+    let dev = Dev::start(PROGRAM);
+    let folder = dev.credentials();
+    let identity = net::Identity::load(&net::Config {
+        certificate: folder.join("client.crt"),
+        key: folder.join("client.key"),
+        ca: folder.join("ca.crt"),
+    });
+    let dialer = Dialer::new(&identity.unwrap(), Protocol::Grpc);
+    let connector = connector(dialer, Expected::any(domain::Role::Control));
+    let endpoint = Endpoint::from_shared(format!("http://{}", dev.api())).unwrap();
+    block_on(async {
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        let mut health = HealthClient::new(channel.clone());
+        let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving);
+
+        let mut client = reflection::server_reflection_client::ServerReflectionClient::new(channel);
+        let request = reflection::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(
+                reflection::server_reflection_request::MessageRequest::ListServices(String::new()),
+            ),
+        };
+        let answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap();
+        let answer = answers.into_inner().message().await.unwrap().unwrap();
+        let Some(reflection::server_reflection_response::MessageResponse::ListServicesResponse(
+            services,
+        )) = answer.message_response
+        else {
+            panic!("{answer:?}")
+        };
+        let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
+        for name in ["WorkService", "AgentService", "RegistryService", "ClusterService"] {
+            assert!(names.contains(&format!("stagedoor.v1.{name}")), "{names:?}");
+        }
+    });
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How processes begin, end and die, and what is left of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -48,10 +49,84 @@ fn dev_ends_clean_when_it_is_asked_to() {
     assert!(pids.iter().all(|pid| !is_alive(*pid)), "a child is left");
     let said = dev.child().stderr().join("\n");
     assert!(!said.contains("killed"), "{said}");
+    let cookie = fs::read_to_string(dev.dir().join("cookie")).unwrap();
     for name in ["store-1", "control-1", "node-1", "node-2", "node-3"] {
         let log = dev.log(name);
         assert!(!log.contains("panicked"), "{log}");
         assert!(!log.contains("ERROR"), "{log}");
+        assert!(!log.contains(cookie.trim()), "the cookie is in the log of {name}");
+    }
+}
+
+#[test]
+fn logs_are_json_when_that_is_asked_for() {
+    let env = ["STORE", "CONTROL", "NODE"]
+        .map(|role| (format!("STAGEDOOR_{role}__TELEMETRY__LOG_FORMAT"), "json".to_owned()));
+    let options = Options { nodes: 1, env: env.to_vec(), ..Options::default() };
+    let dev = Dev::start_with(PROGRAM, &options);
+    for name in ["store-1", "control-1", "node-1"] {
+        let log = dev.log(name);
+        assert!(!log.is_empty());
+        for line in log.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(!text(&line["level"]).is_empty() && line["message"].is_string(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn everything_listens_on_loopback_only() {
+    let dev = Dev::start(PROGRAM);
+    let listeners = listeners();
+    let mut ports = 0;
+    for pid in pids(&dev) {
+        for link in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+            let target = fs::read_link(link.path()).unwrap_or_default();
+            let target = target.to_str().unwrap_or_default();
+            let inode = target.strip_prefix("socket:[").and_then(|it| it.strip_suffix(']'));
+            let Some(address) = inode.and_then(|inode| listeners.get(inode)) else { continue };
+            // As the kernel writes 127.0.0.1.
+            assert!(address.starts_with("0100007F:"), "process {pid} listens on {address}");
+            ports += 1;
+        }
+    }
+    // An admin port each, the store, three of control and one a node at least.
+    assert!(12 <= ports, "{ports}");
+}
+
+/// The addresses that are listened on, in the kernel's own writing, by the inodes of their sockets.
+fn listeners() -> BTreeMap<String, String> {
+    const LISTEN: &str = "0A";
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path));
+    let tables: Vec<_> = tables.into_iter().flatten().collect();
+    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
+    let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let listening = rows.filter(|row| row.get(3) == Some(&LISTEN));
+    listening.map(|row| (row[9].to_owned(), row[1].to_owned())).collect()
+}
+
+#[test]
+fn works_that_were_acknowledged_outlive_the_death_of_every_process() {
+    let mut dev = crate::offers::start_without("understanding");
+    let ids: Vec<_> = (0..5)
+        .map(|number| {
+            let (key, lamp) = (format!("k{number}"), format!("Lamp {number} is lit. Why?"));
+            let args = ["submit", "--agent", "postchain", "--key", &key, "--text", &lamp];
+            let work = dev.run(&[&args[..], &["--timeout", "5m"]].concat()).document();
+            text(&work["id"]).to_owned()
+        })
+        .collect();
+    for name in ["store-1", "control-1", "node-1"] {
+        dev.signal(name, Signal::KILL);
+    }
+    dev.child().signal(Signal::KILL);
+    dev.child().wait(PATIENCE);
+    dev.start_again(&Options::default());
+    for id in ids {
+        let events = dev.run(&["work", "watch", &id]).documents();
+        assert_eq!(result_of(&events)["state"], "WORK_STATE_SUCCEEDED");
+        let work = dev.run(&["work", "get", &id]).document();
+        assert_eq!(list(&work["steps"]).len(), 6, "{work}");
     }
 }
 

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod agents;
+mod by_hand;
 mod commands;
 mod intruders;
 mod lifetime;

@@ -2,6 +2,8 @@
 //!
 //! Prints JSON lines: one a measurement, then the medians with their ratios. The other process counts what it answered,
 //! and both counts have to agree.
+// A bench that cannot go on has nothing to tell but where it stood.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -101,7 +103,7 @@ async fn child(dir: &Path) {
     let (identity, limits) = (identity(dir, "node-1"), net::ListenerConfig::default());
     let listener = net::Listener::bind(any(), &identity, net::Protocol::Grpc, &allowed, limits);
     let listener = listener.await.unwrap();
-    print_line(&format!("{} {}", handle.address(), listener.local_addr()));
+    println!("{} {}", handle.address(), listener.local_addr());
     let server = tonic::transport::Server::builder()
         .add_service(Echo)
         .serve_with_incoming(net::grpc::incoming(listener));
@@ -111,11 +113,6 @@ async fn child(dir: &Path) {
         .unwrap()
         .unwrap();
     handle.shutdown().await;
-}
-
-fn print_line(line: &str) {
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{line}").unwrap();
 }
 
 // --- the process that asks ---
@@ -165,7 +162,7 @@ async fn parent() {
             let theirs =
                 measured("tonic_bidi", in_flight, &pids, echoes(grpc.clone(), in_flight)).await;
             for it in [ours, theirs] {
-                print_line(&it.json(round));
+                println!("{}", it.json(round));
                 all.push(it);
             }
         }
@@ -290,7 +287,7 @@ fn summary(all: &[Measured]) {
     let rtt = |what| of(what, 1, |it| it.p50_us);
     let rate = |what, in_flight| of(what, in_flight, |it| it.per_second);
     let (ours, bare) = (rtt("gateway"), rtt("tonic_bidi"));
-    print_line(&format!(
+    println!(
         "{{\"bench\":\"call\",\"summary\":true,\"rounds\":{ROUNDS},\"rtt_p50_us\":{ours:.1},\
          \"bare_rtt_p50_us\":{bare:.1},\"rtt_ratio\":{:.2},\"calls_per_second_64\":{:.0},\
          \"bare_64\":{:.0},\"calls_per_second_1024\":{:.0},\"bare_1024\":{:.0},\
@@ -301,7 +298,7 @@ fn summary(all: &[Measured]) {
         rate("gateway", 1_024),
         rate("tonic_bidi", 1_024),
         of("gateway", 1_024, |it| it.cpu_us_per_call),
-    ));
+    );
 }
 
 // --- the bare echo ---

@@ -2,6 +2,7 @@
 //!
 //! ractor's registries are process-wide, so one process is one member: the others are this test binary again, started
 //! with a variable that makes its test `child` a member. The tests of this process take turns.
+// What the tests share is no test, to clippy, and the line of a child is its answer.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

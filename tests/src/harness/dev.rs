@@ -77,8 +77,17 @@ impl Dev {
         self.child.close_stdin();
         let status = self.child.wait(PATIENCE);
         assert!(status.success(), "{status}: {:?}", self.child.stderr());
+        self.start_again(&self.options.clone());
+    }
+
+    /// Starts it again in the same directory, after it has ended.
+    ///
+    /// # Panics
+    /// It does not say that it can take work.
+    pub fn start_again(&mut self, options: &Options) {
         let dir = self.dir();
-        self.child = spawn(self.program, &self.options, &dir);
+        self.options = options.clone();
+        self.child = spawn(self.program, options, &dir);
         self.ready = ready_line(&mut self.child, &dir);
     }
 

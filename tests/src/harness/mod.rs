@@ -5,6 +5,7 @@
 
 mod child;
 mod dev;
+pub mod history;
 mod metrics;
 mod node;
 mod program;
