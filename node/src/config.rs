@@ -45,7 +45,8 @@ impl Config {
                 Some((name, address)) => (name.to_owned(), address),
                 None => (format!("control-{}", index + 1), text.as_str()),
             };
-            let name = name.parse().map_err(|source| Error::Control { text: text.clone(), source })?;
+            let name =
+                name.parse().map_err(|source| Error::Control { text: text.clone(), source })?;
             Ok((Peer::new(Role::Control, name), address.to_owned()))
         });
         controls.collect()

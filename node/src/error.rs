@@ -4,7 +4,9 @@ use domain::{ErrorKind, ProcessName};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the config says name = {config}, the certificate says {certificate}: use the certificate of {config}")]
+    #[error(
+        "the config says name = {config}, the certificate says {certificate}: use the certificate of {config}"
+    )]
     Name { config: ProcessName, certificate: ProcessName },
     #[error("controls has {text:?}: write name=host:port")]
     Control {

@@ -24,7 +24,10 @@ use service::Service;
 ///
 /// # Errors
 /// Something that the node needs cannot be had: a file, an address, an actor.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
     let identity = net::Identity::load(&config.net)?;
     let name = identity.id().name.clone();
     if name != config.name {
@@ -59,10 +62,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     })
     .await?;
     let source = agents.clone();
-    let beats =
-        BeatSender::spawn(config.beat.clone(), &identity, Vec::new(), Arc::new(move || source.beat()))?;
+    let beats = BeatSender::spawn(
+        config.beat.clone(),
+        &identity,
+        Vec::new(),
+        Arc::new(move || source.beat()),
+    )?;
     service.attach(agents.clone(), events);
-    let membership = Membership { config, cluster: cluster.clone(), agents: agents.clone(), beats, health };
+    let membership =
+        Membership { config, cluster: cluster.clone(), agents: agents.clone(), beats, health };
     let beats = membership.run(heard, shutdown).await;
     // In the opposite order: first nothing new comes, then what runs ends.
     agents.shutdown().await;

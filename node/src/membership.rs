@@ -119,7 +119,8 @@ impl Membership {
     /// Learns where the others are; sees whether this node is still a member.
     fn follow(&self, view: &View, state: &mut State) {
         let me = self.agents.member();
-        let others = view.members.iter().filter(|(name, info)| **name != me.name && info.role == Role::Node);
+        let others =
+            view.members.iter().filter(|(name, info)| **name != me.name && info.role == Role::Node);
         let mut known = Vec::new();
         for (name, info) in others {
             let peer = Peer::new(Role::Node, name.clone());
@@ -147,7 +148,8 @@ impl Membership {
                     tracing::warn!(%control, ?reason, message = refusal.message, "the join was refused");
                     if reason == Some(Reason::Replaced) {
                         // The refusal names the incarnation that is known; only a larger one is taken in.
-                        let known = Incarnation(refusal.moved_epoch).max(self.agents.member().incarnation);
+                        let known =
+                            Incarnation(refusal.moved_epoch).max(self.agents.member().incarnation);
                         self.agents.rejoin(known.next());
                     }
                 }

@@ -58,7 +58,8 @@ pub fn work_id(class: u32, slot: u32, lsn: u64) -> Result<WorkId, domain::Error>
 impl From<link::WorkInfo> for v1::Work {
     fn from(info: link::WorkInfo) -> Self {
         let id = work_id(info.class, info.slot, info.lsn).map(|id| id.to_string());
-        let state = journal::state_from_code(info.state).map_or(v1::WorkState::Unspecified, api_state);
+        let state =
+            journal::state_from_code(info.state).map_or(v1::WorkState::Unspecified, api_state);
         let usage = v1::Usage {
             calls: info.calls.cast_signed(),
             input_tokens: info.input_tokens.cast_signed(),
@@ -133,7 +134,12 @@ impl Cursor {
     /// # Errors
     /// Text that no event carried.
     pub fn parse(text: &str) -> Result<Self, Failure> {
-        let wrong = || Failure::invalid("cursor", format!("cursor {text:.80?} is not one that an event carried"));
+        let wrong = || {
+            Failure::invalid(
+                "cursor",
+                format!("cursor {text:.80?} is not one that an event carried"),
+            )
+        };
         let (work, seq) = text.split_once('.').ok_or_else(wrong)?;
         let seq = u64::from_str_radix(seq, 16).map_err(|_| wrong())?;
         Ok(Self { work: work.parse().map_err(|_| wrong())?, seq })
@@ -151,7 +157,10 @@ pub fn event(
 ) -> Result<Option<v1::WorkEvent>, journal::Error> {
     use v1::work_event::{Event, StateChange};
     let change = |state: WorkState, reason: Reason| {
-        Event::StateChange(StateChange { state: api_state(state).into(), reason: reason.to_string() })
+        Event::StateChange(StateChange {
+            state: api_state(state).into(),
+            reason: reason.to_string(),
+        })
     };
     let event = match journal::decode(entry.entry.clone())? {
         Entry::Accepted(_) => change(WorkState::Accepted, Reason::Submitted),
@@ -231,11 +240,15 @@ pub fn definition(message: &v1::Definition) -> Result<Definition, Failure> {
         return Err(wrong("behaviour", why));
     }
     let postchain = Definition::postchain();
-    if !message.phases.is_empty() && !message.phases.iter().map(String::as_str).eq(Phase::ALL.map(Phase::as_str)) {
+    if !message.phases.is_empty()
+        && !message.phases.iter().map(String::as_str).eq(Phase::ALL.map(Phase::as_str))
+    {
         let why = "only the six phases of the PostChain in their order are allowed".to_owned();
         return Err(wrong("phases", why));
     }
-    let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+    let or = |text: &str, default: &str| {
+        if text.is_empty() { default.to_owned() } else { text.to_owned() }
+    };
     let count = |field: &str, number: i32| {
         u32::try_from(number).map_err(|_| wrong(field, format!("{number} is below 0")))
     };
@@ -244,7 +257,10 @@ pub fn definition(message: &v1::Definition) -> Result<Definition, Failure> {
         n => n,
     };
     let checked = Definition {
-        name: message.name.parse().map_err(|error: domain::Error| wrong("name", error.to_string()))?,
+        name: message
+            .name
+            .parse()
+            .map_err(|error: domain::Error| wrong("name", error.to_string()))?,
         behaviour: Behaviour::Chain,
         model: or(&message.model, &postchain.model),
         instructions: message.instructions.clone(),
@@ -282,8 +298,9 @@ pub fn canonical(definition: &Definition) -> (DefinitionHash, Bytes) {
 /// # Errors
 /// Bytes that are not one.
 pub fn definition_from_body(body: &[u8]) -> Result<Definition, Failure> {
-    let message = v1::Definition::decode(body)
-        .map_err(|error| Failure::invalid("definition", format!("a stored definition is damaged: {error}")))?;
+    let message = v1::Definition::decode(body).map_err(|error| {
+        Failure::invalid("definition", format!("a stored definition is damaged: {error}"))
+    })?;
     definition(&message)
 }
 

@@ -7,7 +7,8 @@ use domain::agent::Agent;
 use domain::entry::{Accepted, Ended, Entry, PhaseDone, Stamp, StepBegan, Usage};
 use domain::turn::{Limits, Turn};
 use domain::{
-    Class, DefinitionHash, Epoch, Incarnation, Lsn, Member, Phase, Reason, Seq, Slot, StepKey, WorkState,
+    Class, DefinitionHash, Epoch, Incarnation, Lsn, Member, Phase, Reason, Seq, Slot, StepKey,
+    WorkState,
 };
 
 use crate::disk;
@@ -21,7 +22,9 @@ const STEPS_BYTES_MAX: usize = 16 * 1024;
 /// Why something on disk cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{what} has format {format}, this version reads format {FORMAT}; use the version that wrote it")]
+    #[error(
+        "{what} has format {format}, this version reads format {FORMAT}; use the version that wrote it"
+    )]
     Format { what: &'static str, format: u32 },
     #[error("{what} is damaged: {why}")]
     Damaged { what: &'static str, why: String },
@@ -51,7 +54,8 @@ pub fn state_from_code(code: u32) -> Option<WorkState> {
 }
 
 fn state(code: u32) -> Result<WorkState, Error> {
-    state_from_code(code).ok_or_else(|| damaged("an entry", format!("work state {code} is not known")))
+    state_from_code(code)
+        .ok_or_else(|| damaged("an entry", format!("work state {code} is not known")))
 }
 
 /// An entry as it is stored.
@@ -129,7 +133,9 @@ fn accepted_from_disk(accepted: disk::Accepted) -> Result<Accepted, Error> {
         key: accepted.idempotency_key.parse().map_err(wrong)?,
         deadline_ms: accepted.deadline_ms,
         traceparent: Some(accepted.traceparent).filter(|text| !text.is_empty()),
-        class: Class(u16::try_from(accepted.class).map_err(|error| damaged("an acceptance", error))?),
+        class: Class(
+            u16::try_from(accepted.class).map_err(|error| damaged("an acceptance", error))?,
+        ),
         slot: slot.ok_or_else(|| damaged("an acceptance", "there is no such slot"))?,
     })
 }
@@ -198,7 +204,8 @@ pub fn encode_agent(agent: &Agent) -> Bytes {
 fn stamped_to_disk((stamp, entry): &(Stamp, Entry)) -> disk::Stamped {
     // The acceptance stands beside the list already, with its input.
     let is_acceptance = matches!(entry, Entry::Accepted(_));
-    let entry = (!is_acceptance).then(|| disk::Entry { format: FORMAT, entry: Some(to_disk(entry)) });
+    let entry =
+        (!is_acceptance).then(|| disk::Entry { format: FORMAT, entry: Some(to_disk(entry)) });
     let Stamp { seq, lsn, epoch, ts_ms } = *stamp;
     disk::Stamped { seq: seq.0, lsn: lsn.0, epoch: epoch.0, ts_ms, entry }
 }
@@ -228,7 +235,10 @@ pub fn decode_agent(
     Ok(Agent::restore(Seq(snapshot.seq), snap_lsn, last_work, snapshot.findings, open))
 }
 
-fn turn_from_disk(work: disk::OpenWork, limits: impl Fn(&DefinitionHash) -> Limits) -> Result<Turn, Error> {
+fn turn_from_disk(
+    work: disk::OpenWork,
+    limits: impl Fn(&DefinitionHash) -> Limits,
+) -> Result<Turn, Error> {
     const WHAT: &str = "the snapshot of a work";
     let accepted = work.accepted.ok_or_else(|| damaged(WHAT, "it has no acceptance"))?;
     let accepted = accepted_from_disk(accepted)?;
@@ -378,7 +388,10 @@ mod tests {
     fn every_entry_reads_back() {
         let step = StepKey { cycle: 1, phase: Phase::Yield };
         for entry in [
-            Entry::ShardOpened(Member { name: "node-1".parse().unwrap(), incarnation: Incarnation(4) }),
+            Entry::ShardOpened(Member {
+                name: "node-1".parse().unwrap(),
+                incarnation: Incarnation(4),
+            }),
             Entry::Accepted(accepted()),
             Entry::StepBegan(StepBegan { step, attempt: 2, reason: Reason::OwnerDied }),
             Entry::PhaseDone(done()),

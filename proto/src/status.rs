@@ -57,7 +57,8 @@ pub fn code(kind: ErrorKind) -> Code {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let mut details = ErrorDetails::with_error_info(failure.reason.as_str(), DOMAIN, HashMap::new());
+        let mut details =
+            ErrorDetails::with_error_info(failure.reason.as_str(), DOMAIN, HashMap::new());
         if let Some(delay) = failure.retry_after {
             details.set_retry_info(Some(delay));
         }
@@ -87,13 +88,17 @@ mod tests {
 
     #[test]
     fn a_failure_reads_back_from_its_status() {
-        let failure = Failure::new(ErrorKind::Exhausted, Reason::QueueFull, "queue of a/b/c is full")
-            .retry_after(Duration::from_millis(200));
+        let failure =
+            Failure::new(ErrorKind::Exhausted, Reason::QueueFull, "queue of a/b/c is full")
+                .retry_after(Duration::from_millis(200));
         let status = Status::from(failure);
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(reason_of(&status), Some(Reason::QueueFull));
         assert_eq!(retry_after_of(&status), Some(Duration::from_millis(200)));
-        assert_eq!(status.get_error_details().quota_failure().map(|quota| quota.violations.len()), Some(1));
+        assert_eq!(
+            status.get_error_details().quota_failure().map(|quota| quota.violations.len()),
+            Some(1)
+        );
     }
 
     #[test]

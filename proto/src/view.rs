@@ -17,7 +17,11 @@ pub fn to_message(delta: &Delta) -> link::View {
         base: delta.base.map_or(0, |base| base.number),
         base_term: delta.base.map_or(0, |base| base.term.0),
         shards: delta.shards.iter().map(|(shard, place)| shard_to_message(*shard, place)).collect(),
-        members: delta.members.iter().map(|(name, info)| member_to_message(name.to_string(), info)).collect(),
+        members: delta
+            .members
+            .iter()
+            .map(|(name, info)| member_to_message(name.to_string(), info))
+            .collect(),
         gone: delta.gone.iter().map(ToString::to_string).collect(),
         ranges: ranges
             .map(|range| link::ShardRange {
@@ -78,7 +82,8 @@ pub fn offer_from_message(offer: link::CapabilityOffer) -> Result<Offer, Error> 
 /// A name, role or range that is not valid.
 pub fn from_message(view: link::View) -> Result<Delta, Error> {
     let version = Version { term: Term(view.term), number: view.number };
-    let base = (view.base != 0).then_some(Version { term: Term(view.base_term), number: view.base });
+    let base =
+        (view.base != 0).then_some(Version { term: Term(view.base_term), number: view.base });
     let table = match base {
         Some(_) => None,
         None => Some(table(&view.ranges)?),

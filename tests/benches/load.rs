@@ -51,7 +51,8 @@ impl Cluster {
         for process in self.dev.ready()["processes"].as_array().into_iter().flatten() {
             let name = process["name"].as_str().unwrap_or_default();
             let pid = u32::try_from(process["pid"].as_u64().unwrap_or(0))?;
-            let counted = Counts { metrics: self.dev.metrics(name), cpu_seconds: cpu_seconds(pid)? };
+            let counted =
+                Counts { metrics: self.dev.metrics(name), cpu_seconds: cpu_seconds(pid)? };
             counts.insert(name.to_owned(), counted);
         }
         Ok(counts)
@@ -72,10 +73,16 @@ impl Cluster {
         counted.insert("model_calls".into(), json!(sum("stagedoor_model_calls_total", &[])));
         counted.insert("steps".into(), json!(steps));
         counted.insert("steps_off_owner".into(), json!(remote / steps.max(1.0)));
-        counted.insert("steps_begun_early".into(), json!(sum("stagedoor_agent_steps_early_total", &[])));
+        counted.insert(
+            "steps_begun_early".into(),
+            json!(sum("stagedoor_agent_steps_early_total", &[])),
+        );
         counted.insert("groups".into(), json!(sum("stagedoor_store_writer_groups_total", &[])));
         counted.insert("rows".into(), json!(sum("stagedoor_store_writer_rows_total", &[])));
-        counted.insert("commits_synced".into(), json!(sum("stagedoor_store_commits_total", &["outcome=\"committed\""])));
+        counted.insert(
+            "commits_synced".into(),
+            json!(sum("stagedoor_store_commits_total", &["outcome=\"committed\""])),
+        );
         let mut cpu = Map::new();
         for (name, counts) in &now {
             let before = self.before.get(name).map_or(0.0, |before| before.cpu_seconds);
@@ -92,7 +99,8 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks =
+        |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     Ok((ticks(11) + ticks(12)) / 100.0)
 }
 

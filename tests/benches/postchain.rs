@@ -24,14 +24,17 @@ async fn main() -> anyhow::Result<()> {
     let agents: usize = argument("agents", works);
     let bytes: usize = argument("bytes", 100);
     let model: String = argument("model", "noop".to_owned());
-    let mut cluster = Cluster::start(env!("CARGO_BIN_EXE_stagedoor-under-test"), argument("nodes", 3))?;
+    let mut cluster =
+        Cluster::start(env!("CARGO_BIN_EXE_stagedoor-under-test"), argument("nodes", 3))?;
     let definition = proto::v1::Definition {
         name: "bench".to_owned(),
         model: model.clone(),
         ..proto::v1::Definition::default()
     };
-    let request =
-        proto::v1::ApplyDefinitionRequest { tenant: "default".to_owned(), definition: Some(definition) };
+    let request = proto::v1::ApplyDefinitionRequest {
+        tenant: "default".to_owned(),
+        definition: Some(definition),
+    };
     cluster.client.apply(request).await?;
     run(&cluster, works.min(500), in_flight, agents, bytes, "warm").await?;
     cluster.mark()?;
@@ -82,10 +85,16 @@ async fn run(
         }
         anyhow::Ok(sender)
     });
-    let mut done = Done { ids: Vec::with_capacity(works), seconds: 0.0, accepted_ms: vec![], ended_ms: vec![] };
+    let mut done = Done {
+        ids: Vec::with_capacity(works),
+        seconds: 0.0,
+        accepted_ms: vec![],
+        ended_ms: vec![],
+    };
     while done.ended_ms.len() < works {
         let response = tokio::time::timeout(Duration::from_secs(60), responses.next()).await;
-        let response = response.context("no response for a minute")?.context("the stream ended")??;
+        let response =
+            response.context("no response for a minute")?.context("the stream ended")??;
         let since = started.lock().expect("no panic").get(&response.tag).map(Instant::elapsed);
         let ms = since.context("a response to nothing")?.as_secs_f64() * 1_000.0;
         match response.response.context("an empty response")? {
@@ -95,11 +104,19 @@ async fn run(
             }
             Response::Event(event) => {
                 let Some(Event::Result(work)) = event.event else { continue };
-                ensure!(work.state() == WorkState::Succeeded, "{} is {:?}: {}", work.id, work.state(), work.reason);
+                ensure!(
+                    work.state() == WorkState::Succeeded,
+                    "{} is {:?}: {}",
+                    work.id,
+                    work.state(),
+                    work.reason
+                );
                 done.ended_ms.push(ms);
                 room.add_permits(1);
             }
-            Response::Refused(refused) => anyhow::bail!("refused: {} {}", refused.reason, refused.message),
+            Response::Refused(refused) => {
+                anyhow::bail!("refused: {} {}", refused.reason, refused.message)
+            }
         }
     }
     done.seconds = begin.elapsed().as_secs_f64();
@@ -115,9 +132,13 @@ async fn read_back(cluster: &Cluster, ids: &[String]) -> anyhow::Result<serde_js
         let asked = chunk.iter().map(|id| cluster.client.get(id));
         for work in futures::future::join_all(asked).await {
             let work = work?;
-            let millis = |time: &Option<pbjson_types::Timestamp>| time.as_ref().map(proto::convert::millis);
+            let millis =
+                |time: &Option<pbjson_types::Timestamp>| time.as_ref().map(proto::convert::millis);
             six += usize::from(work.steps.len() == 6);
-            let ordered = work.steps.windows(2).all(|pair| millis(&pair[0].end_time) <= millis(&pair[1].start_time));
+            let ordered = work
+                .steps
+                .windows(2)
+                .all(|pair| millis(&pair[0].end_time) <= millis(&pair[1].start_time));
             in_order += usize::from(ordered);
         }
     }

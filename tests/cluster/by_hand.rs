@@ -65,7 +65,9 @@ fn processes_that_are_started_one_by_one_form_a_cluster() {
     assert!(shown.contains("spiffe://stagedoor.local/client/ann"), "{shown}");
     // A CA is not made over another one.
     let pki = plan.dir.join("pki");
-    PROGRAM.run(&["pki", "init", "--dir", pki.to_str().unwrap()]).assert_error(1, &["ca.crt"]);
+    PROGRAM
+        .run(&["pki", "init", "--dir", pki.to_str().unwrap()])
+        .assert_error(2, &["ca.crt", "choose another"]);
 
     fs::write(plan.dir.join("cookie"), "a cookie of no meaning whatever\n").unwrap();
     let cookie = plan.dir.join("cookie");

@@ -64,9 +64,8 @@ fn works_and_agents_are_listed_newest_first_and_by_tenant() {
     expected.sort();
     assert_eq!(found, expected);
     assert_eq!(ids_of(&dev.run(&["work", "list", "--tenant", "bolt"]).document()), [other]);
-    let of_agent = dev
-        .run(&["work", "list", "--tenant", "acme", "--agent", "acme/postchain/a"])
-        .document();
+    let of_agent =
+        dev.run(&["work", "list", "--tenant", "acme", "--agent", "acme/postchain/a"]).document();
     assert_eq!(ids_of(&of_agent), [ids[2].clone(), ids[0].clone()]);
 
     let agents = dev.run(&["agents", "--tenant", "acme"]).document();
@@ -129,9 +128,8 @@ fn capabilities_are_found_by_name_version_and_attributes() {
     let find = |args: &[&str]| -> Vec<(String, String)> {
         let found = dev.run(&with(&["capabilities"], args)).document();
         let found = list(&found["capabilities"]).iter();
-        let mut found: Vec<_> = found
-            .map(|it| (text(&it["name"]).to_owned(), text(&it["node"]).to_owned()))
-            .collect();
+        let mut found: Vec<_> =
+            found.map(|it| (text(&it["name"]).to_owned(), text(&it["node"]).to_owned())).collect();
         found.sort();
         found
     };

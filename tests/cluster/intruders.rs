@@ -90,7 +90,8 @@ fn a_node_with_a_wrong_cookie_does_not_join() {
     const CLUSTER: &str = "stagedoor_cluster_refused_total";
     let dev = one_node();
     let cookie = Some("the-cookie-of-some-other-cluster".to_owned());
-    let intruder = Node::start(&dev, &NodeOptions { cookie, ..NodeOptions::new("node-7", &PHASES) });
+    let intruder =
+        Node::start(&dev, &NodeOptions { cookie, ..NodeOptions::new("node-7", &PHASES) });
     await_refusal(&dev, CLUSTER, "wrong_cookie", 0.0);
     await_log(&dev, &["wrong_cookie", "address=127.0.0.1:", NODE]);
     let nodes = dev.run(&["nodes"]).document();
@@ -185,9 +186,8 @@ fn an_honest_node_joins_in_two_seconds_while_two_hundred_silent_clients_are_conn
     assert!(took < Duration::from_secs(2), "it took {took:?}");
     drop(silent);
     eventually_true(PATIENCE, "the silent ones are counted", || {
-        let counted = ["timeout", "crowded", "left"].map(|reason| {
-            refused(&dev, "stagedoor_net_refused_total", reason)
-        });
+        let counted = ["timeout", "crowded", "left"]
+            .map(|reason| refused(&dev, "stagedoor_net_refused_total", reason));
         200.0 <= counted.iter().sum::<f64>()
     });
 }

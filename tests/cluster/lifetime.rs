@@ -156,9 +156,8 @@ fn a_child_that_dies_is_named_and_not_revived() {
     // Its shards go to the others, which do all the work.
     eventually(PATIENCE, "the shards are with the living", || {
         let shards = dev.run(&["shards"]).document();
-        let with_others = |shard: &serde_json::Value| {
-            shard["state"] == "open" && shard["node"] != "node-3"
-        };
+        let with_others =
+            |shard: &serde_json::Value| shard["state"] == "open" && shard["node"] != "node-3";
         if list(&shards["shards"]).iter().all(with_others) { Ok(()) } else { Err(shards) }
     });
     let events = submit_and_watch(&dev, "after", &Planted::new(HARBOUR, 512));

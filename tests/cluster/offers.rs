@@ -86,7 +86,8 @@ fn a_node_that_is_told_to_end_says_goodbye() {
         }
     });
     // Its shards are with the other, and work goes on.
-    let args = ["submit", "--agent", "postchain", "--key", "k", "--text", "A lamp. Why?", "--watch"];
+    let args =
+        ["submit", "--agent", "postchain", "--key", "k", "--text", "A lamp. Why?", "--watch"];
     let events = dev.run(&args).documents();
     assert_eq!(crate::result_of(&events)["state"], "WORK_STATE_SUCCEEDED");
 }

@@ -11,8 +11,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use proto::v1::SubmitRequest;
 use tests::harness::{Dev, Options, PATIENCE, eventually};
 use tokio::runtime::Runtime;
@@ -117,8 +117,10 @@ fn one_trace_spans_client_control_nodes_and_phases() {
     });
     dev.run(&["work", "watch", &work.id]).documents();
     let steps = dev.run(&["work", "get", &work.id]).document();
-    let nodes: BTreeSet<_> =
-        list(&steps["steps"]).iter().map(|step| step["node"].as_str().unwrap().to_owned()).collect();
+    let nodes: BTreeSet<_> = list(&steps["steps"])
+        .iter()
+        .map(|step| step["node"].as_str().unwrap().to_owned())
+        .collect();
     guard.shutdown();
 
     let seen = eventually(PATIENCE, "every span has arrived", || {

@@ -1,4 +1,6 @@
 //! The committed code in `proto/src/gen` is what the `.proto` files make.
+//!
+//! After a change of a `.proto` file regenerate first, then change the code that uses it: this test is built with it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,9 +14,8 @@ const UPDATE: &str = "UPDATE";
 fn read(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     let files = entries.filter(|entry| entry.file_name() != "mod.rs");
-    let files = files.map(|entry| {
-        (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())
-    });
+    let files = files
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()));
     files.collect()
 }
 

@@ -22,10 +22,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("client", &["domain", "net", "proto", "telemetry"]),
     ("node", &["agent", "cluster", "domain", "model", "net", "proto", "store", "telemetry"]),
     ("control", &["cluster", "domain", "net", "proto", "scheduler", "store", "telemetry"]),
-    (
-        "cli",
-        &["client", "control", "domain", "net", "node", "proto", "store", "telemetry"],
-    ),
+    ("cli", &["client", "control", "domain", "net", "node", "proto", "store", "telemetry"]),
 ];
 
 /// Libraries that are the affair of some crates only.

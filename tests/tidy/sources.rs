@@ -72,7 +72,8 @@ fn the_readme_names_the_two_commands_and_where_to_read_on() {
 #[test]
 fn nothing_is_unfinished_or_switched_off() {
     // In pieces, so that this file is not a hit.
-    let marks = [("to", "do!("), ("unimple", "mented!("), ("#[ig", "nore"), ("(to be wri", "tten)")];
+    let marks =
+        [("to", "do!("), ("unimple", "mented!("), ("#[ig", "nore"), ("(to be wri", "tten)")];
     for (first, second) in marks {
         let mark = format!("{first}{second}");
         assert_none(&places(&mark, |line| line.contains(&mark)), &mark);

@@ -42,6 +42,8 @@ pub(crate) enum AgentMessage {
     Unsubscribe(u64),
     /// A new owner found unfinished work of it.
     Recover(Box<AgentRow>, OwnedSemaphorePermit),
+    /// It was started again after a failure: take up what it left.
+    Resume,
     /// Accept the next submit of the queue.
     AcceptNext,
     /// Look again what is to be done.
@@ -148,9 +150,23 @@ struct Running {
 
 /// An append whose commit is awaited.
 enum Pending {
-    Accept { submit: Box<Submit>, accepted: Accepted, payload: Bytes, ts_ms: i64, permit: OwnedSemaphorePermit },
-    Entries { work: Lsn, entries: Vec<(Entry, Bytes)>, ts_ms: i64, reply: Option<Reply> },
-    Row { head: Lsn, seq: Seq },
+    Accept {
+        submit: Box<Submit>,
+        accepted: Accepted,
+        payload: Bytes,
+        ts_ms: i64,
+        permit: OwnedSemaphorePermit,
+    },
+    Entries {
+        work: Lsn,
+        entries: Vec<(Entry, Bytes)>,
+        ts_ms: i64,
+        reply: Option<Reply>,
+    },
+    Row {
+        head: Lsn,
+        seq: Seq,
+    },
 }
 
 impl Actor for AgentActor {
@@ -180,9 +196,12 @@ impl Actor for AgentActor {
             AgentMessage::Answered(answer) => state.answered(answer)?,
             AgentMessage::Cancel(work, reply) => state.cancel(work, reply).await?,
             AgentMessage::Get(work, reply) => state.get(work, reply).await?,
-            AgentMessage::Subscribe(call, from, reply) => state.subscribe(call, from, reply).await?,
+            AgentMessage::Subscribe(call, from, reply) => {
+                state.subscribe(call, from, reply).await?
+            }
             AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),
             AgentMessage::Recover(row, permit) => state.recover(*row, permit).await?,
+            AgentMessage::Resume => state.resume().await?,
             AgentMessage::AcceptNext => state.accept_next().await?,
             AgentMessage::Drive => state.drive()?,
             AgentMessage::Overdue(work) => state.overdue(work)?,
@@ -333,7 +352,9 @@ impl State {
     fn give_up(&mut self, pending: Pending, reason: Reason) {
         match pending {
             Pending::Accept { submit, .. } => self.refuse(submit.reply, reason, "the shard moved"),
-            Pending::Entries { reply: Some(reply), .. } => self.refuse(reply, reason, "the shard moved"),
+            Pending::Entries { reply: Some(reply), .. } => {
+                self.refuse(reply, reason, "the shard moved")
+            }
             Pending::Entries { reply: None, .. } | Pending::Row { .. } => {}
         }
         if self.pending.is_empty() {

@@ -50,7 +50,9 @@ pub(crate) enum Target {
 pub(crate) enum Outcome {
     Done(PhaseAnswer),
     /// It did not run: give it to somebody else, no attempt was made.
-    NotRun { after: Duration },
+    NotRun {
+        after: Duration,
+    },
     /// It may have run and its answer is lost, or it ran and failed.
     Failed(JobFailure),
 }
@@ -94,11 +96,19 @@ impl Dispatcher {
     }
 
     /// Runs `job` at `target`, until `deadline` at the latest.
-    pub(crate) async fn run(&self, target: Target, job: PhaseJob, traceparent: String, deadline: Instant) -> Outcome {
+    pub(crate) async fn run(
+        &self,
+        target: Target,
+        job: PhaseJob,
+        traceparent: String,
+        deadline: Instant,
+    ) -> Outcome {
         match target {
             Target::Here => self.run_here(job, traceparent, deadline).await,
             Target::There(name) => self.run_there(name, job, traceparent, deadline).await,
-            Target::Later | Target::Nowhere => Outcome::NotRun { after: Duration::from_millis(100) },
+            Target::Later | Target::Nowhere => {
+                Outcome::NotRun { after: Duration::from_millis(100) }
+            }
         }
     }
 
@@ -136,7 +146,9 @@ impl Dispatcher {
                 self.with(&name, |load| load.gone_at = None);
                 match PhaseAnswer::decode(bytes) {
                     Ok(answer) => Outcome::Done(answer),
-                    Err(error) => Outcome::Failed(lost(&format!("the answer of {name} is damaged: {error}"))),
+                    Err(error) => {
+                        Outcome::Failed(lost(&format!("the answer of {name} is damaged: {error}")))
+                    }
                 }
             }
             Err(error) => self.failed(&name, error),
@@ -151,9 +163,9 @@ impl Dispatcher {
                 self.with(name, |load| load.gone_at = Some(Instant::now()));
                 Outcome::NotRun { after: Duration::from_millis(20) }
             }
-            cluster::Error::Overloaded { retry_after_ms, .. } => {
-                Outcome::NotRun { after: Duration::from_millis(retry_after_ms.clamp(5, 1_000).into()) }
-            }
+            cluster::Error::Overloaded { retry_after_ms, .. } => Outcome::NotRun {
+                after: Duration::from_millis(retry_after_ms.clamp(5, 1_000).into()),
+            },
             cluster::Error::PeerGone { .. } => {
                 self.with(name, |load| load.gone_at = Some(Instant::now()));
                 Outcome::Failed(lost(&format!("{name} went away with the step")))
@@ -196,7 +208,8 @@ impl PeerLoad {
 }
 
 /// Refusals before the job ran are no attempts.
-const NOT_RUN: [Reason; 4] = [Reason::Overloaded, Reason::NoOffer, Reason::ShuttingDown, Reason::NodeFull];
+const NOT_RUN: [Reason; 4] =
+    [Reason::Overloaded, Reason::NoOffer, Reason::ShuttingDown, Reason::NodeFull];
 
 fn outcome(answer: Result<PhaseAnswer, JobFailure>) -> Outcome {
     match answer {
@@ -209,5 +222,9 @@ fn outcome(answer: Result<PhaseAnswer, JobFailure>) -> Outcome {
 }
 
 fn lost(detail: &str) -> JobFailure {
-    JobFailure { kind: ErrorKind::Unavailable, reason: Reason::WorkerLost, detail: detail.to_owned() }
+    JobFailure {
+        kind: ErrorKind::Unavailable,
+        reason: Reason::WorkerLost,
+        detail: detail.to_owned(),
+    }
 }

@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message;
-use rand::RngExt;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use cluster::{Incoming, Peer, Reply};
@@ -19,8 +19,8 @@ use domain::restart::{Intensity, Verdict};
 use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn, Reason, ShardId};
 use proto::kind;
 use proto::link::{
-    AgentInfo, AgentRow, AgentsCall, CancelCall, Envelope, GetCall, Grant, HistoryCall, ListCall, Prune, ReadAgent, Refusal,
-    SubmitCall, SubscribeCall, UnsubscribeCall,
+    AgentInfo, AgentRow, AgentsCall, CancelCall, Envelope, GetCall, Grant, HistoryCall, ListCall,
+    Prune, ReadAgent, Refusal, SubmitCall, SubscribeCall, UnsubscribeCall,
 };
 use store::Store;
 use store::writer::Event;
@@ -111,7 +111,10 @@ const LOG_BYTES_MAX: u64 = 2 << 30;
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
 /// Starts the host of a shard and begins to open it.
-pub(crate) async fn spawn(args: HostArgs, supervisor: ActorCell) -> Result<ActorRef<HostMessage>, Error> {
+pub(crate) async fn spawn(
+    args: HostArgs,
+    supervisor: ActorCell,
+) -> Result<ActorRef<HostMessage>, Error> {
     let what = format!("the host of shard {}", args.grant.shard);
     let spawned = Actor::spawn_linked(None, ShardHost, args, supervisor).await;
     spawned.map(|(actor, _)| actor).map_err(|source| Error::Spawn { what, source })
@@ -135,7 +138,15 @@ impl Actor for ShardHost {
             let opened = open(node, store, grant, events).await;
             _ = opener.cast(HostMessage::Opened(opened));
         });
-        Ok(State { me, id, shard: None, report, agents: HashMap::new(), names: HashMap::new(), ticks: 0 })
+        Ok(State {
+            me,
+            id,
+            shard: None,
+            report,
+            agents: HashMap::new(),
+            names: HashMap::new(),
+            ticks: 0,
+        })
     }
 
     async fn handle(
@@ -174,7 +185,11 @@ impl Actor for ShardHost {
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<HostMessage>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<HostMessage>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         if let Some(shard) = &state.shard {
             shard.writer.stop();
             metrics::SHARDS.dec();
@@ -240,7 +255,8 @@ impl State {
     }
 
     async fn stale(&mut self, row: u64) -> Result<(), ActorProcessingErr> {
-        let hot = self.agents.iter().find(|(_, slot)| slot.glance.row.load(Ordering::Relaxed) == row);
+        let hot =
+            self.agents.iter().find(|(_, slot)| slot.glance.row.load(Ordering::Relaxed) == row);
         if let Some(id) = hot.map(|(id, _)| id.clone()) {
             return self.tell(id, AgentMessage::Persist).await;
         }
@@ -273,13 +289,18 @@ impl State {
     }
 
     /// The actor of an agent, started if it is not in memory.
-    async fn start(&mut self, id: AgentId, quarantined: bool) -> Result<ActorRef<AgentMessage>, ActorProcessingErr> {
+    async fn start(
+        &mut self,
+        id: AgentId,
+        quarantined: bool,
+    ) -> Result<ActorRef<AgentMessage>, ActorProcessingErr> {
         let shard = self.shard.clone().ok_or("agents are started after their shard is opened")?;
         if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.clone()) {
             return Ok(actor);
         }
         let glance = Arc::new(Glance::default());
-        let args = AgentArgs { id: id.clone(), shard, host: self.me.clone(), glance: glance.clone() };
+        let args =
+            AgentArgs { id: id.clone(), shard, host: self.me.clone(), glance: glance.clone() };
         let (actor, _) = Actor::spawn_linked(None, AgentActor, args, self.me.get_cell()).await?;
         self.names.insert(actor.get_id(), id.clone());
         let slot = self.agents.entry(id).or_insert_with(Slot::new);
@@ -315,8 +336,11 @@ impl State {
         tracing::error!(agent = %id, %error, "an agent failed");
         if let Some(slot) = self.agents.get_mut(&id) {
             slot.actor = None;
-            slot.stage = Stage::Resting;
             slot.parked.clear();
+            if slot.stage == Stage::Quarantined {
+                return;
+            }
+            slot.stage = Stage::Resting;
         }
         let (Some(shard), me) = (self.shard.clone(), self.me.clone()) else { return };
         tokio::spawn(async move {
@@ -334,7 +358,8 @@ impl State {
             Verdict::Restart { after_ms } => {
                 metrics::RESTARTED.inc();
                 let id = id.clone();
-                self.me.send_after(Duration::from_millis(after_ms), move || HostMessage::Restart(id));
+                self.me
+                    .send_after(Duration::from_millis(after_ms), move || HostMessage::Restart(id));
             }
             Verdict::Quarantine => {
                 metrics::QUARANTINED.inc();
@@ -352,11 +377,10 @@ impl State {
         let quarantined = slot.stage == Stage::Quarantined;
         let parked = std::mem::take(&mut slot.parked);
         let actor = self.start(id, quarantined).await?;
-        let first = if quarantined { AgentMessage::Quarantine } else { AgentMessage::Persist };
+        let first = if quarantined { AgentMessage::Quarantine } else { AgentMessage::Resume };
         for message in std::iter::once(first).chain(parked) {
             _ = actor.cast(message);
         }
-        _ = actor.cast(AgentMessage::Drive);
         Ok(())
     }
 
@@ -385,7 +409,8 @@ impl State {
         }
         let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         for slot in self.agents.values_mut() {
-            let idle = slot.glance.active_ms.load(Ordering::Relaxed) + shard.node.config.idle_ms < now_ms;
+            let idle =
+                slot.glance.active_ms.load(Ordering::Relaxed) + shard.node.config.idle_ms < now_ms;
             let busy = slot.glance.busy.load(Ordering::Relaxed);
             if slot.stage != Stage::Running || !idle || busy {
                 continue;
@@ -482,7 +507,8 @@ impl State {
         F: Future<Output = ()> + Send,
     {
         let Ok(permit) = shard.reads.clone().try_acquire_owned() else {
-            return reply.refuse(refusal(Reason::Overloaded, "too many reads of this shard are under way"));
+            return reply
+                .refuse(refusal(Reason::Overloaded, "too many reads of this shard are under way"));
         };
         let shard = shard.clone();
         tokio::spawn(async move {
@@ -502,7 +528,9 @@ impl State {
                 row,
                 hot: slot.actor.is_some(),
                 quarantined,
-                reason: if quarantined { Reason::Quarantined } else { Reason::Activated }.code().into(),
+                reason: if quarantined { Reason::Quarantined } else { Reason::Activated }
+                    .code()
+                    .into(),
                 head: glance.head.load(Ordering::Relaxed),
                 open_works: glance.open_works.load(Ordering::Relaxed),
                 last_work: glance.last_work.load(Ordering::Relaxed),
@@ -535,13 +563,19 @@ impl State {
             }
         };
         let Some(permit) = self.permit(&checked.agent) else {
-            let message = format!("the queue of agent {} is full: at most {QUEUE_MAX} works wait", checked.agent);
+            let message = format!(
+                "the queue of agent {} is full: at most {QUEUE_MAX} works wait",
+                checked.agent
+            );
             reply.refuse(refusal(Reason::QueueFull, message));
             return Ok(());
         };
         let size = u32::try_from(call.input.len().max(1)).unwrap_or(u32::MAX);
         let Ok(room) = shard.node.inputs.clone().try_acquire_many_owned(size) else {
-            reply.refuse(refusal(Reason::NodeFull, "the inputs that wait on this node are at their limit"));
+            reply.refuse(refusal(
+                Reason::NodeFull,
+                "the inputs that wait on this node are at their limit",
+            ));
             return Ok(());
         };
         let submit = Submit {

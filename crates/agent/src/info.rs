@@ -67,8 +67,8 @@ pub(crate) fn of_rows(class: u32, work: &WorkRow, agent: &AgentRow) -> Result<Wo
     if work.record.is_empty() {
         return Ok(info);
     }
-    let record =
-        journal::decode_record(work.record.clone()).map_err(|source| Error::Journal { agent: id, source })?;
+    let record = journal::decode_record(work.record.clone())
+        .map_err(|source| Error::Journal { agent: id, source })?;
     info.result = record.result;
     info.detail = record.detail;
     info.steps = record.steps.into_iter().map(Into::into).collect();

@@ -32,7 +32,9 @@ pub(crate) static HOT: LazyLock<IntGauge> =
     LazyLock::new(|| gauge("stagedoor_agent_hot", "Agents in memory."));
 pub(crate) static SHARDS: LazyLock<IntGauge> =
     LazyLock::new(|| gauge("stagedoor_agent_shards", "Shards that this node has opened."));
-pub(crate) static ENDED: LazyLock<IntCounterVec> =
-    LazyLock::new(|| counter_vec("stagedoor_agent_works_ended_total", "Works ended.", &["state", "reason"]));
-pub(crate) static REFUSED: LazyLock<IntCounterVec> =
-    LazyLock::new(|| counter_vec("stagedoor_agent_refused_total", "Requests refused.", &["reason"]));
+pub(crate) static ENDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter_vec("stagedoor_agent_works_ended_total", "Works ended.", &["state", "reason"])
+});
+pub(crate) static REFUSED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter_vec("stagedoor_agent_refused_total", "Requests refused.", &["reason"])
+});

@@ -125,14 +125,26 @@ impl Handle {
         let Incoming { from, envelope, .. } = &incoming;
         match (envelope.kind, from.role) {
             (kind::PHASE, Role::Node) => self.phase(incoming),
-            (kind::VIEW, Role::Control) => self.view_message(from.clone(), envelope.payload.clone()),
+            (kind::VIEW, Role::Control) => {
+                self.view_message(from.clone(), envelope.payload.clone())
+            }
             (kind::GRANT, Role::Control) => match Grant::decode(envelope.payload.clone()) {
                 Ok(grant) => _ = self.supervisor.cast(NodeMessage::Grant(grant, incoming.reply)),
-                Err(error) => refuse(incoming.reply, Reason::Malformed, &format!("the grant is damaged: {error}")),
+                Err(error) => refuse(
+                    incoming.reply,
+                    Reason::Malformed,
+                    &format!("the grant is damaged: {error}"),
+                ),
             },
             (
-                kind::SUBMIT | kind::GET | kind::CANCEL | kind::LIST | kind::AGENTS | kind::HISTORY
-                | kind::SUBSCRIBE | kind::UNSUBSCRIBE,
+                kind::SUBMIT
+                | kind::GET
+                | kind::CANCEL
+                | kind::LIST
+                | kind::AGENTS
+                | kind::HISTORY
+                | kind::SUBSCRIBE
+                | kind::UNSUBSCRIBE,
                 Role::Control,
             ) => self.to_shard(incoming),
             (other, role) => {
@@ -162,7 +174,8 @@ impl Handle {
     fn moved(&self, shard: ShardId, reply: Option<Reply>) {
         let view = self.inner.context.view.load_full();
         let owner = view.as_ref().and_then(|view| view.owner(shard));
-        let mut refusal = refusal(Reason::Moved, format!("shard {shard} is not here under that epoch"));
+        let mut refusal =
+            refusal(Reason::Moved, format!("shard {shard} is not here under that epoch"));
         if let Some((owner, epoch)) = owner {
             refusal.moved_node = owner.name.to_string();
             refusal.moved_epoch = epoch.0;
@@ -182,16 +195,18 @@ impl Handle {
                 return reply.refuse(refusal(Reason::Malformed, why));
             }
         };
-        let done = move |answer: Result<proto::link::PhaseAnswer, crate::pool::JobFailure>| match answer {
-            Ok(answer) => reply.send(answer.encode_to_vec().into()),
-            Err(failure) => reply.refuse(refusal(failure.reason, failure.detail)),
-        };
+        let done =
+            move |answer: Result<proto::link::PhaseAnswer, crate::pool::JobFailure>| match answer {
+                Ok(answer) => reply.send(answer.encode_to_vec().into()),
+                Err(failure) => reply.refuse(refusal(failure.reason, failure.detail)),
+            };
         self.inner.pools.submit(job, envelope.traceparent, Box::new(done));
     }
 
     /// Takes in a view; one with a gap before it makes this node ask for the whole.
     pub fn view_message(&self, from: Peer, payload: bytes::Bytes) {
-        let delta = ViewMessage::decode(payload).ok().and_then(|view| proto::view::from_message(view).ok());
+        let delta =
+            ViewMessage::decode(payload).ok().and_then(|view| proto::view::from_message(view).ok());
         let Some(delta) = delta else {
             tracing::warn!(%from, "a view that cannot be read");
             return;
@@ -223,7 +238,8 @@ impl Handle {
         let this = self.clone();
         tokio::spawn(async move {
             let envelope = Envelope { kind: kind::VIEW_WANTED, ..Envelope::default() };
-            let answer = this.inner.context.wire.call(from.clone(), envelope, Instant::now() + WAIT).await;
+            let answer =
+                this.inner.context.wire.call(from.clone(), envelope, Instant::now() + WAIT).await;
             match answer {
                 Ok(payload) => this.view_message(from, payload),
                 // The next change of the view finds the same gap and asks again.
@@ -324,7 +340,9 @@ impl Actor for Node {
         state: &mut NodeState,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorTerminated(cell, _, _) => state.gone(cell.get_id(), Reason::OwnerDropped),
+            SupervisionEvent::ActorTerminated(cell, _, _) => {
+                state.gone(cell.get_id(), Reason::OwnerDropped)
+            }
             SupervisionEvent::ActorFailed(cell, error) => {
                 tracing::error!(%error, "a shard's host or a phase pool failed");
                 state.gone(cell.get_id(), Reason::Restarted);
@@ -352,10 +370,17 @@ impl NodeState {
         }
         if self.used.get(&shard).is_some_and(|used| epoch <= *used) {
             inner.tell_controls(kind::DROPPED, shard, epoch, Reason::OwnerDropped);
-            return refuse(reply, Reason::OwnerDropped, "this process had that epoch and gave it up");
+            return refuse(
+                reply,
+                Reason::OwnerDropped,
+                "this process had that epoch and gave it up",
+            );
         }
         let Some(store) = self.stores.get(&grant.store).cloned() else {
-            let why = format!("this node knows no store {:?}: add [stores.{}] to its config", grant.store, grant.store);
+            let why = format!(
+                "this node knows no store {:?}: add [stores.{}] to its config",
+                grant.store, grant.store
+            );
             tracing::error!(%shard, "{why}");
             return refuse(reply, Reason::StoreUnavailable, &why);
         };
@@ -381,7 +406,9 @@ impl NodeState {
         let Some(inner) = self.inner.clone() else { return };
         match report {
             HostReport::Opened => {
-                if let Some(host) = inner.write_hosts().get_mut(&shard).filter(|host| host.epoch == epoch) {
+                if let Some(host) =
+                    inner.write_hosts().get_mut(&shard).filter(|host| host.epoch == epoch)
+                {
                     host.open = true;
                 }
                 inner.tell_controls(kind::HELD, shard, epoch, Reason::ShardOpened);
@@ -439,7 +466,8 @@ impl Inner {
         let held = Held { shard: shard.0, epoch: epoch.0, open: kind == kind::HELD };
         let payload = held.encode_to_vec().into();
         // The reason travels where a message about a step has the step.
-        let envelope = Envelope { kind, step: reason.code().into(), payload, ..Envelope::default() };
+        let envelope =
+            Envelope { kind, step: reason.code().into(), payload, ..Envelope::default() };
         for control in lock(&self.context.controls).iter() {
             _ = self.context.wire.cast(control, envelope.clone());
         }

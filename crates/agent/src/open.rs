@@ -48,7 +48,13 @@ pub(crate) async fn open(
     let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
     let heads = Heads::recover(&mark, tail.filter(|(_, agent)| *agent != 0));
     let opening = Opening { epoch, head, heads };
-    let writer = writer::spawn(store.clone(), grant.database.clone(), opening, writer::Limits::default(), events);
+    let writer = writer::spawn(
+        store.clone(),
+        grant.database.clone(),
+        opening,
+        writer::Limits::default(),
+        events,
+    );
     let due = due(&recovery);
     let opened = Opened {
         id,

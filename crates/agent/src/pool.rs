@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ractor::factory::{
-    DeadMansSwitchConfiguration, DiscardHandler, DiscardMode, DiscardReason, DiscardSettings, Factory,
-    FactoryArguments, FactoryMessage, FactoryRef, Job, JobOptions, Worker, WorkerId, queues, routing,
-    worker_builder,
+    DeadMansSwitchConfiguration, DiscardHandler, DiscardMode, DiscardReason, DiscardSettings,
+    Factory, FactoryArguments, FactoryMessage, FactoryRef, Job, JobOptions, Worker, WorkerId,
+    queues, routing, worker_builder,
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr};
 use tracing::Instrument;
@@ -182,7 +182,10 @@ async fn spawn_pool(
         .num_initial_workers(config.workers)
         .router(routing::QueuerRouting::default())
         .queue(queues::DefaultQueue::default())
-        .discard_settings(DiscardSettings::Static { limit: config.queue_max, mode: DiscardMode::Newest })
+        .discard_settings(DiscardSettings::Static {
+            limit: config.queue_max,
+            mode: DiscardMode::Newest,
+        })
         .discard_handler(Arc::new(Refuse))
         .dead_mans_switch(stuck)
         .build();
@@ -263,7 +266,11 @@ impl PhaseWorker {
         let model = self.models.get(&job.model).ok_or_else(|| JobFailure {
             kind: ErrorKind::Invalid,
             reason: Reason::ModelRefused,
-            detail: format!("there is no model {:?}: use one of {}", job.model, self.models.names().join(", ")),
+            detail: format!(
+                "there is no model {:?}: use one of {}",
+                job.model,
+                self.models.names().join(", ")
+            ),
         })?;
         let start_ms = clock::now_ms();
         let request = request(job)?;
@@ -310,7 +317,8 @@ fn request(job: PhaseJob) -> Result<Request, JobFailure> {
         reason: Reason::Malformed,
         detail: detail.to_owned(),
     };
-    let phase = Phase::from_code(job.phase).ok_or_else(|| invalid("the phase of the job is not known"))?;
+    let phase =
+        Phase::from_code(job.phase).ok_or_else(|| invalid("the phase of the job is not known"))?;
     let text = |role, text: String| Message { role, parts: vec![Part::Text(text)] };
     let utf8 = |bytes: Bytes| {
         String::from_utf8(bytes.into()).map_err(|_| invalid("a text of the job is not UTF-8"))

@@ -7,9 +7,9 @@ use prost::Message;
 use cluster::{Peer, Reply};
 use domain::{AgentId, Lsn, Reason};
 use proto::link::{
-    AgentAnswer, AgentInfo, AgentRow, AgentsAnswer, AgentsCall, Events, HistoryAnswer, HistoryCall, ListAnswer,
-    ListCall, LogEntry, LogRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, Refusal, SubscribeAnswer,
-    SubscribeCall, WatchMode, WorkInfo,
+    AgentAnswer, AgentInfo, AgentRow, AgentsAnswer, AgentsCall, Events, HistoryAnswer, HistoryCall,
+    ListAnswer, ListCall, LogEntry, LogRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, Refusal,
+    SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo,
 };
 
 use crate::actor::accept::{answer_cancel, answer_get};
@@ -30,15 +30,17 @@ fn refuse_damaged(error: &Error) -> Refusal {
 }
 
 fn no_work(work: Lsn) -> Refusal {
-    refusal(Reason::NotFound, format!("there is no work with number {work}; it may be past its retention"))
+    refusal(
+        Reason::NotFound,
+        format!("there is no work with number {work}; it may be past its retention"),
+    )
 }
 
 /// An ended work, from its row.
 pub(crate) async fn work(shard: &Shard, work: Lsn) -> Result<WorkInfo, Refusal> {
     match shard.store.work(&shard.database, work.0).await {
-        Ok(Some((row, agent))) => {
-            info::of_rows(shard.class.0.into(), &row, &agent).map_err(|error| refuse_damaged(&error))
-        }
+        Ok(Some((row, agent))) => info::of_rows(shard.class.0.into(), &row, &agent)
+            .map_err(|error| refuse_damaged(&error)),
         Ok(None) => Err(no_work(work)),
         Err(error) => Err(refuse(&error)),
     }
@@ -83,11 +85,14 @@ pub(crate) async fn watch_ended(shard: &Shard, call: SubscribeCall, from: Peer) 
     send(shard, &watcher, events);
 }
 
-async fn ended_events(shard: &Shard, call: &SubscribeCall) -> Result<(Vec<LogEntry>, WorkInfo), Refusal> {
+async fn ended_events(
+    shard: &Shard,
+    call: &SubscribeCall,
+) -> Result<(Vec<LogEntry>, WorkInfo), Refusal> {
     let row = shard.store.work(&shard.database, call.work).await.map_err(|error| refuse(&error))?;
     let (row, agent) = row.ok_or_else(|| no_work(Lsn(call.work)))?;
-    let info =
-        info::of_rows(shard.class.0.into(), &row, &agent).map_err(|error| refuse_damaged(&error))?;
+    let info = info::of_rows(shard.class.0.into(), &row, &agent)
+        .map_err(|error| refuse_damaged(&error))?;
     let mut entries = Vec::new();
     let mut from = shard.writer.head_of(agent.id).map_or(agent.head, |head| head.0);
     // Its entries lie between its acceptance and the head of its agent.
@@ -96,7 +101,8 @@ async fn ended_events(shard: &Shard, call: &SubscribeCall) -> Result<(Vec<LogEnt
             break;
         }
         let read = ReadHistory { from, above: call.work - 1, limit: PAGE_ROWS };
-        let page = shard.store.history(&shard.database, &read).await.map_err(|error| refuse(&error))?;
+        let page =
+            shard.store.history(&shard.database, &read).await.map_err(|error| refuse(&error))?;
         let Some(last) = page.rows.last() else { break };
         from = last.prev;
         let of_work = |row: &LogRow| row.work == call.work || row.lsn == call.work;
@@ -112,7 +118,14 @@ async fn ended_events(shard: &Shard, call: &SubscribeCall) -> Result<(Vec<LogEnt
 
 fn log_entry(row: LogRow) -> LogEntry {
     let work = if row.work == 0 { row.lsn } else { row.work };
-    LogEntry { seq: row.seq, lsn: row.lsn, epoch: row.epoch, work, ts_ms: row.ts_ms, entry: row.payload }
+    LogEntry {
+        seq: row.seq,
+        lsn: row.lsn,
+        epoch: row.epoch,
+        work,
+        ts_ms: row.ts_ms,
+        entry: row.payload,
+    }
 }
 
 /// The works of a tenant or of one agent, newest first. Open ones are as they are in their rows.
@@ -134,8 +147,8 @@ async fn list_works(shard: &Shard, call: ListCall) -> Result<Vec<WorkInfo>, Refu
     let mut works = Vec::with_capacity(page.works.len());
     for work in page.works {
         let Some(agent) = page.agents.iter().find(|agent| agent.id == work.agent) else { continue };
-        let mut info =
-            info::of_rows(shard.class.0.into(), &work, agent).map_err(|error| refuse_damaged(&error))?;
+        let mut info = info::of_rows(shard.class.0.into(), &work, agent)
+            .map_err(|error| refuse_damaged(&error))?;
         info.steps.clear();
         works.push(info);
     }
@@ -163,7 +176,9 @@ pub(crate) async fn agents(
     reply: Reply,
 ) {
     let rows = match call.agent.is_empty() {
-        false => agent_row(shard, &call.agent).await.map(|answer| answer.agent.into_iter().collect()),
+        false => {
+            agent_row(shard, &call.agent).await.map(|answer| answer.agent.into_iter().collect())
+        }
         true => {
             let read = ReadAgents { tenant: call.tenant, above: call.above, limit: call.limit };
             let page = shard.store.agents(&shard.database, &read).await;
@@ -222,5 +237,9 @@ async fn history_page(shard: &Shard, call: HistoryCall) -> Result<HistoryAnswer,
     let page = shard.store.history(&shard.database, &read).await.map_err(|error| refuse(&error))?;
     let next = page.rows.last().map_or(0, |last| last.prev);
     let entries = page.rows.into_iter().map(log_entry).collect();
-    Ok(HistoryAnswer { entries, next: if page.truncated { 0 } else { next }, truncated: page.truncated })
+    Ok(HistoryAnswer {
+        entries,
+        next: if page.truncated { 0 } else { next },
+        truncated: page.truncated,
+    })
 }

@@ -179,7 +179,9 @@ impl Context {
             let request = DefinitionRequest { hash: Bytes::copy_from_slice(hash.as_bytes()) };
             let payload = request.encode_to_vec().into();
             let envelope = Envelope { kind: kind::DEFINITION, payload, ..Envelope::default() };
-            let Ok(answer) = self.wire.call(control, envelope, Instant::now() + WAIT).await else { continue };
+            let Ok(answer) = self.wire.call(control, envelope, Instant::now() + WAIT).await else {
+                continue;
+            };
             let Ok(answer) = DefinitionResponse::decode(answer) else { continue };
             if !answer.body.is_empty() {
                 return Some(answer.body);
@@ -204,5 +206,10 @@ pub(crate) fn refusal(reason: Reason, message: impl Into<String>) -> Refusal {
     } else {
         0
     };
-    Refusal { reason: reason.code().into(), message: message.into(), retry_after_ms, ..Refusal::default() }
+    Refusal {
+        reason: reason.code().into(),
+        message: message.into(),
+        retry_after_ms,
+        ..Refusal::default()
+    }
 }

@@ -16,8 +16,9 @@ use domain::{AgentId, Definition, Incarnation, Lsn, Member, Phase, Reason, Role,
 use model::{Chunk, Model, Request, Task, Usage};
 use proto::kind;
 use proto::link::{
-    CancelAnswer, CancelCall, Envelope, Events, Fence, GetAnswer, GetCall, Grant, Group, Held, LogRow, Provision,
-    ReadHistory, Refusal, SubmitAnswer, SubmitCall, SubscribeCall, WatchMode, WorkInfo, WorkRow,
+    CancelAnswer, CancelCall, Envelope, Events, Fence, GetAnswer, GetCall, Grant, Group, Held,
+    LogRow, Provision, ReadHistory, Refusal, SubmitAnswer, SubmitCall, SubscribeCall, WatchMode,
+    WorkInfo, WorkRow,
 };
 use store::{FileStore, Store};
 
@@ -64,7 +65,9 @@ impl Model for Scripted {
         };
         let gate = self.held.clone().filter(|(held, _)| *held == phase).map(|(_, gate)| gate);
         if let Some((_, left)) = self.panics.as_ref().filter(|(panics, _)| *panics == phase)
-            && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            && left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
         {
             panic!("scripted");
         }
@@ -86,7 +89,12 @@ struct Alone {
 }
 
 impl Wire for Alone {
-    fn call(&self, to: Peer, _: Envelope, _: Instant) -> BoxFuture<'static, Result<Bytes, cluster::Error>> {
+    fn call(
+        &self,
+        to: Peer,
+        _: Envelope,
+        _: Instant,
+    ) -> BoxFuture<'static, Result<Bytes, cluster::Error>> {
         Box::pin(async move { Err(cluster::Error::NoAddress { peer: to }) })
     }
 
@@ -165,7 +173,8 @@ impl Bench {
 
     async fn call(&self, kind: u32, message: &impl Message) -> Result<Bytes, Refusal> {
         let (sender, receiver) = oneshot::channel();
-        let envelope = Envelope { kind, payload: message.encode_to_vec().into(), ..Envelope::default() };
+        let envelope =
+            Envelope { kind, payload: message.encode_to_vec().into(), ..Envelope::default() };
         let reply = Reply::from_fn(move |answer| _ = sender.send(answer));
         let from = Peer::new(Role::Control, "control-1".parse().unwrap());
         self.node.incoming(Incoming { from, envelope, deadline: None, reply: Some(reply) });
@@ -186,7 +195,8 @@ impl Bench {
     }
 
     async fn ended(&self, work: u64) -> WorkInfo {
-        self.eventually("the work has ended", async || state(&self.get(work).await).is_final()).await;
+        self.eventually("the work has ended", async || state(&self.get(work).await).is_final())
+            .await;
         self.get(work).await
     }
 
@@ -237,7 +247,8 @@ async fn a_work_is_six_phases_in_eight_rows() {
     let answer = bench.submit(A, "text", "k").await.unwrap();
     let work = bench.ended(answer.lsn).await;
     assert_eq!((state(&work), &work.result[..]), (WorkState::Succeeded, &b"the answer"[..]));
-    let phases: Vec<_> = work.steps.iter().filter_map(|step| Phase::from_code(step.phase)).collect();
+    let phases: Vec<_> =
+        work.steps.iter().filter_map(|step| Phase::from_code(step.phase)).collect();
     assert_eq!(phases, Phase::ALL);
     assert!(work.steps.iter().all(|step| step.attempts == 1 && step.node == "node-1"));
     let kinds: Vec<u32> = bench.log().await.iter().map(|row| row.kind).collect();
@@ -277,7 +288,11 @@ async fn a_new_owner_goes_on_from_the_last_committed_step() {
     let epochs: Vec<u64> = work.steps.iter().map(|step| step.epoch).collect();
     assert_eq!(epochs, [1, 1, 1, 2, 2, 2]);
     let again = bench.submit(A, "text", "k").await.unwrap();
-    assert_eq!((again.lsn, again.duplicate), (answer.lsn, true), "the key is known to the new owner");
+    assert_eq!(
+        (again.lsn, again.duplicate),
+        (answer.lsn, true),
+        "the key is known to the new owner"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,7 +300,9 @@ async fn a_fenced_owner_accepts_nothing() {
     let mut bench = bench(Arc::new(Scripted::new())).await;
     bench.fence().await;
     let refused = bench.submit(A, "text", "k").await.unwrap_err();
-    assert!([Reason::Fenced, Reason::Moved, Reason::ShuttingDown].contains(&reason(refused.reason)));
+    assert!(
+        [Reason::Fenced, Reason::Moved, Reason::ShuttingDown].contains(&reason(refused.reason))
+    );
     bench.eventually("the shard is dropped", async || bench.node.beat().held.is_empty()).await;
     assert_eq!(bench.log().await.len(), 1);
 }
@@ -303,9 +320,10 @@ async fn an_idle_agent_leaves_memory_and_remembers() {
     bench.eventually("its row holds its fold", async || !row().await.state.is_empty()).await;
     let row = row().await;
     assert_eq!(row.snap_lsn, row.head);
-    let fold = proto::journal::decode_agent(row.state, Lsn(row.snap_lsn), Lsn(row.last_work), |_| {
-        domain::turn::Limits { cycles_max: 0, attempts_max: 1 }
-    });
+    let fold =
+        proto::journal::decode_agent(row.state, Lsn(row.snap_lsn), Lsn(row.last_work), |_| {
+            domain::turn::Limits { cycles_max: 0, attempts_max: 1 }
+        });
     assert_eq!(fold.unwrap().findings().collect::<Vec<_>>(), ["heron: the answer"]);
     let second = bench.submit(A, "text", "k2").await.unwrap();
     assert_eq!(state(&bench.ended(second.lsn).await), WorkState::Succeeded);
@@ -315,8 +333,11 @@ async fn an_idle_agent_leaves_memory_and_remembers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phase_that_nobody_offers_waits_until_the_deadline() {
     let bench = bench_with(Arc::new(Scripted::new()), Config::default(), &Phase::ALL[..2]).await;
-    let answer = bench.submit_with(SubmitCall { timeout_ms: 700, ..call(A, "text", "k") }).await.unwrap();
-    bench.eventually("it waits", async || state(&bench.get(answer.lsn).await) == WorkState::Waiting).await;
+    let answer =
+        bench.submit_with(SubmitCall { timeout_ms: 700, ..call(A, "text", "k") }).await.unwrap();
+    bench
+        .eventually("it waits", async || state(&bench.get(answer.lsn).await) == WorkState::Waiting)
+        .await;
     assert_eq!(reason(bench.get(answer.lsn).await.reason), Reason::NoOffer);
     let work = bench.ended(answer.lsn).await;
     assert_eq!((state(&work), reason(work.reason)), (WorkState::Failed, Reason::DeadlineExceeded));
@@ -348,7 +369,10 @@ async fn rubbish_of_a_model_fails_the_work() {
     let bench = bench(Arc::new(Scripted { rubbish, ..Scripted::new() })).await;
     let answer = bench.submit(A, "text", "k").await.unwrap();
     let work = bench.ended(answer.lsn).await;
-    assert_eq!((state(&work), reason(work.reason)), (WorkState::Failed, Reason::ModelAnswerInvalid));
+    assert_eq!(
+        (state(&work), reason(work.reason)),
+        (WorkState::Failed, Reason::ModelAnswerInvalid)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -382,7 +406,10 @@ async fn a_cancelled_work_ends_at_once_and_its_step_is_ignored() {
     for _ in 0..2 {
         let bytes = bench.call(kind::CANCEL, &cancel).await.unwrap();
         let work = CancelAnswer::decode(bytes).unwrap().work.unwrap();
-        assert_eq!((state(&work), reason(work.reason)), (WorkState::Cancelled, Reason::CancelRequested));
+        assert_eq!(
+            (state(&work), reason(work.reason)),
+            (WorkState::Cancelled, Reason::CancelRequested)
+        );
     }
     gate.add_permits(100);
     let next = bench.submit(A, "text", "k2").await.unwrap();
@@ -393,7 +420,8 @@ async fn a_cancelled_work_ends_at_once_and_its_step_is_ignored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_see_every_entry_once_live_and_later() {
     let bench = bench(Arc::new(Scripted::new())).await;
-    let watched = SubmitCall { subscription: 7, mode: WatchMode::All.into(), ..call(A, "text", "k") };
+    let watched =
+        SubmitCall { subscription: 7, mode: WatchMode::All.into(), ..call(A, "text", "k") };
     let answer = bench.submit_with(watched).await.unwrap();
     bench.ended(answer.lsn).await;
     let seen = |subscription: u64| {
@@ -455,7 +483,9 @@ async fn an_agent_with_a_damaged_journal_is_quarantined_and_others_go_on() {
     bench.store.commit(DATABASE, Arc::new(group)).await.unwrap();
     let before = crate::metrics::QUARANTINED.get();
     bench.own().await;
-    bench.eventually("it is quarantined", async || before < crate::metrics::QUARANTINED.get()).await;
+    bench
+        .eventually("it is quarantined", async || before < crate::metrics::QUARANTINED.get())
+        .await;
     let other = bench.submit("acme/postchain/b", "text", "k").await.unwrap();
     assert_eq!(state(&bench.ended(other.lsn).await), WorkState::Succeeded);
 }

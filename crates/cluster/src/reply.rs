@@ -9,44 +9,61 @@ use crate::channel::Channel;
 use crate::error::refusal;
 
 /// The way back to whoever called. Every call is answered: where this is dropped, by a refusal.
-pub struct Reply {
-    channel: Arc<Channel>,
-    session: u64,
-    call: u64,
-    open: bool,
+pub struct Reply(Option<Way>);
+
+enum Way {
+    Link { channel: Arc<Channel>, session: u64, call: u64 },
+    Local(Box<dyn FnOnce(Result<Bytes, Refusal>) + Send + Sync>),
 }
 
 impl Reply {
     pub(crate) fn new(channel: Arc<Channel>, session: u64, call: u64) -> Self {
-        Self { channel, session, call, open: true }
+        Self(Some(Way::Link { channel, session, call }))
     }
 
-    pub fn send(self, payload: Bytes) {
-        self.answer(Envelope { payload, ..Envelope::default() });
+    /// For a call that comes from this process itself: `answer` is called once.
+    pub fn from_fn(answer: impl FnOnce(Result<Bytes, Refusal>) + Send + Sync + 'static) -> Self {
+        Self(Some(Way::Local(Box::new(answer))))
     }
 
-    pub fn refuse(self, refusal: Refusal) {
-        self.answer(Envelope { refusal: Some(refusal), ..Envelope::default() });
+    pub fn send(mut self, payload: Bytes) {
+        self.answer(Ok(payload));
     }
 
-    fn answer(mut self, envelope: Envelope) {
-        self.open = false;
-        self.channel.answer(self.session, self.call, envelope);
+    pub fn refuse(mut self, refusal: Refusal) {
+        self.answer(Err(refusal));
+    }
+
+    /// Once; later calls do nothing.
+    fn answer(&mut self, answer: Result<Bytes, Refusal>) {
+        match self.0.take() {
+            Some(Way::Link { channel, session, call }) => {
+                let envelope = match answer {
+                    Ok(payload) => Envelope { payload, ..Envelope::default() },
+                    Err(refusal) => Envelope { refusal: Some(refusal), ..Envelope::default() },
+                };
+                channel.answer(session, call, envelope);
+            }
+            Some(Way::Local(way)) => way(answer),
+            None => {}
+        }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if self.open {
-            let refusal = refusal(Reason::ShuttingDown, "it was given up without an answer");
-            let envelope = Envelope { refusal: Some(refusal), ..Envelope::default() };
-            self.channel.answer(self.session, self.call, envelope);
+        if self.0.is_some() {
+            self.answer(Err(refusal(Reason::ShuttingDown, "it was given up without an answer")));
         }
     }
 }
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reply({} to {})", self.call, self.channel.peer)
+        match &self.0 {
+            Some(Way::Link { channel, call, .. }) => write!(f, "Reply({call} to {})", channel.peer),
+            Some(Way::Local(_)) => f.write_str("Reply(local)"),
+            None => f.write_str("Reply(given)"),
+        }
     }
 }

@@ -9,10 +9,6 @@ use ractor_cluster::node::{NodeConnectionMode, NodeServerSessionInformation};
 use ractor_cluster::{
     IncomingEncryptionMode, NodeEventSubscription, NodeServer, NodeServerMessage,
 };
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
-use tokio_rustls::rustls::sign::CertifiedKey;
 
 use crate::gateway::{GROUP, GatewayMessage, SCOPE};
 use crate::links::LinksMessage;
@@ -49,7 +45,8 @@ pub(crate) async fn spawn(
     links: ActorRef<LinksMessage>,
     supervisor: ActorCell,
 ) -> Result<ActorRef<NodeServerMessage>, ractor::SpawnErr> {
-    let encryption = IncomingEncryptionMode::Tls(sealed());
+    // ractor_cluster opens a listener of its own that cannot be switched off; this lets nobody in.
+    let encryption = IncomingEncryptionMode::Tls(net::sealed());
     let mode = NodeConnectionMode::Isolated;
     let (name, host) = (me.to_string(), instance.to_owned());
     let server = NodeServer::new(0, cookie.0, name, host, Some(encryption), Some(mode))
@@ -58,21 +55,6 @@ pub(crate) async fn spawn(
     let subscription = Box::new(Events(links));
     _ = server.cast(NodeServerMessage::SubscribeToEvents { id: "links".to_owned(), subscription });
     Ok(server)
-}
-
-/// ractor_cluster opens a listener that cannot be switched off. This one lets nobody in: it has no certificate, so no
-/// handshake with it ever succeeds.
-fn sealed() -> TlsAcceptor {
-    #[derive(Debug)]
-    struct Nobody;
-    impl ResolvesServerCert for Nobody {
-        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-            None
-        }
-    }
-    net::install_crypto_provider();
-    let config = ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(Nobody));
-    TlsAcceptor::from(Arc::new(config))
 }
 
 /// The label of a connection: who is there, and the number under which we handed it over.

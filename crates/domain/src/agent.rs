@@ -30,7 +30,13 @@ pub struct Agent {
 
 impl Agent {
     /// An agent as a snapshot has it.
-    pub fn restore(seq: Seq, head: Lsn, last_work: Lsn, findings: Vec<String>, open: Vec<Turn>) -> Self {
+    pub fn restore(
+        seq: Seq,
+        head: Lsn,
+        last_work: Lsn,
+        findings: Vec<String>,
+        open: Vec<Turn>,
+    ) -> Self {
         let open = open.into_iter().map(|turn| (turn.id(), turn)).collect();
         Self { seq, head, last_work, open, findings: findings.into() }
     }
@@ -138,7 +144,10 @@ fn finding(turn: &Turn) -> Option<String> {
         match Output::parse(done.step.phase, &done.output).ok()? {
             Output::Observation(observation) => terms = observation.terms.join(", "),
             Output::Yield(yielded) => answer = Some(yielded.answer),
-            Output::Action(_) | Output::Experience(_) | Output::Intention(_) | Output::Understanding(_) => {}
+            Output::Action(_)
+            | Output::Experience(_)
+            | Output::Intention(_)
+            | Output::Understanding(_) => {}
         }
     }
     let text = if terms.is_empty() { answer? } else { format!("{terms}: {}", answer?) };
@@ -184,7 +193,10 @@ mod tests {
         let end = Entry::Ended(ended(WorkState::Failed, Reason::ModelRefused));
         let over = agent.apply(Lsn(1), end, stamp(3), limits).unwrap();
         assert_eq!(over.map(|turn| turn.id()), Some(Lsn(1)));
-        assert_eq!(agent.current().map(|turn| (turn.id(), turn.state())), Some((Lsn(2), WorkState::Running)));
+        assert_eq!(
+            agent.current().map(|turn| (turn.id(), turn.state())),
+            Some((Lsn(2), WorkState::Running))
+        );
     }
 
     #[test]

@@ -50,14 +50,18 @@ mod tests {
     }
 
     fn need(name: &str, version_min: u32, modality: Option<&str>) -> CapabilityQuery {
-        let attributes = modality.map(|m| ("modality".to_owned(), m.to_owned())).into_iter().collect();
+        let attributes =
+            modality.map(|m| ("modality".to_owned(), m.to_owned())).into_iter().collect();
         CapabilityQuery { name: name.parse().unwrap(), version_min, attributes }
     }
 
     #[test]
     fn a_need_is_covered_by_name_version_and_attributes() {
-        let offers = CapabilitySet(vec![offer("phase/action", 2, "text"), offer("phase/yield", 1, "image")]);
-        let check = |needs: &[CapabilityQuery], covered| assert_eq!(offers.covers(needs), covered, "{needs:?}");
+        let offers =
+            CapabilitySet(vec![offer("phase/action", 2, "text"), offer("phase/yield", 1, "image")]);
+        let check = |needs: &[CapabilityQuery], covered| {
+            assert_eq!(offers.covers(needs), covered, "{needs:?}")
+        };
         check(&[], true);
         check(&[need("phase/action", 1, None)], true);
         check(&[need("phase/action", 2, Some("text"))], true);

@@ -29,8 +29,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Self; 6] =
-        [Self::Action, Self::Experience, Self::Intention, Self::Observation, Self::Understanding, Self::Yield];
+    pub const ALL: [Self; 6] = [
+        Self::Action,
+        Self::Experience,
+        Self::Intention,
+        Self::Observation,
+        Self::Understanding,
+        Self::Yield,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -73,7 +79,11 @@ impl FromStr for Phase {
     fn from_str(text: &str) -> Result<Self, Error> {
         let found = Self::ALL.into_iter().find(|phase| phase.as_str() == text);
         found.ok_or_else(|| {
-            Error::malformed("phase", text, "action, experience, intention, observation, understanding or yield")
+            Error::malformed(
+                "phase",
+                text,
+                "action, experience, intention, observation, understanding or yield",
+            )
         })
     }
 }
@@ -153,7 +163,11 @@ impl Output {
         fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
             serde_json::from_slice(json).map_err(|_| {
                 let shown = String::from_utf8_lossy(&json[..json.len().min(80)]);
-                Error::malformed("answer of a phase", &shown, "a JSON object with the fields of the phase")
+                Error::malformed(
+                    "answer of a phase",
+                    &shown,
+                    "a JSON object with the fields of the phase",
+                )
             })
         }
         Ok(match phase {
@@ -179,7 +193,9 @@ impl Output {
                 None => intention.goal.clone(),
             },
             Self::Observation(observation) => observation.terms.join(", "),
-            Self::Understanding(Understanding { decision: Decision::Yield, why }) => format!("yield: {why}"),
+            Self::Understanding(Understanding { decision: Decision::Yield, why }) => {
+                format!("yield: {why}")
+            }
             Self::Understanding(Understanding { decision: Decision::Action, why }) => {
                 format!("back to action: {why}")
             }
@@ -239,7 +255,9 @@ pub enum Onward {
 pub fn onward(done: StepKey, output: &Output, cycles_max: u32) -> Onward {
     match output {
         Output::Yield(answer) => Onward::Answer(answer.answer.clone()),
-        Output::Understanding(Understanding { decision: Decision::Action, .. }) if done.cycle < cycles_max => {
+        Output::Understanding(Understanding { decision: Decision::Action, .. })
+            if done.cycle < cycles_max =>
+        {
             Onward::Step(StepKey { cycle: done.cycle + 1, phase: Phase::Action })
         }
         Output::Understanding(Understanding { decision: Decision::Action, .. }) => {
@@ -271,9 +289,15 @@ mod tests {
     #[test]
     fn phases_follow_each_other_and_yield_answers() {
         let action = Output::Action(Action { draft: "d".into(), sentences: vec![] });
-        assert_eq!(onward(at(0, Phase::Action), &action, 0), Onward::Step(at(0, Phase::Experience)));
+        assert_eq!(
+            onward(at(0, Phase::Action), &action, 0),
+            Onward::Step(at(0, Phase::Experience))
+        );
         let decided = understanding(Decision::Yield);
-        assert_eq!(onward(at(1, Phase::Understanding), &decided, 3), Onward::Step(at(1, Phase::Yield)));
+        assert_eq!(
+            onward(at(1, Phase::Understanding), &decided, 3),
+            Onward::Step(at(1, Phase::Yield))
+        );
         let answer = Output::Yield(Yield { answer: "a".into() });
         assert_eq!(onward(at(1, Phase::Yield), &answer, 3), Onward::Answer("a".into()));
     }
@@ -281,14 +305,26 @@ mod tests {
     #[test]
     fn understanding_goes_back_to_action_until_the_cap() {
         let again = understanding(Decision::Action);
-        assert_eq!(onward(at(0, Phase::Understanding), &again, 1), Onward::Step(at(1, Phase::Action)));
-        assert_eq!(onward(at(1, Phase::Understanding), &again, 1), Onward::Stop(Reason::CycleLimit));
-        assert_eq!(onward(at(0, Phase::Understanding), &again, 0), Onward::Stop(Reason::CycleLimit));
+        assert_eq!(
+            onward(at(0, Phase::Understanding), &again, 1),
+            Onward::Step(at(1, Phase::Action))
+        );
+        assert_eq!(
+            onward(at(1, Phase::Understanding), &again, 1),
+            Onward::Stop(Reason::CycleLimit)
+        );
+        assert_eq!(
+            onward(at(0, Phase::Understanding), &again, 0),
+            Onward::Stop(Reason::CycleLimit)
+        );
     }
 
     #[test]
     fn an_answer_is_read_by_its_phase() {
-        let parsed = Output::parse(Phase::Understanding, br#"{"phase":"understanding","decision":"yield","x":1}"#);
+        let parsed = Output::parse(
+            Phase::Understanding,
+            br#"{"phase":"understanding","decision":"yield","x":1}"#,
+        );
         assert_eq!(parsed, Ok(understanding(Decision::Yield)));
         assert!(Output::parse(Phase::Understanding, br#"{"decision":"perhaps"}"#).is_err());
         assert!(Output::parse(Phase::Yield, b"rubbish").is_err());

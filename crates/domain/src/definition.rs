@@ -55,7 +55,10 @@ impl Definition {
     pub fn check(self) -> Result<Self, Invalid> {
         let refuse = |field, why: String| Err(Invalid { field, why });
         if INSTRUCTIONS_BYTES_MAX < self.instructions.len() {
-            return refuse("instructions", format!("at most {INSTRUCTIONS_BYTES_MAX} bytes are allowed"));
+            return refuse(
+                "instructions",
+                format!("at most {INSTRUCTIONS_BYTES_MAX} bytes are allowed"),
+            );
         }
         if 100 < self.cycles_max {
             return refuse("cycles_max", "0 to 100 are allowed".to_owned());

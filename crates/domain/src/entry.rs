@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use crate::chain::StepKey;
-use crate::{Class, DefinitionHash, Epoch, IdempotencyKey, Lsn, Member, Reason, Seq, Slot, WorkState};
+use crate::{
+    Class, DefinitionHash, Epoch, IdempotencyKey, Lsn, Member, Reason, Seq, Slot, WorkState,
+};
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -124,7 +124,9 @@ number_id!(/** The number of a row in a shard's `log`. 0: before the first. */ L
 number_id!(/** The number of an entry within its agent. 0: before the first. */ Seq);
 
 /// What a process is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     Store,
@@ -188,7 +190,8 @@ impl FromStr for AgentId {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut parts = text.splitn(3, '/');
-        let (Some(tenant), Some(name), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some(tenant), Some(name), Some(key)) = (parts.next(), parts.next(), parts.next())
+        else {
             return Err(Error::malformed("agent id", text, "tenant/name/key"));
         };
         Ok(Self { tenant: tenant.parse()?, name: name.parse()?, key: key.parse()? })
@@ -212,8 +215,9 @@ impl fmt::Display for WorkId {
 impl FromStr for WorkId {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
-        parse_work_id(text)
-            .ok_or_else(|| Error::malformed("work id", text, "w-<class>-<slot>-<lsn> in lower-case hexadecimal"))
+        parse_work_id(text).ok_or_else(|| {
+            Error::malformed("work id", text, "w-<class>-<slot>-<lsn> in lower-case hexadecimal")
+        })
     }
 }
 
@@ -221,7 +225,9 @@ fn parse_work_id(text: &str) -> Option<WorkId> {
     let mut parts = text.strip_prefix("w-")?.split('-');
     let class = u16::from_str_radix(parts.next()?, 16).ok()?;
     let slot = Slot::new(u16::from_str_radix(parts.next()?, 16).ok()?)?;
-    let lsn = u64::from_str_radix(parts.next()?, 16).ok().filter(|lsn| 0 < *lsn && *lsn <= i64::MAX as u64)?;
+    let lsn = u64::from_str_radix(parts.next()?, 16)
+        .ok()
+        .filter(|lsn| 0 < *lsn && *lsn <= i64::MAX as u64)?;
     let id = WorkId { class: Class(class), slot, lsn: Lsn(lsn) };
     // One work has one text: `+1` or leading zeros would be other names of the same work.
     (parts.next().is_none() && id.to_string() == text).then_some(id)
@@ -245,7 +251,8 @@ impl DefinitionHash {
 impl TryFrom<&[u8]> for DefinitionHash {
     type Error = Error;
     fn try_from(bytes: &[u8]) -> Result<Self, Error> {
-        let hash = bytes.try_into().map_err(|_| Error::malformed("definition hash", "", "32 bytes"))?;
+        let hash =
+            bytes.try_into().map_err(|_| Error::malformed("definition hash", "", "32 bytes"))?;
         Ok(Self(hash))
     }
 }
@@ -293,7 +300,9 @@ mod tests {
     fn check<T: FromStr<Err = Error> + fmt::Display>(text: &str, valid: bool) {
         match text.parse::<T>() {
             Ok(id) => assert!(valid && id.to_string() == text, "{text:?} was read as {id}"),
-            Err(error) => assert!(!valid && error.to_string().contains("not valid"), "{text:?}: {error}"),
+            Err(error) => {
+                assert!(!valid && error.to_string().contains("not valid"), "{text:?}: {error}")
+            }
         }
     }
 

@@ -24,9 +24,9 @@ pub mod work;
 pub mod writer;
 
 pub use capability::{Capability, CapabilityQuery, CapabilitySet};
-pub use error::{Error, ErrorKind};
-pub use id::*;
 pub use chain::{Phase, StepKey};
 pub use definition::Definition;
+pub use error::{Error, ErrorKind};
+pub use id::*;
 pub use slot::{Class, ShardId, Slot};
 pub use work::{Reason, WorkState};

@@ -53,7 +53,9 @@ mod tests {
         let mut intensity = Intensity::default();
         let mut last = 0;
         for n in 0..Intensity::RESTARTS_MAX as u64 {
-            let Verdict::Restart { after_ms } = intensity.failed(n, 500) else { panic!("given up at {n}") };
+            let Verdict::Restart { after_ms } = intensity.failed(n, 500) else {
+                panic!("given up at {n}")
+            };
             assert!(last < after_ms, "the backoff grows");
             last = after_ms;
         }

@@ -29,7 +29,9 @@ impl Slot {
 pub struct Class(pub u16);
 
 /// The unit of ownership, writing, recovery and backup. Numbered across all classes; text is the number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct ShardId(pub u32);
 

@@ -157,7 +157,9 @@ impl Turn {
             Entry::Waiting(reason) => self.enter(WorkState::Waiting, *reason),
             Entry::Resumed(reason) => self.enter(WorkState::Running, *reason),
             Entry::CancelRequested(reason) => self.enter(WorkState::Cancelling, *reason),
-            Entry::Ended(ended) if !ended.state.is_final() => return refuse("its state is not final"),
+            Entry::Ended(ended) if !ended.state.is_final() => {
+                return refuse("its state is not final");
+            }
             Entry::Ended(ended) => self.enter(ended.state, ended.reason),
         }
         self.entries.push((stamp, entry));
@@ -191,10 +193,12 @@ impl Turn {
             return Next::End(ended(WorkState::Cancelled, self.reason));
         }
         match &self.onward {
-            Onward::Step(step) if self.interrupted => match self.again(*step, self.begun, Reason::OwnerDied) {
-                Some(began) => Next::Begin(began),
-                None => Next::End(ended(WorkState::DeadLettered, Reason::WorkerLost)),
-            },
+            Onward::Step(step) if self.interrupted => {
+                match self.again(*step, self.begun, Reason::OwnerDied) {
+                    Some(began) => Next::Begin(began),
+                    None => Next::End(ended(WorkState::DeadLettered, Reason::WorkerLost)),
+                }
+            }
             Onward::Step(step) => Next::Run { step: *step, attempt: self.begun.max(1) },
             Onward::Stop(_) | Onward::Answer(_) => Next::End(end_of(&self.onward)),
         }
@@ -229,7 +233,11 @@ impl Turn {
 
     /// The attempt after `attempt`, if the definition allows one.
     fn again(&self, step: StepKey, attempt: u32, reason: Reason) -> Option<StepBegan> {
-        (attempt < self.limits.attempts_max).then_some(StepBegan { step, attempt: attempt + 1, reason })
+        (attempt < self.limits.attempts_max).then_some(StepBegan {
+            step,
+            attempt: attempt + 1,
+            reason,
+        })
     }
 
     fn run(&mut self, reason: Reason) {
@@ -252,7 +260,10 @@ fn end_of(onward: &Onward) -> Ended {
             ..ended(WorkState::Succeeded, Reason::Completed)
         },
         Onward::Answer(text) => Ended {
-            detail: format!("the result has {} bytes, at most {RESULT_BYTES_MAX} are allowed", text.len()),
+            detail: format!(
+                "the result has {} bytes, at most {RESULT_BYTES_MAX} are allowed",
+                text.len()
+            ),
             ..ended(WorkState::Failed, Reason::ResultTooLarge)
         },
         Onward::Stop(reason) => ended(WorkState::Failed, *reason),
@@ -315,8 +326,11 @@ mod tests {
 
     fn until(phase: Phase) -> Turn {
         let mut turn = accepted();
-        for (n, earlier) in Phase::ALL.into_iter().take_while(|earlier| *earlier < phase).enumerate() {
-            turn.apply(Entry::PhaseDone(done(0, earlier, output(earlier))), stamp(n as u64 + 2)).unwrap();
+        for (n, earlier) in
+            Phase::ALL.into_iter().take_while(|earlier| *earlier < phase).enumerate()
+        {
+            turn.apply(Entry::PhaseDone(done(0, earlier, output(earlier))), stamp(n as u64 + 2))
+                .unwrap();
         }
         turn
     }
@@ -357,8 +371,14 @@ mod tests {
     #[test]
     fn a_step_is_folded_once() {
         let mut turn = until(Phase::Experience);
-        assert!(turn.apply(Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))), stamp(3)).is_err());
-        assert!(turn.apply(Entry::PhaseDone(done(0, Phase::Yield, output(Phase::Yield))), stamp(3)).is_err());
+        assert!(
+            turn.apply(Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))), stamp(3))
+                .is_err()
+        );
+        assert!(
+            turn.apply(Entry::PhaseDone(done(0, Phase::Yield, output(Phase::Yield))), stamp(3))
+                .is_err()
+        );
     }
 
     #[test]
@@ -388,8 +408,11 @@ mod tests {
 
     #[test]
     fn a_refusal_of_the_model_is_the_end() {
-        let refused =
-            Failure { kind: ErrorKind::Invalid, reason: Reason::ModelRefused, detail: "why".into() };
+        let refused = Failure {
+            kind: ErrorKind::Invalid,
+            reason: Reason::ModelRefused,
+            detail: "why".into(),
+        };
         let Entry::Ended(end) = accepted().failed(1, refused) else { panic!("tried again") };
         assert_eq!((end.state, end.detail.as_str()), (WorkState::Failed, "why"));
     }
@@ -398,7 +421,8 @@ mod tests {
     fn a_cancel_outlives_the_phase_that_ended_after_it() {
         let mut turn = accepted();
         turn.apply(Entry::CancelRequested(Reason::CancelRequested), stamp(2)).unwrap();
-        turn.apply(Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))), stamp(3)).unwrap();
+        turn.apply(Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))), stamp(3))
+            .unwrap();
         assert!(matches!(turn.next(), Next::End(end) if end.state == WorkState::Cancelled));
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::slot::ShardTable;
 use crate::{
-    AgentId, Capability, CapabilityQuery, Class, Epoch, Incarnation, Member, ProcessName, Role, ShardId, Slot,
-    Term,
+    AgentId, Capability, CapabilityQuery, Class, Epoch, Incarnation, Member, ProcessName, Role,
+    ShardId, Slot, Term,
 };
 
 /// Versions of one leadership count up; a later leadership's are newer.
@@ -97,8 +97,10 @@ impl View {
 
     /// What leads from `older` to this view.
     pub fn since(&self, older: &Self) -> Delta {
-        let shards = self.shards.iter().filter(|(shard, place)| older.shards.get(shard) != Some(place));
-        let members = self.members.iter().filter(|(name, info)| older.members.get(*name) != Some(info));
+        let shards =
+            self.shards.iter().filter(|(shard, place)| older.shards.get(shard) != Some(place));
+        let members =
+            self.members.iter().filter(|(name, info)| older.members.get(*name) != Some(info));
         let gone = older.members.keys().filter(|name| !self.members.contains_key(*name));
         Delta {
             base: Some(older.version),
@@ -164,7 +166,10 @@ impl View {
         query: &'a CapabilityQuery,
     ) -> impl Iterator<Item = (&'a ProcessName, &'a Offer)> {
         self.members.iter().flat_map(move |(name, info)| {
-            info.offers.iter().filter(|offer| offer.capability.meets(query)).map(move |offer| (name, offer))
+            info.offers
+                .iter()
+                .filter(|offer| offer.capability.meets(query))
+                .map(move |offer| (name, offer))
         })
     }
 }

@@ -37,7 +37,9 @@ impl WorkState {
     pub fn is_final(self) -> bool {
         match self {
             Self::Succeeded | Self::Failed | Self::Cancelled | Self::DeadLettered => true,
-            Self::Accepted | Self::Running | Self::Waiting | Self::InDoubt | Self::Cancelling => false,
+            Self::Accepted | Self::Running | Self::Waiting | Self::InDoubt | Self::Cancelling => {
+                false
+            }
         }
     }
 
@@ -225,7 +227,9 @@ impl FromStr for WorkState {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
         let found = Self::ALL.iter().copied().find(|state| state.as_str() == text);
-        found.ok_or_else(|| Error::malformed("work state", text, "accepted, running, waiting, … or dead_lettered"))
+        found.ok_or_else(|| {
+            Error::malformed("work state", text, "accepted, running, waiting, … or dead_lettered")
+        })
     }
 }
 

@@ -11,6 +11,7 @@ mod error;
 mod identity;
 mod listener;
 mod refusal;
+mod sealed;
 mod spiffe;
 mod tls;
 
@@ -27,6 +28,7 @@ pub use error::Error;
 pub use identity::{Config, Identity};
 pub use listener::{Accepted, Listener, ListenerConfig};
 pub use refusal::Refusal;
+pub use sealed::sealed;
 pub use spiffe::SpiffeId;
 pub use tls::install_crypto_provider;
 

@@ -419,9 +419,8 @@ impl State {
                 let reason = why_dropped(&request.envelope);
                 leader.dropped(from, read_held(held), reason, now)
             }),
-            kind::HELD => read_message(payload).and_then(|held: Held| {
-                leader.opened(from, read_held(held), now)
-            }),
+            kind::HELD => read_message(payload)
+                .and_then(|held: Held| leader.opened(from, read_held(held), now)),
             other => Err(malformed(format!("kind {other} is not for the leader"))),
         };
         self.answer(request, answer);

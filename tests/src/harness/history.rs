@@ -162,7 +162,8 @@ mod tests {
 
     /// Two works of one agent, as they must be.
     fn sound() -> Vec<HistoryEntry> {
-        let mut entries = vec![entry(1, "accepted", "w-1", "{}"), entry(2, "accepted", "w-2", "{}")];
+        let mut entries =
+            vec![entry(1, "accepted", "w-1", "{}"), entry(2, "accepted", "w-2", "{}")];
         for work in ["w-1", "w-2"] {
             for phase in PHASES {
                 let content = format!("{{\"cycle\":0,\"phase\":\"{phase}\"}}");
@@ -236,7 +237,9 @@ mod tests {
             entries.insert(4, again);
             renumber(entries);
         });
-        assert!(repeated.contains(&Fault::Repeated { work: work(), phase: "experience".to_owned() }));
+        assert!(
+            repeated.contains(&Fault::Repeated { work: work(), phase: "experience".to_owned() })
+        );
         let missing = found(|entries| {
             entries.remove(4);
             renumber(entries);

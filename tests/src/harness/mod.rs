@@ -21,16 +21,28 @@ pub use text::Planted;
 pub use wait::{eventually, eventually_true};
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// How long anything may take that normally takes no time, on a machine that does much else.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An address that nobody listens on.
+/// An address that nobody listens on, and that no outgoing connection takes meanwhile: those have higher ports.
 ///
 /// # Panics
 /// There is none.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound address")
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Two test programs at once begin at different ports.
+    let first = u16::try_from(std::process::id() % 1_000).expect("less than 1,000") * 10;
+    let ports = (0..PORTS).map(|_| {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        PORT_MIN + first.wrapping_add(number) % PORTS
+    });
+    let mut addresses = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }
+
+/// Below those that systems give to whoever asks for any.
+const PORT_MIN: u16 = 15_000;
+const PORTS: u16 = 10_000;

@@ -10,8 +10,8 @@ use domain::entry::{Accepted, Entry, Stamp, fingerprint};
 use domain::{Lsn, Reason};
 use proto::journal;
 use proto::link::{
-    AgentRow, CancelAnswer, DedupRow, DefinitionRow, GetAnswer, ReadAgent, SubmitAnswer, WatchMode, WorkInfo,
-    WorkRow,
+    AgentRow, CancelAnswer, DedupRow, DefinitionRow, GetAnswer, ReadAgent, SubmitAnswer, WatchMode,
+    WorkInfo, WorkRow,
 };
 use store::writer::{Append, Committed, NewRow};
 
@@ -88,8 +88,11 @@ impl State {
             return Ok(None);
         }
         let shard = self.shard().clone();
-        let read =
-            ReadAgent { id: self.row, idempotency_key: submit.key.to_string(), ..ReadAgent::default() };
+        let read = ReadAgent {
+            id: self.row,
+            idempotency_key: submit.key.to_string(),
+            ..ReadAgent::default()
+        };
         let answer = shard.store.agent(&shard.database, &read).await;
         let agent = self.args.id.to_string();
         let answer = answer.map_err(|source| Error::Read { agent, source: Box::new(source) })?;
@@ -167,7 +170,13 @@ impl State {
         self.row_stored = true;
     }
 
-    pub(super) fn next_row(&mut self, entry: &Entry, work: Lsn, payload: Bytes, ts_ms: i64) -> NewRow {
+    pub(super) fn next_row(
+        &mut self,
+        entry: &Entry,
+        work: Lsn,
+        payload: Bytes,
+        ts_ms: i64,
+    ) -> NewRow {
         self.seq = self.seq.next();
         NewRow { seq: self.seq.0, work: work.0, kind: entry.kind(), ts_ms, payload }
     }
@@ -197,10 +206,15 @@ impl State {
         if self.keys.len() < KEYS_MAX {
             self.keys.insert(key, (work, hash));
         }
-        let turn = self.fold.as_ref().and_then(|fold| fold.turn(work)).ok_or("the work was just opened")?;
+        let turn = self
+            .fold
+            .as_ref()
+            .and_then(|fold| fold.turn(work))
+            .ok_or("the work was just opened")?;
         answer_submit(reply, info::of_accepted(&self.args.id, turn), false, shard.epoch);
         if call.subscription != 0 {
-            let watcher = watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
+            let watcher =
+                watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
             if watcher.mode == WatchMode::All {
                 self.send_entries(&watcher, work, &[(stamp, payload)], None);
             }

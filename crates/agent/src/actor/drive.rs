@@ -72,12 +72,20 @@ impl State {
         }
     }
 
-    fn job(&self, work: Lsn, step: StepKey, attempt: u32, definition: &domain::Definition) -> PhaseJob {
+    fn job(
+        &self,
+        work: Lsn,
+        step: StepKey,
+        attempt: u32,
+        definition: &domain::Definition,
+    ) -> PhaseJob {
         let fold = self.fold.as_ref();
         let turn = fold.and_then(|fold| fold.turn(work)).expect("the work that is driven is open");
         let accepted = turn.accepted();
         let findings = match step.phase {
-            domain::Phase::Experience => fold.map(|fold| fold.findings().map(str::to_owned).collect()),
+            domain::Phase::Experience => {
+                fold.map(|fold| fold.findings().map(str::to_owned).collect())
+            }
             domain::Phase::Action
             | domain::Phase::Intention
             | domain::Phase::Observation
@@ -263,7 +271,13 @@ impl State {
         Ok(())
     }
 
-    fn ended(&mut self, work: Lsn, turn: &Turn, shown: &[(Stamp, bytes::Bytes)], reply: Option<Reply>) {
+    fn ended(
+        &mut self,
+        work: Lsn,
+        turn: &Turn,
+        shown: &[(Stamp, bytes::Bytes)],
+        reply: Option<Reply>,
+    ) {
         let shard = self.shard().clone();
         let info = info::of_ended(&self.args.id, turn);
         metrics::ENDED.with_label_values(&[turn.state().as_str(), turn.reason().as_str()]).inc();
@@ -284,7 +298,11 @@ impl State {
     }
 
     /// Ends an open work because a client asked for it.
-    pub(super) async fn cancel(&mut self, work: Lsn, reply: Reply) -> Result<(), ActorProcessingErr> {
+    pub(super) async fn cancel(
+        &mut self,
+        work: Lsn,
+        reply: Reply,
+    ) -> Result<(), ActorProcessingErr> {
         _ = self.wake_known().await;
         let open = self.fold.as_ref().is_some_and(|fold| fold.turn(work).is_some());
         if !open || self.ending.contains(&work) {
@@ -317,7 +335,12 @@ impl State {
     /// Ends every open work: this agent failed too often to be trusted with them.
     pub(super) async fn quarantine(&mut self) -> Result<(), ActorProcessingErr> {
         self.quarantined = true;
-        self.wake_known().await?;
+        if let Err(error) = self.wake_known().await {
+            // Nothing can be appended to a journal that cannot be folded: its works stay open for an operator.
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(agent = %self.args.id, error, "the works of this agent cannot be ended");
+            return Ok(());
+        }
         let open: Vec<Lsn> = self.fold.iter().flat_map(|fold| fold.open().map(Turn::id)).collect();
         for work in open {
             let ended = turn::ended(WorkState::DeadLettered, Reason::Quarantined);

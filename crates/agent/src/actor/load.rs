@@ -1,5 +1,7 @@
 //! Into memory and out of it: one read wakes an agent, its row is written before it goes.
 
+use std::time::Duration;
+
 use ractor::ActorProcessingErr;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -18,6 +20,7 @@ use crate::{Error, metrics};
 /// Entries after which the row is written again, so that a fold is never long.
 const SNAPSHOT_EVERY: u64 = 200;
 const HISTORY_PAGE: u32 = 200;
+const RECOVER_AGAIN: Duration = Duration::from_millis(200);
 
 impl State {
     /// Reads its row, and `key` in the same read, unless it is in memory already.
@@ -33,7 +36,11 @@ impl State {
             id: 0,
         };
         let shard = self.shard().clone();
-        let answer = shard.store.agent(&shard.database, &read).await.map_err(|source| self.unread(source))?;
+        let answer = shard
+            .store
+            .agent(&shard.database, &read)
+            .await
+            .map_err(|source| self.unread(source))?;
         self.check_owned(answer.epoch)?;
         match answer.agent {
             Some(row) => self.load(row).await?,
@@ -110,8 +117,11 @@ impl State {
         let mut from = head;
         while above < from {
             let read = ReadHistory { from: from.0, above: above.0, limit: HISTORY_PAGE };
-            let page =
-                shard.store.history(&shard.database, &read).await.map_err(|source| self.unread(source))?;
+            let page = shard
+                .store
+                .history(&shard.database, &read)
+                .await
+                .map_err(|source| self.unread(source))?;
             self.check_owned(page.epoch)?;
             let Some(last) = page.rows.last() else { break };
             from = Lsn(last.prev);
@@ -137,6 +147,18 @@ impl State {
         self.drive()
     }
 
+    /// As [`State::recover`], for an agent whose host has no row of it.
+    pub(super) async fn resume(&mut self) -> Result<(), ActorProcessingErr> {
+        match self.wake_known().await {
+            Ok(()) => self.drive(),
+            Err(error) if error.kind().is_retryable() => {
+                self.me.send_after(RECOVER_AGAIN, || AgentMessage::Resume);
+                Ok(())
+            }
+            Err(error) => Err(Box::new(error)),
+        }
+    }
+
     /// A store that does not answer is waited for; a journal that cannot be folded is a failure of this agent.
     fn recover_later(
         &self,
@@ -149,7 +171,7 @@ impl State {
         }
         tracing::warn!(agent = %self.args.id, error = &error as &dyn std::error::Error, "cannot recover yet");
         let message = move || AgentMessage::Recover(Box::new(row), permit);
-        self.me.send_after(std::time::Duration::from_millis(200), message);
+        self.me.send_after(RECOVER_AGAIN, message);
         Ok(())
     }
 
@@ -183,9 +205,11 @@ impl State {
 
     /// Writes its row because too many rows of the shard are old.
     pub(super) async fn persist(&mut self) -> Result<(), ActorProcessingErr> {
-        if self.fold.is_none() && self.wake_known().await.is_err() {
+        match self.wake_known().await {
+            Ok(()) => {}
             // The writer asks again with its next mark.
-            return Ok(());
+            Err(error) if error.kind().is_retryable() => return Ok(()),
+            Err(error) => return Err(Box::new(error)),
         }
         let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
         if self.pending.is_empty() && self.saved < head {

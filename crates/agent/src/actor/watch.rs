@@ -9,12 +9,14 @@ use ractor::ActorProcessingErr;
 use cluster::{Peer, Reply};
 use domain::entry::Stamp;
 use domain::{Class, Lsn, Reason, Slot};
-use proto::link::{Envelope, Events, LogEntry, SubmitCall, SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo};
+use proto::link::{
+    Envelope, Events, LogEntry, SubmitCall, SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo,
+};
 use proto::{journal, kind};
 
 use super::State;
-use crate::shard::{Shard, refusal};
 use crate::read;
+use crate::shard::{Shard, refusal};
 
 /// One subscription of one API server.
 #[derive(Clone, Debug)]
@@ -28,7 +30,12 @@ pub(crate) struct Watcher {
 const WATCHERS_MAX: usize = 1_024;
 
 /// What a submit that wants to be watched subscribes to.
-pub(super) fn call_of(submit: &SubmitCall, work: Lsn, slot: Slot, class: Class) -> Option<SubscribeCall> {
+pub(super) fn call_of(
+    submit: &SubmitCall,
+    work: Lsn,
+    slot: Slot,
+    class: Class,
+) -> Option<SubscribeCall> {
     (submit.subscription != 0).then(|| SubscribeCall {
         subscription: submit.subscription,
         work: work.0,
@@ -70,7 +77,8 @@ impl State {
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         if let (Some(turn), WatchMode::All) = (turn, watcher.mode) {
             let past = turn.entries().iter().filter(|(stamp, _)| call.after_seq < stamp.seq.0);
-            let past: Vec<_> = past.map(|(stamp, entry)| (*stamp, journal::encode(entry))).collect();
+            let past: Vec<_> =
+                past.map(|(stamp, entry)| (*stamp, journal::encode(entry))).collect();
             if !past.is_empty() {
                 self.send_entries(&watcher, work, &past, None);
             }
@@ -122,7 +130,11 @@ impl State {
             (WatchMode::All | WatchMode::End | WatchMode::Unspecified, _) => entries.collect(),
         };
         let subscription = watcher.subscription;
-        send(self.shard(), watcher, Events { subscription, work: work.0, entries, ended, closed: None })
+        send(
+            self.shard(),
+            watcher,
+            Events { subscription, work: work.0, entries, ended, closed: None },
+        )
     }
 }
 

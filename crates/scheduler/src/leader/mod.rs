@@ -226,7 +226,12 @@ impl Leader {
     }
 
     /// A node opened a shard; the next beat says so, too, but callers wait for it now.
-    pub(crate) fn opened(&mut self, from: &Peer, held: Held, now: Millis) -> Result<Bytes, Refusal> {
+    pub(crate) fn opened(
+        &mut self,
+        from: &Peer,
+        held: Held,
+        now: Millis,
+    ) -> Result<Bytes, Refusal> {
         let member = self.member_at(from)?;
         self.granted(&member, Some(held), now);
         Ok(Bytes::new())
@@ -236,7 +241,9 @@ impl Leader {
     fn member_at(&self, from: &Peer) -> Result<Member, Refusal> {
         let node = self.membership.nodes().find(|node| node.member().name == from.name);
         let member = node.filter(|_| from.role == Role::Node).map(|node| node.member().clone());
-        member.ok_or_else(|| refusal(Reason::NotAuthorised, format!("{from} is no member: join first")))
+        member.ok_or_else(|| {
+            refusal(Reason::NotAuthorised, format!("{from} is no member: join first"))
+        })
     }
 
     pub(crate) fn dropped(
