@@ -5,7 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use domain::{AgentId, DefinitionHash, ErrorKind, IdempotencyKey, Reason, Tenant, WorkId};
+use domain::definition::BUILT_IN_MODELS;
+use domain::{
+    AgentId, Definition, DefinitionHash, ErrorKind, IdempotencyKey, Reason, Tenant, WorkId,
+};
 use pbjson_types::Duration as WireDuration;
 use proto::convert::{self, Cursor};
 use proto::status::Failure;
@@ -117,6 +120,16 @@ pub(crate) fn count(field: &str, number: i32) -> Result<u32, Failure> {
         .map_err(|_| Failure::invalid(field, format!("{field} {number} is below 0")))
 }
 
+/// A definition whose model no node has would never run.
+pub(crate) fn known_model(definition: Definition) -> Result<Definition, Failure> {
+    if BUILT_IN_MODELS.contains(&definition.model.as_str()) {
+        return Ok(definition);
+    }
+    let (model, known) = (&definition.model, BUILT_IN_MODELS.join(" or "));
+    let text = format!("model {model:.80?} does not exist: {known} is allowed");
+    Err(Failure::invalid("definition.model", text))
+}
+
 /// The agent is of a definition that nobody applied, or of a version of it that nobody did.
 pub(crate) fn no_definition(agent: &AgentId, hash: Option<DefinitionHash>) -> Failure {
     let AgentId { tenant, name, .. } = agent;
@@ -213,6 +226,19 @@ mod tests {
         assert_eq!(page_size(200).unwrap(), 200);
         assert_eq!(page_size(-1).unwrap_err().field.as_deref(), Some("page_size"));
         assert!(page_size(201).unwrap_err().message.contains("1 to 200"));
+    }
+
+    #[test]
+    fn a_model_that_no_node_has_is_refused_with_the_known_ones() {
+        for model in BUILT_IN_MODELS {
+            let definition = Definition { model: model.to_owned(), ..Definition::postchain() };
+            assert!(known_model(definition).is_ok(), "{model}");
+        }
+        let definition = Definition { model: "oracle".to_owned(), ..Definition::postchain() };
+        let failure = known_model(definition).unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("definition.model"));
+        let text = failure.message;
+        assert!(text.contains("oracle") && text.contains("extractive or noop"), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::ShardId;
+use domain::{ErrorKind, ShardId};
 use prost::Message;
 use proto::link::WorkInfo;
 use proto::status::Failure;
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::network::Views;
+use crate::refusal;
 use crate::router::{At, Call, Router, shutting_down};
 
 /// How long one shard may hold up a list.
@@ -162,31 +163,42 @@ where
     T: Message + 'static,
 {
     /// Asks the owners of `shards`, all at once, for what comes next.
+    ///
+    /// # Errors
+    /// None of them answers: an empty page would say that there is nothing.
     pub(crate) async fn ask(
         self,
         router: &Router,
         shards: &[ShardId],
         progress: &Progress,
-    ) -> Answers<T> {
+    ) -> Result<Answers<T>, Failure> {
         let deadline = self.call.deadline.min(Instant::now() + SHARD_TIMEOUT);
         let list = Arc::new(Self { call: Call { deadline, ..self.call.clone() }, ..self });
         let mut asked = JoinSet::new();
-        let mut answers: BTreeMap<ShardId, Option<Part<T>>> = BTreeMap::new();
+        let mut answers: BTreeMap<ShardId, Result<Part<T>, Failure>> = BTreeMap::new();
         for shard in shards.iter().copied().filter(|shard| !progress.is_done(*shard)) {
             if ASKED_AT_ONCE_MAX <= asked.len() {
                 answers.extend(asked.join_next().await.and_then(Result::ok));
             }
             let (list, router, at) = (list.clone(), router.clone(), progress.at(shard));
-            asked.spawn(async move { (shard, list.part(&router, shard, at).await.ok()) });
+            asked.spawn(async move { (shard, list.part(&router, shard, at).await) });
         }
         while let Some(answer) = asked.join_next().await {
             answers.extend(answer.ok());
         }
-        let unreachable =
-            answers.iter().filter(|(_, part)| part.is_none()).map(|(shard, _)| *shard);
-        Answers {
-            unreachable: unreachable.collect(),
-            parts: answers.into_values().flatten().collect(),
+        let (mut parts, mut unreachable, mut last) = (Vec::new(), Vec::new(), None);
+        for (shard, answer) in answers {
+            match answer {
+                Ok(part) => parts.push(part),
+                Err(failure) => {
+                    unreachable.push(shard);
+                    last = Some(failure);
+                }
+            }
+        }
+        match last.filter(|_| parts.is_empty()) {
+            Some(failure) => Err(none_answers(unreachable.len(), failure)),
+            None => Ok(Answers { parts, unreachable }),
         }
     }
 
@@ -217,6 +229,16 @@ where
         }
         Ok(part)
     }
+}
+
+/// Every shard that was asked failed; `last` says why one of them did. What is the caller's own fault stays so.
+fn none_answers(count: usize, last: Failure) -> Failure {
+    if !last.kind.is_retryable() && last.kind != ErrorKind::Deadline {
+        return last;
+    }
+    let text = format!("none of the {count} shards that were asked answers: {}", last.message);
+    let delay = last.retry_after.unwrap_or(refusal::RETRY_AFTER);
+    Failure::new(ErrorKind::Unavailable, last.reason, text).retry_after(delay)
 }
 
 impl<T> Answers<T> {
@@ -332,8 +354,21 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(30);
         let shards = all_shards(&mut router.network().views(), deadline).await.unwrap();
         let progress = Progress::parse(token, "q").unwrap();
-        let answers = list(size, deadline).ask(&router, &shards, &progress).await;
+        let answers = list(size, deadline).ask(&router, &shards, &progress).await.unwrap();
         newest(answers, progress, "q", size)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_no_shard_answers_is_unavailable_not_empty() {
+        let owners = [("node-1", 1), ("node-2", 1)];
+        let network = FakeNetwork::new(view(1, &owners), |_, _, _| refuse(Reason::Unowned));
+        let router = Router::new(network);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let shards = [ShardId(0), ShardId(1)];
+        let failed = list(4, deadline).ask(&router, &shards, &Progress::default()).await;
+        let failure = failed.unwrap_err();
+        assert_eq!((failure.kind, failure.reason), (ErrorKind::Unavailable, Reason::Unowned));
+        assert!(failure.retry_after.is_some() && failure.message.contains("none of the 2"));
     }
 
     fn one<T>(shard: u32, items: Vec<T>, is_last: bool) -> Answers<T> {

@@ -9,7 +9,7 @@ use proto::link;
 use proto::status::Failure;
 
 /// What a caller waits when the one who refused gave no advice.
-const RETRY_AFTER: Duration = Duration::from_millis(200);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// The kind of a reason for which a request was refused.
 pub(crate) fn kind(reason: Reason) -> ErrorKind {

@@ -128,13 +128,18 @@ async fn a_control_process_without_nodes_answers_what_it_can_and_says_what_is_mi
     let unowned = works.submit(soon(submit("default/postchain/k"))).await.unwrap_err();
     assert_eq!(told(&unowned), (Code::DeadlineExceeded, Some(Reason::Unowned)), "{unowned:?}");
     let list = v1::ListRequest { tenant: "default".into(), ..Default::default() };
-    let list = works.list(list).await.unwrap().into_inner();
-    assert_eq!((list.works.len(), list.unreachable), (0, vec![0, 1, 2, 3]));
+    let unreachable = works.list(list).await.unwrap_err();
+    assert_eq!(told(&unreachable), (Code::Unavailable, Some(Reason::Unowned)), "{unreachable:?}");
+    assert!(proto::status::retry_after_of(&unreachable).is_some());
 
     let mut agents = AgentServiceClient::new(channel);
     let applied = v1::Definition { name: "support".into(), ..v1::Definition::default() };
     let apply =
         v1::ApplyDefinitionRequest { tenant: "default".into(), definition: Some(applied.clone()) };
+    let other = v1::Definition { model: "oracle".into(), ..applied.clone() };
+    let other = v1::ApplyDefinitionRequest { definition: Some(other), ..apply.clone() };
+    let refused = agents.apply_definition(other).await.unwrap_err();
+    assert_eq!(told(&refused).0, Code::InvalidArgument);
     let applied = agents.apply_definition(apply).await.unwrap().into_inner().version.unwrap();
     let list = v1::ListDefinitionsRequest { tenant: "default".into(), ..Default::default() };
     let list = agents.list_definitions(list).await.unwrap().into_inner();

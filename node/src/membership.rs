@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use cluster::beat::BeatSender;
 use cluster::{LinkEvent, Peer};
-use domain::view::View;
-use domain::{Incarnation, Reason, Role};
+use domain::view::{Version, View};
+use domain::{Incarnation, Reason, Role, Term};
 use proto::kind;
 use proto::link::{Envelope, JoinRequest, JoinResponse};
 use telemetry::Health;
@@ -35,8 +35,10 @@ impl Events {
 
 const EVENTS_MAX: usize = 1_024;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// After a join that failed; doubled with each, up to 64 times.
+const JOIN_PAUSE_MIN: Duration = Duration::from_millis(25);
 /// How often a node that is not a member tries again, and one that is looks whether it still is.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) fn channel() -> (Events, mpsc::Receiver<Event>) {
     let (sender, receiver) = mpsc::channel(EVENTS_MAX);
@@ -58,6 +60,12 @@ pub(crate) struct Membership {
 #[derive(Default)]
 struct State {
     joined: bool,
+    /// The version of the welcome: an older view does not say whether this run is a member.
+    joined_at: Version,
+    /// Not before this is the next join tried: a refusal or a flapping link must not become a storm.
+    not_before: Option<Instant>,
+    /// Joins that failed one after another.
+    failures: u32,
     /// Peers that the last view named.
     known: Vec<Peer>,
 }
@@ -131,7 +139,7 @@ impl Membership {
             self.cluster.forget(gone.clone());
         }
         state.known = known;
-        if state.joined && !view.is_live(&me) {
+        if state.joined && state.joined_at <= view.version && !view.is_live(&me) {
             tracing::warn!(%me, "this node was declared dead: it drops its shards and joins anew");
             self.agents.rejoin(me.incarnation.next());
             state.joined = false;
@@ -140,6 +148,9 @@ impl Membership {
 
     /// Asks every control replica that is linked; the leader takes this node in.
     async fn join(&self, controls: &[Peer], state: &mut State) {
+        if state.not_before.is_some_and(|not_before| Instant::now() < not_before) {
+            return;
+        }
         for control in controls.iter().filter(|control| self.cluster.is_linked(control)) {
             match self.join_at(control).await {
                 Ok(welcome) => return self.welcome(control, welcome, state),
@@ -156,6 +167,9 @@ impl Membership {
                 Err(error) => tracing::warn!(%control, %error, "cannot join yet"),
             }
         }
+        state.failures = state.failures.saturating_add(1);
+        let pause = JOIN_PAUSE_MIN * 2_u32.pow(state.failures.min(6));
+        state.not_before = Some(Instant::now() + pause);
     }
 
     async fn join_at(&self, control: &Peer) -> Result<JoinResponse, cluster::Error> {
@@ -184,8 +198,11 @@ impl Membership {
     fn welcome(&self, control: &Peer, welcome: JoinResponse, state: &mut State) {
         tracing::info!(%control, cluster = welcome.cluster_id, "joined");
         state.joined = true;
+        state.failures = 0;
+        state.not_before = None;
         self.beats.set_targets(welcome.beats);
         if let Some(view) = welcome.view {
+            state.joined_at = Version { term: Term(view.term), number: view.number };
             self.agents.view_message(control.clone(), view.encode_to_vec().into());
         }
         self.health.set_ready();

@@ -210,6 +210,20 @@ fn stamped_to_disk((stamp, entry): &(Stamp, Entry)) -> disk::Stamped {
     disk::Stamped { seq: seq.0, lsn: lsn.0, epoch: epoch.0, ts_ms, entry }
 }
 
+/// The definitions that the open works in a snapshot pin: they have to be known before it is read.
+///
+/// # Errors
+/// Damage.
+pub fn definitions_of(state: &Bytes) -> Result<Vec<DefinitionHash>, Error> {
+    const WHAT: &str = "the snapshot of an agent";
+    let snapshot =
+        disk::AgentSnapshot::decode(state.clone()).map_err(|error| damaged(WHAT, error))?;
+    let pinned = snapshot.open.iter().filter_map(|work| work.accepted.as_ref());
+    pinned
+        .map(|accepted| accepted.definition[..].try_into().map_err(|error| damaged(WHAT, error)))
+        .collect()
+}
+
 /// Reads the fold of an agent from its row: `snap_lsn` is the lsn up to which it was folded.
 ///
 /// # Errors
@@ -246,7 +260,6 @@ fn turn_from_disk(
     let first = entries.next().ok_or_else(|| damaged(WHAT, "it has no entries"))?;
     let limits = limits(&accepted.definition);
     let mut turn = Turn::accept(accepted, stamp_of(&first), limits);
-    turn.begin();
     for stamped in entries {
         let stamp = stamp_of(&stamped);
         let entry = stamped.entry.ok_or_else(|| damaged(WHAT, "an entry is empty"))?;

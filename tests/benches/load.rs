@@ -30,7 +30,16 @@ struct Counts {
 
 impl Cluster {
     pub(crate) fn start(program: &'static str, nodes: u16) -> anyhow::Result<Self> {
-        let options = Options { nodes, ..Options::default() };
+        Self::start_with(program, nodes, Vec::new())
+    }
+
+    /// `env` sets what is in the config of the roles.
+    pub(crate) fn start_with(
+        program: &'static str,
+        nodes: u16,
+        env: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
+        let options = Options { nodes, env, ..Options::default() };
         let dev = Dev::start_with(Program(program), &options);
         let mut config = client::Config::new(dev.credentials());
         config.api = vec![dev.api().to_owned()];

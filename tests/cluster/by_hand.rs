@@ -11,9 +11,6 @@ use crate::{HARBOUR, PROGRAM, result_of};
 struct Plan<'a> {
     dir: &'a Path,
     api: SocketAddr,
-    cluster: SocketAddr,
-    beat: SocketAddr,
-    store: SocketAddr,
 }
 
 impl Plan<'_> {
@@ -31,7 +28,7 @@ impl Plan<'_> {
         self.pki(&["issue", "--role", role, "--name", name]);
         let pki = pki.display();
         let config = format!(
-            "name = \"{name}\"\n{top}\n{rest}\n\
+            "{top}\n{rest}\n\
              [net]\ncertificate = \"{pki}/{name}.crt\"\nkey = \"{pki}/{name}.key\"\n\
              ca = \"{pki}/ca.crt\"\n\
              [telemetry]\nadmin = \"127.0.0.1:0\"\n"
@@ -54,7 +51,7 @@ impl Plan<'_> {
 fn processes_that_are_started_one_by_one_form_a_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let [api, cluster, beat, store] = [(); 4].map(|()| free_address());
-    let plan = Plan { dir: dir.path(), api, cluster, beat, store };
+    let plan = Plan { dir: dir.path(), api };
     plan.pki(&["init"]);
     let ann = plan.dir.join("ann");
     let issue = ["issue", "--role", "client", "--name", "ann", "--out", ann.to_str().unwrap()];
@@ -80,14 +77,14 @@ fn processes_that_are_started_one_by_one_form_a_cluster() {
     // In an order in which nobody finds whom it needs.
     let nodes = ["node-a", "node-b"].map(|name| {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let top = format!("controls = [\"{cluster}\"]");
+        let top = format!("name = \"{name}\"\ncontrols = [\"{cluster}\"]");
         plan.role("node", name, &top, &format!("{}{stores}", member(&any)))
     });
     let rest = format!(
         "{}{stores}[api]\nlisten = \"{api}\"\n[beat]\nlisten = \"{beat}\"\n[scheduler]\nshards = 4\n",
         member(&cluster)
     );
-    let control = plan.role("control", "control-1", "", &rest);
+    let control = plan.role("control", "control-1", "name = \"control-1\"", &rest);
     let storing = plan.role("store", "store-1", &top, "");
 
     let planted = Planted::new(HARBOUR, 1_024);

@@ -97,7 +97,7 @@ fn everything_listens_on_loopback_only() {
 /// The addresses that are listened on, in the kernel's own writing, by the inodes of their sockets.
 fn listeners() -> BTreeMap<String, String> {
     const LISTEN: &str = "0A";
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path));
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
     let tables: Vec<_> = tables.into_iter().flatten().collect();
     let rows = tables.iter().flat_map(|table| table.lines().skip(1));
     let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>());

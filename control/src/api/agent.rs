@@ -40,6 +40,7 @@ impl AgentService for Agents {
         let tenant = edge::tenant(&request.tenant)?;
         let missing = || Failure::invalid("definition", "the definition is missing");
         let definition = convert::definition(&request.definition.ok_or_else(missing)?)?;
+        let definition = edge::known_model(definition)?;
         let applied =
             self.scheduler.apply_definition(tenant, definition).await.map_err(Failure::from)?;
         Ok(Response::new(ApplyDefinitionResponse { version: Some(version(applied)?) }))
@@ -180,7 +181,7 @@ async fn list(
         tenant,
         agent: String::new(),
     };
-    let answers = list.ask(&desk.router, &shards, &progress).await;
+    let answers = list.ask(&desk.router, &shards, &progress).await?;
     Ok(paging::in_order(answers, progress, &query, size, number))
 }
 

@@ -168,7 +168,7 @@ async fn list(
     let shard = agent.and_then(|agent| views.borrow().as_ref()?.shard_of(&agent));
     let answers = match shard {
         Some(shard) => list.ask_one(&desk.router, shard, &progress).await?,
-        None => list.ask(&desk.router, &shards, &progress).await,
+        None => list.ask(&desk.router, &shards, &progress).await?,
     };
     let mut page = paging::newest(answers, progress, &query, size);
     page.items.iter_mut().for_each(|work| work.steps.clear());

@@ -135,6 +135,8 @@ pub(crate) struct State {
     /// Works whose end is on its way into the journal.
     ending: HashSet<Lsn>,
     hold_until: Option<Instant>,
+    /// The end of a work that waits until what is being journaled of it is folded.
+    wanted: Option<WantedEnd>,
     span: Option<(Lsn, tracing::Span)>,
     quarantined: bool,
 }
@@ -146,6 +148,13 @@ struct Running {
     step: StepKey,
     attempt: u32,
     here: bool,
+}
+
+/// A work that is to end, with the entries that end it.
+struct WantedEnd {
+    work: Lsn,
+    entries: Vec<Entry>,
+    reply: Option<Reply>,
 }
 
 /// An append whose commit is awaited.
@@ -190,6 +199,8 @@ impl Actor for AgentActor {
         message: AgentMessage,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
+        // What others want to be tidied up does not keep an agent in memory.
+        let is_use = !matches!(message, AgentMessage::Unsubscribe(_) | AgentMessage::Persist);
         match message {
             AgentMessage::Deliver(submit, permit) => state.deliver(submit, permit).await?,
             AgentMessage::Committed(result) => state.committed(result)?,
@@ -210,7 +221,7 @@ impl Actor for AgentActor {
             AgentMessage::Passivate => state.passivate(),
             AgentMessage::Quarantine => state.quarantine().await?,
         }
-        state.show();
+        state.show(is_use);
         Ok(())
     }
 }
@@ -218,6 +229,12 @@ impl Actor for AgentActor {
 impl Drop for State {
     fn drop(&mut self) {
         metrics::HOT.dec();
+        // However it ends, whoever watches is told to ask again, or would wait for ever.
+        for (work, watchers) in std::mem::take(&mut self.watchers) {
+            for watcher in watchers {
+                watch::close(&self.args.shard, &watcher, work);
+            }
+        }
     }
 }
 
@@ -242,6 +259,7 @@ impl State {
             running: None,
             ending: HashSet::new(),
             hold_until: None,
+            wanted: None,
             span: None,
             quarantined: false,
         }
@@ -258,10 +276,12 @@ impl State {
     }
 
     /// Shows the host what it may look at.
-    fn show(&self) {
+    fn show(&self, is_use: bool) {
         let glance = &self.args.glance;
         let active = u64::try_from(self.shard().started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        glance.active_ms.store(active, Ordering::Relaxed);
+        if is_use {
+            glance.active_ms.store(active, Ordering::Relaxed);
+        }
         glance.busy.store(self.is_busy(), Ordering::Relaxed);
         glance.row.store(self.row, Ordering::Relaxed);
         if let Some(fold) = &self.fold {
@@ -269,6 +289,9 @@ impl State {
             glance.last_work.store(fold.last_work.0, Ordering::Relaxed);
             let open = u32::try_from(fold.open_len()).unwrap_or(u32::MAX);
             glance.open_works.store(open, Ordering::Relaxed);
+            if let Some(turn) = fold.current() {
+                self.shard().shows(turn.id(), turn.state(), turn.reason());
+            }
         }
     }
 
@@ -345,6 +368,7 @@ impl State {
                 self.row_stored = true;
             }
         }
+        self.end_wanted();
         self.drive()
     }
 

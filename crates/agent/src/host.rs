@@ -56,6 +56,8 @@ pub(crate) enum HostMessage {
     Restart(AgentId),
     /// The row of an agent that is not in memory has to be written.
     Stale(AgentId),
+    /// The node has room to recover this agent now.
+    Recover(AgentId, Box<AgentRow>, OwnedSemaphorePermit),
 }
 
 impl ractor::Message for HostMessage {}
@@ -157,13 +159,16 @@ impl Actor for ShardHost {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             HostMessage::Incoming(incoming) => state.incoming(*incoming).await?,
-            HostMessage::Opened(opened) => state.opened(opened).await?,
+            HostMessage::Opened(opened) => state.opened(opened),
             HostMessage::Writer(event) => state.writer(event).await?,
-            HostMessage::Tick => state.tick(),
+            HostMessage::Tick => state.tick().await?,
             HostMessage::ViewChanged => state.view_changed(),
             HostMessage::Stayed(agent) => state.stayed(&agent),
             HostMessage::Settled(agent) => state.settled(&agent),
             HostMessage::Restart(agent) => state.restart(agent).await?,
+            HostMessage::Recover(agent, row, permit) => {
+                state.tell(agent, AgentMessage::Recover(row, permit)).await?;
+            }
             HostMessage::Stale(agent) => state.tell(agent, AgentMessage::Persist).await?,
         }
         Ok(())
@@ -199,14 +204,14 @@ impl Actor for ShardHost {
 }
 
 impl State {
-    async fn opened(&mut self, opened: Result<Open, Error>) -> Result<(), ActorProcessingErr> {
+    fn opened(&mut self, opened: Result<Open, Error>) {
         let Open { shard, due } = match opened {
             Ok(open) => open,
             Err(error) => {
                 tracing::warn!(shard = %self.id, error = &error as &dyn std::error::Error, "cannot open shard");
                 (self.report)(HostReport::Lost(error.reason()));
                 self.me.stop(None);
-                return Ok(());
+                return;
             }
         };
         tracing::info!(shard = %self.id, epoch = shard.epoch.0, due = due.len(), "opened shard");
@@ -220,22 +225,18 @@ impl State {
                 tracing::error!(shard = %self.id, agent = id, "an agent with unfinished work has no valid name");
                 continue;
             };
-            self.recover(id, row).await?;
+            self.recover(&shard, id, row);
         }
-        Ok(())
     }
 
     /// Lets an agent with unfinished work take it up, as soon as the node has room for one more recovery.
-    async fn recover(&mut self, id: AgentId, row: AgentRow) -> Result<(), ActorProcessingErr> {
-        let Some(shard) = self.shard.clone() else { return Ok(()) };
-        let actor = self.start(id, false).await?;
+    fn recover(&self, shard: &Arc<Shard>, id: AgentId, row: AgentRow) {
+        let (room, me) = (shard.node.recovering.clone(), self.me.clone());
         tokio::spawn(async move {
-            let permit = shard.node.recovering.clone().acquire_owned().await;
-            if let Ok(permit) = permit {
-                _ = actor.cast(AgentMessage::Recover(Box::new(row), permit));
+            if let Ok(permit) = room.acquire_owned().await {
+                _ = me.cast(HostMessage::Recover(id, Box::new(row), permit));
             }
         });
-        Ok(())
     }
 
     async fn writer(&mut self, event: Event) -> Result<(), ActorProcessingErr> {
@@ -396,16 +397,14 @@ impl State {
     }
 
     /// Ends works whose deadline passed; lets go who was idle.
-    fn tick(&mut self) {
-        let Some(shard) = self.shard.clone() else { return };
+    async fn tick(&mut self) -> Result<(), ActorProcessingErr> {
+        let Some(shard) = self.shard.clone() else { return Ok(()) };
         self.ticks += 1;
         if self.ticks.is_multiple_of(PRUNE_TICKS) {
             prune(shard.clone());
         }
         for (work, id) in shard.overdue(clock::now_ms()) {
-            if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.as_ref()) {
-                _ = actor.cast(AgentMessage::Overdue(work));
-            }
+            self.tell(id, AgentMessage::Overdue(work)).await?;
         }
         let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         for slot in self.agents.values_mut() {
@@ -420,6 +419,7 @@ impl State {
                 _ = actor.cast(AgentMessage::Passivate);
             }
         }
+        Ok(())
     }
 
     fn view_changed(&mut self) {

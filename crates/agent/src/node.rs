@@ -217,7 +217,7 @@ impl Handle {
             Applied::Gap => self.ask_for_view(from),
             Applied::Changed => {
                 let Some(view) = held.clone() else { return };
-                drop(held);
+                // Under the lock, so that views are told in their order.
                 self.changed(view);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use domain::entry::Entry;
 use domain::heads::Heads;
-use domain::{Class, Epoch, Lsn, ShardId};
+use domain::{AgentId, Class, Epoch, Lsn, ShardId};
 use proto::journal;
 use proto::link::{AgentRow, Grant, Group, LogRow, OwnerRow};
 use store::writer::{self, Opening};
@@ -56,6 +56,7 @@ pub(crate) async fn open(
         events,
     );
     let due = due(&recovery);
+    let works = open_works(&recovery);
     let opened = Opened {
         id,
         class: Class(u16::try_from(grant.class).unwrap_or(0)),
@@ -63,7 +64,21 @@ pub(crate) async fn open(
         database: grant.database,
         agent_max: recovery.agent_max,
     };
-    Ok(Open { shard: Arc::new(Shard::new(node, store, writer, opened)), due })
+    let shard = Arc::new(Shard::new(node, store, writer, opened));
+    for (work, agent) in works {
+        // Its agent is asked from now on; the deadline is known when the agent has read its journal.
+        shard.opened(work, agent, i64::MAX);
+    }
+    Ok(Open { shard, due })
+}
+
+/// Which agent has which open work.
+fn open_works(recovery: &Recovery) -> Vec<(Lsn, AgentId)> {
+    let name = |row: &AgentRow| format!("{}/{}/{}", row.tenant, row.name, row.key).parse().ok();
+    let names: BTreeMap<u64, AgentId> =
+        recovery.agents.iter().filter_map(|row| Some((row.id, name(row)?))).collect();
+    let works = recovery.open.iter();
+    works.filter_map(|work| Some((Lsn(work.id), names.get(&work.agent)?.clone()))).collect()
 }
 
 /// The agents of open works, each once.

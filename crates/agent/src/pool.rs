@@ -14,7 +14,7 @@ use ractor::factory::{
     Factory, FactoryArguments, FactoryMessage, FactoryRef, Job, JobOptions, Worker, WorkerId,
     queues, routing, worker_builder,
 };
-use ractor::{Actor, ActorCell, ActorProcessingErr};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorStatus};
 use tracing::Instrument;
 
 use domain::view::Offer;
@@ -112,7 +112,9 @@ impl Pools {
     }
 
     pub(crate) fn offers(&self, phase: Phase, modality: &str) -> bool {
-        self.0.modality == modality && self.0.pools.contains_key(&phase)
+        let pool = self.0.pools.get(&phase).filter(|_| self.0.modality == modality);
+        // A pool that ended takes no more jobs; others may offer the phase still.
+        pool.is_some_and(|pool| pool.factory.get_status() == ActorStatus::Running)
     }
 
     /// What this node announces.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use prost::Message;
 
 use cluster::{Peer, Reply};
-use domain::{AgentId, Lsn, Reason};
+use domain::{AgentId, Lsn, Reason, WorkState};
+use proto::journal;
 use proto::link::{
     AgentAnswer, AgentInfo, AgentRow, AgentsAnswer, AgentsCall, Events, HistoryAnswer, HistoryCall,
     ListAnswer, ListCall, LogEntry, LogRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, Refusal,
@@ -36,7 +37,16 @@ fn no_work(work: Lsn) -> Refusal {
     )
 }
 
-/// An ended work, from its row.
+/// Its row says that it is open although no agent here has it: its owner has not taken it up yet.
+fn not_yet(work: Lsn) -> Refusal {
+    refusal(Reason::Unowned, format!("work {work} is being recovered"))
+}
+
+fn is_final(state: u32) -> bool {
+    journal::state_from_code(state).is_some_and(WorkState::is_final)
+}
+
+/// A work as its row has it.
 pub(crate) async fn work(shard: &Shard, work: Lsn) -> Result<WorkInfo, Refusal> {
     match shard.store.work(&shard.database, work.0).await {
         Ok(Some((row, agent))) => info::of_rows(shard.class.0.into(), &row, &agent)
@@ -56,6 +66,7 @@ pub(crate) async fn get(shard: &Shard, lsn: Lsn, reply: Reply) {
 /// A cancel that came after the end: the work as it is.
 pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
     match work(shard, lsn).await {
+        Ok(info) if !is_final(info.state) => reply.refuse(not_yet(lsn)),
         Ok(info) => answer_cancel(reply, info, shard.epoch),
         Err(refusal) => reply.refuse(refusal),
     }
@@ -64,6 +75,7 @@ pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
 /// A subscription to a work that has ended.
 pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, reply: Reply) {
     match work(shard, Lsn(call.work)).await {
+        Ok(info) if !is_final(info.state) => return reply.refuse(not_yet(Lsn(call.work))),
         Ok(_) => reply.send(SubscribeAnswer {}.encode_to_vec().into()),
         Err(refusal) => return reply.refuse(refusal),
     }
@@ -91,10 +103,13 @@ async fn ended_events(
 ) -> Result<(Vec<LogEntry>, WorkInfo), Refusal> {
     let row = shard.store.work(&shard.database, call.work).await.map_err(|error| refuse(&error))?;
     let (row, agent) = row.ok_or_else(|| no_work(Lsn(call.work)))?;
+    if !is_final(row.state) {
+        return Err(not_yet(Lsn(call.work)));
+    }
     let info = info::of_rows(shard.class.0.into(), &row, &agent)
         .map_err(|error| refuse_damaged(&error))?;
     let mut entries = Vec::new();
-    let mut from = shard.writer.head_of(agent.id).map_or(agent.head, |head| head.0);
+    let mut from = head(shard, &agent).await?;
     // Its entries lie between its acceptance and the head of its agent.
     for _ in 0..PAGES_MAX {
         if from < call.work {
@@ -116,6 +131,16 @@ async fn ended_events(
     Ok((entries, info))
 }
 
+/// The last entry of an agent. The writer forgets a head once the row has it, so a row that was read before that is old.
+async fn head(shard: &Shard, row: &AgentRow) -> Result<u64, Refusal> {
+    if let Some(head) = shard.writer.head_of(row.id) {
+        return Ok(head.0);
+    }
+    let read = ReadAgent { id: row.id, ..ReadAgent::default() };
+    let answer = shard.store.agent(&shard.database, &read).await.map_err(|error| refuse(&error))?;
+    Ok(answer.agent.map_or(row.head, |row| row.head))
+}
+
 fn log_entry(row: LogRow) -> LogEntry {
     let work = if row.work == 0 { row.lsn } else { row.work };
     LogEntry {
@@ -128,7 +153,7 @@ fn log_entry(row: LogRow) -> LogEntry {
     }
 }
 
-/// The works of a tenant or of one agent, newest first. Open ones are as they are in their rows.
+/// The works of a tenant or of one agent, newest first.
 pub(crate) async fn list(shard: &Shard, call: ListCall, reply: Reply) {
     match list_works(shard, call).await {
         Ok(works) => reply.send(ListAnswer { works }.encode_to_vec().into()),
@@ -150,6 +175,11 @@ async fn list_works(shard: &Shard, call: ListCall) -> Result<Vec<WorkInfo>, Refu
         let mut info = info::of_rows(shard.class.0.into(), &work, agent)
             .map_err(|error| refuse_damaged(&error))?;
         info.steps.clear();
+        // Rows have the state of acceptance until the end; what it is now is known here.
+        if let Some((state, reason)) = shard.state_of(Lsn(work.id)) {
+            info.state = journal::state_code(state);
+            info.reason = reason.code().into();
+        }
         works.push(info);
     }
     Ok(works)
@@ -201,7 +231,7 @@ pub(crate) async fn agents(
 
 /// An agent that is not in memory: its head is the number of its newest entry.
 async fn cold(shard: &Shard, row: AgentRow) -> AgentInfo {
-    let head = shard.writer.head_of(row.id).map_or(row.head, |head| head.0);
+    let head = head(shard, &row).await.unwrap_or(row.head);
     let read = ReadHistory { from: head, above: 0, limit: 1 };
     let page = shard.store.history(&shard.database, &read).await;
     let newest = page.ok().and_then(|page| page.rows.into_iter().next());
@@ -228,7 +258,7 @@ async fn history_page(shard: &Shard, call: HistoryCall) -> Result<HistoryAnswer,
             let Some(row) = agent_row(shard, &call.agent).await?.agent else {
                 return Err(refusal(Reason::NotFound, format!("there is no agent {}", call.agent)));
             };
-            shard.writer.head_of(row.id).map_or(row.head, |head| head.0)
+            head(shard, &row).await?
         }
         below => below,
     };

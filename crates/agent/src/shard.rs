@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use domain::view::View;
-use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason, ShardId};
+use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason, ShardId, WorkState};
 use proto::kind;
 use proto::link::{DefinitionRequest, DefinitionResponse, Envelope, Refusal};
 use store::writer::WriterHandle;
@@ -64,6 +64,8 @@ pub(crate) struct Shard {
 pub(crate) struct OpenWork {
     pub agent: AgentId,
     pub deadline_ms: i64,
+    pub state: WorkState,
+    pub reason: Reason,
 }
 
 /// What [`Shard::new`] needs to know of the opening.
@@ -106,7 +108,19 @@ impl Shard {
     }
 
     pub(crate) fn opened(&self, work: Lsn, agent: AgentId, deadline_ms: i64) {
-        lock(&self.open).insert(work, OpenWork { agent, deadline_ms });
+        let (state, reason) = (WorkState::Accepted, Reason::Submitted);
+        lock(&self.open).insert(work, OpenWork { agent, deadline_ms, state, reason });
+    }
+
+    /// What an open work is now, for lists.
+    pub(crate) fn shows(&self, work: Lsn, state: WorkState, reason: Reason) {
+        if let Some(open) = lock(&self.open).get_mut(&work) {
+            (open.state, open.reason) = (state, reason);
+        }
+    }
+
+    pub(crate) fn state_of(&self, work: Lsn) -> Option<(WorkState, Reason)> {
+        lock(&self.open).get(&work).map(|open| (open.state, open.reason))
     }
 
     pub(crate) fn ended(&self, work: Lsn) {

@@ -1,7 +1,6 @@
 //! The node server of ractor_cluster as we use it: isolated, fed with our own connections only.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use domain::Incarnation;
 use ractor::{Actor, ActorCell, ActorId, ActorRef};

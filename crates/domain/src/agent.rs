@@ -37,7 +37,11 @@ impl Agent {
         findings: Vec<String>,
         open: Vec<Turn>,
     ) -> Self {
-        let open = open.into_iter().map(|turn| (turn.id(), turn)).collect();
+        let mut open: BTreeMap<Lsn, Turn> =
+            open.into_iter().map(|turn| (turn.id(), turn)).collect();
+        if let Some(turn) = open.values_mut().next() {
+            turn.begin();
+        }
         Self { seq, head, last_work, open, findings: findings.into() }
     }
 

@@ -26,6 +26,9 @@ pub struct Definition {
 /// The name of the definition that every tenant has.
 pub const POSTCHAIN: &str = "postchain";
 
+/// The models that every node has.
+pub const BUILT_IN_MODELS: [&str; 2] = ["extractive", "noop"];
+
 const INSTRUCTIONS_BYTES_MAX: usize = 64 * 1024;
 
 /// Which field of a definition is wrong, and how.

@@ -17,7 +17,7 @@ use proto::v1;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::journal::{Journal, Transition};
 use crate::leader::{Hands, Leader, Outcome, Query, load, read_held};
@@ -46,6 +46,8 @@ pub(crate) enum Message {
     BeatWritten(Term, Millis),
     /// The store says that we do not lead in this term any more.
     Deposed(Term),
+    /// A database that this program can never use, and what to do: the process has to end.
+    Unusable(String),
     Done(Term, Outcome),
     Nodes(RpcReplyPort<Vec<v1::Node>>),
     Shards(RpcReplyPort<Vec<v1::Shard>>),
@@ -95,6 +97,16 @@ pub(crate) struct State {
     /// Who waits for our end, and what has to be written before.
     shutdown: Option<RpcReplyPort<()>>,
     closing: Option<Journal>,
+    /// It gave up, and ends in a moment.
+    is_over: bool,
+    last: LastKnown,
+}
+
+/// What people are shown while nobody is known to lead: the cluster as this replica last led it.
+#[derive(Default)]
+struct LastKnown {
+    nodes: Vec<v1::Node>,
+    shards: Vec<v1::Shard>,
 }
 
 impl Actor for Scheduler {
@@ -119,6 +131,8 @@ impl Actor for Scheduler {
             waiting: VecDeque::new(),
             shutdown: None,
             closing: None,
+            is_over: false,
+            last: LastKnown::default(),
         })
     }
 
@@ -140,12 +154,15 @@ impl Actor for Scheduler {
             Message::Taken(taken) => state.taken(taken, now),
             Message::BeatWritten(term, sent) => state.beat_written(term, sent),
             Message::Deposed(term) => state.deposed(term),
+            Message::Unusable(why) => state.give_up(&why),
             Message::Done(term, outcome) => state.done(term, outcome, now),
             Message::Nodes(reply) => {
-                _ = reply.send(state.leader().map(Leader::nodes).unwrap_or_default())
+                let last = || state.last.nodes.clone();
+                _ = reply.send(state.leader().map_or_else(last, Leader::nodes));
             }
             Message::Shards(reply) => {
-                _ = reply.send(state.leader().map(Leader::shards).unwrap_or_default())
+                let last = || state.last.shards.clone();
+                _ = reply.send(state.leader().map_or_else(last, Leader::shards));
             }
             Message::Find(query, reply) => {
                 _ = reply
@@ -260,6 +277,9 @@ impl State {
         let Some(observed) = observed else { return };
         if self.term().is_none() {
             let row = observed.leader.clone().unwrap_or_default();
+            if row.name.as_ref().is_some_and(|name| *name != self.shared.me.name) {
+                self.last = LastKnown::default();
+            }
             self.know(row, observed.cluster_id);
         }
         let actions = self.leadership.observe(observed.leader.as_ref(), now);
@@ -317,7 +337,10 @@ impl State {
         let journal = match part {
             Part::Standby => return,
             Part::Loading(loading) => loading.journal,
-            Part::Leading(leader) => leader.into_journal(),
+            Part::Leading(leader) => {
+                self.last = LastKnown { nodes: leader.nodes(), shards: leader.shards() };
+                leader.into_journal()
+            }
         };
         metrics::LEADS.set(0);
         self.shared.status.send_modify(|status| {
@@ -342,6 +365,21 @@ impl State {
         if self.term() == Some(term) {
             let actions = self.leadership.deposed();
             self.carry(actions);
+        }
+    }
+
+    /// Ends, and hands the leadership over before if it is here: a newer program may stand by.
+    fn give_up(&mut self, why: &str) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        error!(why, "a database cannot be used: the scheduler ends");
+        self.waiting.clear();
+        let was_here = self.term().is_some();
+        let actions = self.leadership.resign();
+        self.carry(actions);
+        if !was_here {
+            self.inbox.stop(None);
         }
     }
 
@@ -390,6 +428,7 @@ impl State {
             .status
             .send_modify(|status| status.cluster_id = Some(leader.cluster_id().clone()));
         self.part = Part::Leading(Box::new(leader));
+        self.last = LastKnown::default();
         for (request, room) in std::mem::take(&mut self.waiting) {
             self.request(request, room, now);
         }

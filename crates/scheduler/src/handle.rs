@@ -203,17 +203,21 @@ impl Handle {
         self.shared.status.borrow().cluster_id.clone()
     }
 
-    /// Every node that is known, the dead ones too. From the store where this replica does not lead.
+    /// Every node that is known, the dead ones too. From the store where this replica does not lead; if that does not
+    /// answer, as this replica last led them.
     pub async fn nodes(&self) -> Vec<v1::Node> {
         if self.is_leading() {
             return self.ask(Message::Nodes).await.unwrap_or_default();
         }
         let answer = self.shared.read(Read::Nodes(ReadNodes {})).await;
-        let rows = answer.map(|answer| answer.nodes).unwrap_or_default();
-        rows.iter().map(|row| api_node(row, None, Vec::new())).collect()
+        match answer {
+            Ok(answer) => answer.nodes.iter().map(|row| api_node(row, None, Vec::new())).collect(),
+            Err(_) => self.ask(Message::Nodes).await.unwrap_or_default(),
+        }
     }
 
-    /// Every shard; none where this replica does not lead.
+    /// Every shard. Where this replica does not lead, as it last led them while no other leader is known; otherwise
+    /// none.
     pub async fn shards(&self) -> Vec<v1::Shard> {
         self.ask(Message::Shards).await.unwrap_or_default()
     }

@@ -29,6 +29,17 @@ pub(crate) struct Observed {
     pub(crate) cluster_id: Option<ClusterId>,
 }
 
+/// Tells the actor of a refusal that no trying again ends: a newer version of this program made the database. True if
+/// this is one.
+pub(crate) fn is_final(inbox: &Inbox, error: &store::Error) -> bool {
+    let is_final = matches!(error, store::Error::NewerSchema { .. });
+    if is_final {
+        // An actor that is gone has ended already.
+        _ = inbox.cast(Message::Unusable(error.to_string()));
+    }
+    is_final
+}
+
 /// Lets time pass for the actor, until it is gone.
 pub(crate) fn tick(tick_ms: u64, inbox: Inbox) {
     tokio::spawn(async move {
@@ -49,18 +60,19 @@ pub(crate) async fn observe(shared: Arc<Shared>, inbox: Inbox) {
         let mut backoff = Backoff::new();
         loop {
             match look(&shared).await {
-                Ok(observed) => return observed,
+                Ok(observed) => return Some(observed),
+                Err(error) if is_final(&inbox, &error) => return None,
                 Err(error) => debug!(%error, "cannot read the leader row; trying again"),
             }
             backoff.wait().await;
         }
     };
     let patience = Duration::from_millis(SILENT_MS);
-    let observed = tokio::time::timeout(patience, look).await.ok();
-    if observed.is_none() {
+    let observed = tokio::time::timeout(patience, look).await;
+    if observed.is_err() {
         warn!("cannot read the leader row: the store does not answer");
     }
-    _ = inbox.cast(Message::Observed(observed));
+    _ = inbox.cast(Message::Observed(observed.ok().flatten()));
 }
 
 async fn look(shared: &Shared) -> Result<Observed, store::Error> {

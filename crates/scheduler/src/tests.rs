@@ -1,6 +1,7 @@
 mod world;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cluster::Peer;
 use domain::{Definition, DefinitionHash, Reason, Role, ShardId};
@@ -144,6 +145,39 @@ async fn the_shards_of_a_dead_node_are_fenced_and_go_elsewhere() {
     leader.shutdown().await;
 }
 
+#[tokio::test]
+async fn a_node_whose_run_is_over_is_told_after_which_it_may_come_back() {
+    let world = World::new();
+    let leader = world.leader("control-1").await;
+    world.node_run("node-1", 7).await.join(&leader).await.unwrap();
+    let older = world.node_run("node-1", 3).await.join(&leader).await.unwrap_err();
+    assert_eq!((older.reason, older.moved_epoch), (reason(Reason::Replaced), 7));
+    world.node_run("node-1", older.moved_epoch + 1).await.join(&leader).await.unwrap();
+    eventually("it is declared dead", async || {
+        (state_of(&leader, "node-1").await?.0 == "dead").then_some(())
+    })
+    .await;
+    let dead = world.node_run("node-1", 8).await.join(&leader).await.unwrap_err();
+    assert_eq!((dead.reason, dead.moved_epoch), (reason(Reason::Replaced), 8));
+    world.node_run("node-1", dead.moved_epoch + 1).await.join(&leader).await.unwrap();
+    assert_eq!(state_of(&leader, "node-1").await.unwrap().0, "alive");
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_version_ends_the_scheduler() {
+    for database in ["shard-3", "control"] {
+        let world = World::new();
+        let leader = world.leader("control-1").await;
+        leader.shutdown().await;
+        let world = world.with_newer(database).await;
+        let older = world.scheduler("control-2").await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), older.stopped()).await;
+        assert!(ended.is_ok(), "it goes on with a newer {database}");
+        assert!(!older.is_leading());
+    }
+}
+
 async fn assert_explained(leader: &Handle, shard: u32) {
     let shard = shard.to_string();
     let (transitions, placement) = eventually("the transitions are written", async || {
@@ -214,6 +248,12 @@ async fn a_standby_takes_over_and_leaves_healthy_owners_alone() {
     })
     .await;
     assert!(world.owners().await.iter().all(|owner| owner.epoch == 1 && owner.term == 1));
+    let last = eventually("the opening is written down", async || {
+        let (transitions, _) = second.explain("shard", "0").await.unwrap();
+        transitions.last().filter(|last| last.term == 2).cloned()
+    })
+    .await;
+    assert!(last.cause.starts_with("read by a new leader"), "{}", last.cause);
     second.shutdown().await;
 }
 
@@ -256,9 +296,13 @@ async fn a_leader_without_its_store_stops_acting_and_says_so() {
     let world = World::new();
     let leader = world.leader("control-1").await;
     assert!(leader.store_check().await.reachable);
+    let nodes = world.three_nodes(&leader).await;
     world.store.close().await;
     eventually("it does not lead", async || (!leader.is_leading()).then_some(())).await;
     assert_eq!(leader.beat_answer().0, None);
+    let (known, shards) = (leader.nodes().await, leader.shards().await);
+    assert_eq!((known.len(), shards.len()), (nodes.len(), usize::from(SHARDS)));
+    assert!(shards.iter().all(|shard| shard.state == "open"), "as it last led them");
     let check = leader.store_check().await;
     assert!(!check.reachable && check.durability == "full", "{check:?}");
     leader.shutdown().await;

@@ -14,6 +14,9 @@ use super::wait::eventually;
 /// A process that was told to end has so long.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
+/// Of what it said, when a test has failed.
+pub(super) const TAIL_LINES: usize = 40;
+
 /// A running process of a test.
 #[derive(Debug)]
 pub struct Child {
@@ -63,6 +66,13 @@ impl Child {
         self.stderr.get()
     }
 
+    /// Prints the end of what it said, for whoever reads why a test failed.
+    fn tell(&self) {
+        let said = self.stderr();
+        let tail = &said[said.len().saturating_sub(TAIL_LINES)..];
+        eprintln!("--- {} (pid {}) said:\n{}", self.name, self.pid(), tail.join("\n"));
+    }
+
     /// How it ended, if it did.
     pub fn status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
@@ -88,6 +98,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
         self.stdin = None;
         if self.status().is_some() {
             return;

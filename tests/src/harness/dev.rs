@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::child::{Child, send};
+use super::child::{Child, TAIL_LINES, send};
 use super::wait::eventually;
 use super::{Metrics, Output, PATIENCE, Program};
 
@@ -18,8 +18,6 @@ use super::{Metrics, Output, PATIENCE, Program};
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Clusters of one test binary at once: each is five processes.
 const CLUSTERS_MAX: usize = 2;
-/// Of each log, when a test has failed.
-const TAIL_LINES: usize = 40;
 
 /// How to start one.
 #[derive(Clone, Debug)]
@@ -233,8 +231,7 @@ impl Dev {
 impl Drop for Dev {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let dir = self.dir();
-            tell(&mut self.child, &dir);
+            tell(&self.dir());
         }
         // A process that was stopped cannot hear that it has to end.
         let live = self.child.status().is_none();
@@ -263,7 +260,7 @@ fn ready_line(child: &mut Child, dir: &Path) -> Value {
             return serde_json::from_str(line).expect("the ready line is JSON");
         }
         if child.status().is_some() || READY_MAX < began.elapsed() {
-            tell(child, dir);
+            tell(dir);
             panic!("the cluster was not ready after {:?}", began.elapsed());
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -271,8 +268,7 @@ fn ready_line(child: &mut Child, dir: &Path) -> Value {
 }
 
 /// Prints the ends of all logs, for whoever reads why a test failed.
-fn tell(child: &mut Child, dir: &Path) {
-    eprintln!("--- dev, {:?}\n{}", child.status(), child.stderr().join("\n"));
+fn tell(dir: &Path) {
     let logs = fs::read_dir(dir.join("logs")).into_iter().flatten().flatten();
     let mut names: Vec<_> = logs.filter_map(|log| log.file_name().into_string().ok()).collect();
     names.sort();

@@ -75,14 +75,6 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- the node that was started by itself\n{}", self.log());
-        }
-    }
-}
-
 fn cluster(dev: &Dev, options: &NodeOptions) -> Value {
     let cookie = match &options.cookie {
         Some(cookie) => {

@@ -215,10 +215,11 @@ impl State {
         if call.subscription != 0 {
             let watcher =
                 watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
-            if watcher.mode == WatchMode::All {
-                self.send_entries(&watcher, work, &[(stamp, payload)], None);
+            let is_told = watcher.mode != WatchMode::All
+                || self.send_entries(&watcher, work, &[(stamp, payload)], None);
+            if is_told {
+                self.watchers.entry(work).or_default().push(watcher);
             }
-            self.watchers.entry(work).or_default().push(watcher);
         }
         if !self.queue.is_empty() {
             _ = self.me.cast(AgentMessage::AcceptNext);
@@ -260,7 +261,10 @@ impl State {
 
     /// A work as it is: an open one from memory, an ended one from its row.
     pub(super) async fn get(&mut self, work: Lsn, reply: Reply) -> Result<(), ActorProcessingErr> {
-        _ = self.wake_known().await;
+        if let Err(error) = self.wake_known().await {
+            self.refuse(reply, error.reason(), &error.to_string());
+            return Ok(());
+        }
         let shard = self.shard().clone();
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         match turn.map(|turn| info::of_turn(&self.args.id, turn)) {

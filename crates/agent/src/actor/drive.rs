@@ -1,5 +1,6 @@
 //! The turn: asks the fold what is next, journals it, and only then does it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::ActorProcessingErr;
@@ -8,24 +9,28 @@ use cluster::Reply;
 use domain::chain::Output;
 use domain::entry::{Ended, Entry, PhaseDone, Stamp, Usage};
 use domain::turn::{self, Failure, Next, Turn};
-use domain::{ErrorKind, Lsn, Reason, StepKey, WorkState};
+use domain::view::View;
+use domain::{DefinitionHash, ErrorKind, Lsn, Reason, StepKey, WorkState};
 use proto::journal;
 use proto::link::{PhaseAnswer, PhaseJob, WorkEnd};
 use store::writer::Committed;
 
-use super::{AgentMessage, Answer, Pending, Running, State};
+use super::{AgentMessage, Answer, Pending, Running, State, WantedEnd};
 use crate::dispatch::{Outcome, Target};
 use crate::{clock, info, metrics, read};
 
 impl State {
     /// Does what is next, unless something that it rests on is still on its way.
     pub(super) fn drive(&mut self) -> Result<(), ActorProcessingErr> {
+        self.snapshot_if_due();
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.current()) else {
             self.span = None;
-            self.snapshot_if_due();
             return Ok(());
         };
         let work = turn.id();
+        if turn.accepted().deadline_ms <= clock::now_ms() {
+            return self.overdue(work);
+        }
         let waits = self.running.is_some() || self.is_journaling(work);
         if waits || self.hold_until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
@@ -50,16 +55,14 @@ impl State {
     fn run(&mut self, work: Lsn, step: StepKey, attempt: u32) {
         let shard = self.shard().clone();
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
-        let Some(known) = shard.node.definitions.get(&turn.accepted().definition) else {
-            let ended = turn::ended(WorkState::DeadLettered, Reason::DefinitionMissing);
-            return self.journal(work, vec![Entry::Ended(ended)], None);
-        };
+        let hash = turn.accepted().definition;
+        let Some(known) = shard.node.definitions.get(&hash) else { return self.fetch(hash) };
         let modality = known.definition.modality.clone();
         let view = shard.node.view.load_full();
         let target = shard.node.dispatcher.target(view.as_deref(), step.phase, &modality);
         let is_waiting = turn.state() == WorkState::Waiting;
         match target {
-            Target::Nowhere if is_waiting => shard.waits(self.args.id.clone()),
+            Target::Nowhere if is_waiting => self.wait_for_offer(view.as_ref()),
             Target::Nowhere => self.journal(work, vec![Entry::Waiting(Reason::NoOffer)], None),
             Target::Later => self.again_after(Duration::from_millis(50)),
             Target::Here | Target::There(_) if is_waiting => {
@@ -69,6 +72,33 @@ impl State {
                 let job = self.job(work, step, attempt, &known.definition);
                 self.send(work, step, attempt, target, job);
             }
+        }
+    }
+
+    /// Gets a definition that was crowded out of memory, then looks again. Until the deadline: it may come from a control
+    /// replica that is away now.
+    fn fetch(&self, hash: DefinitionHash) {
+        let (shard, me) = (self.shard().clone(), self.me.clone());
+        tokio::spawn(async move {
+            if shard.definition(hash).await.is_err() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            _ = me.cast(AgentMessage::Drive);
+        });
+    }
+
+    /// Is woken by the next view; if that came while this one was looked at, looks again at once.
+    fn wait_for_offer(&self, seen: Option<&Arc<View>>) {
+        let shard = self.shard();
+        shard.waits(self.args.id.clone());
+        let now = shard.node.view.load_full();
+        let is_same = match (seen, &now) {
+            (Some(seen), Some(now)) => Arc::ptr_eq(seen, now),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if !is_same {
+            _ = self.me.cast(AgentMessage::Drive);
         }
     }
 
@@ -208,7 +238,7 @@ impl State {
     }
 
     fn step_failed(&mut self, work: Lsn, attempt: u32, failure: Failure) {
-        tracing::warn!(agent = %self.args.id, work = work.0, reason = %failure.reason, failure.detail, "a step failed");
+        tracing::warn!(agent = %self.args.id, work = work.0, attempt, reason = %failure.reason, "a step failed");
         if failure.reason == Reason::ModelUnavailable {
             let backoff = Duration::from_millis(100 << attempt.min(6));
             self.hold_until = Some(Instant::now() + backoff);
@@ -303,7 +333,10 @@ impl State {
         work: Lsn,
         reply: Reply,
     ) -> Result<(), ActorProcessingErr> {
-        _ = self.wake_known().await;
+        if let Err(error) = self.wake_known().await {
+            self.refuse(reply, error.reason(), &error.to_string());
+            return Ok(());
+        }
         let open = self.fold.as_ref().is_some_and(|fold| fold.turn(work).is_some());
         if !open || self.ending.contains(&work) {
             let shard = self.shard().clone();
@@ -317,7 +350,7 @@ impl State {
         let reason = Reason::CancelRequested;
         let ended = turn::ended(WorkState::Cancelled, reason);
         let entries = vec![Entry::CancelRequested(reason), Entry::Ended(ended)];
-        self.journal(work, entries, Some(reply));
+        self.end(WantedEnd { work, entries, reply: Some(reply) });
         Ok(())
     }
 
@@ -327,9 +360,37 @@ impl State {
         let late = turn.is_some_and(|turn| turn.accepted().deadline_ms <= clock::now_ms());
         if late && !self.ending.contains(&work) {
             let ended = turn::ended(WorkState::Failed, Reason::DeadlineExceeded);
-            self.journal(work, vec![Entry::Ended(ended)], None);
+            self.end(WantedEnd { work, entries: vec![Entry::Ended(ended)], reply: None });
         }
         Ok(())
+    }
+
+    /// Ends a work now, or once what is being journaled of it is folded: its record holds everything that it did.
+    fn end(&mut self, wanted: WantedEnd) {
+        if !self.is_journaling(wanted.work) {
+            return self.journal(wanted.work, wanted.entries, wanted.reply);
+        }
+        let earlier = self.wanted.replace(wanted);
+        if let Some(reply) = earlier.and_then(|earlier| earlier.reply) {
+            self.refuse(reply, Reason::Overloaded, "the work is being ended");
+        }
+    }
+
+    pub(super) fn end_wanted(&mut self) {
+        let work = self.wanted.as_ref().map(|wanted| wanted.work);
+        if work.is_none_or(|work| self.is_journaling(work)) {
+            return;
+        }
+        let Some(WantedEnd { work, entries, reply }) = self.wanted.take() else { return };
+        let is_open = self.fold.as_ref().is_some_and(|fold| fold.turn(work).is_some());
+        match (is_open, reply) {
+            (true, reply) => self.journal(work, entries, reply),
+            (false, Some(reply)) => {
+                let shard = self.shard().clone();
+                tokio::spawn(async move { read::cancelled(&shard, work, reply).await });
+            }
+            (false, None) => {}
+        }
     }
 
     /// Ends every open work: this agent failed too often to be trusted with them.
@@ -337,8 +398,12 @@ impl State {
         self.quarantined = true;
         if let Err(error) = self.wake_known().await {
             // Nothing can be appended to a journal that cannot be folded: its works stay open for an operator.
+            let is_retryable = error.kind().is_retryable();
             let error = &error as &dyn std::error::Error;
             tracing::error!(agent = %self.args.id, error, "the works of this agent cannot be ended");
+            if is_retryable {
+                self.me.send_after(Duration::from_secs(1), || AgentMessage::Quarantine);
+            }
             return Ok(());
         }
         let open: Vec<Lsn> = self.fold.iter().flat_map(|fold| fold.open().map(Turn::id)).collect();

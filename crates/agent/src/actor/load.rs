@@ -19,6 +19,8 @@ use crate::{Error, metrics};
 
 /// Entries after which the row is written again, so that a fold is never long.
 const SNAPSHOT_EVERY: u64 = 200;
+/// A fold that is larger is not written: one commit carries at most 8 MiB.
+const ROW_BYTES_MAX: usize = 2 << 20;
 const HISTORY_PAGE: u32 = 200;
 const RECOVER_AGAIN: Duration = Duration::from_millis(200);
 
@@ -88,6 +90,9 @@ impl State {
             }
             entries.push((Lsn(row.work), entry, stamp));
         }
+        for hash in journal::definitions_of(&row.state).map_err(damaged)? {
+            shard.definition(hash).await?;
+        }
         let limits = |hash: &DefinitionHash| shard.node.definitions.limits(hash);
         let (snap, last) = (Lsn(row.snap_lsn), Lsn(row.last_work));
         let mut fold = journal::decode_agent(row.state, snap, last, limits).map_err(damaged)?;
@@ -107,6 +112,8 @@ impl State {
         self.saved_seq = saved_seq;
         self.seq = fold.seq;
         self.fold = Some(fold);
+        // Whoever woke it, its works go on.
+        _ = self.me.cast(AgentMessage::Drive);
         Ok(())
     }
 
@@ -197,6 +204,10 @@ impl State {
             last_work: fold.last_work.0,
             state: journal::encode_agent(fold),
         };
+        if ROW_BYTES_MAX < row.state.len() {
+            // Its open works are large: the journal holds them, and the row is written when they have ended.
+            return;
+        }
         let pending = Pending::Row { head: fold.head, seq: fold.seq };
         let mut append = self.new_append();
         append.agents.push(row);
@@ -227,6 +238,10 @@ impl State {
         let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
         if self.saved < head {
             self.write_row();
+            if self.pending.is_empty() {
+                // It is too large to be written; it stays cold without its snapshot.
+                return self.me.stop(Some(Reason::Idle.to_string()));
+            }
             // The host has stopped sending; this comes round again once the row is durable.
             let me = self.me.clone();
             let writer = self.shard().writer.clone();

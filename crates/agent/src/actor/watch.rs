@@ -53,7 +53,10 @@ impl State {
         from: Peer,
         reply: Reply,
     ) -> Result<(), ActorProcessingErr> {
-        _ = self.wake_known().await;
+        if let Err(error) = self.wake_known().await {
+            self.refuse(reply, error.reason(), &error.to_string());
+            return Ok(());
+        }
         let work = Lsn(call.work);
         let is_open = self.fold.as_ref().is_some_and(|fold| fold.turn(work).is_some());
         if !is_open {
@@ -79,8 +82,9 @@ impl State {
             let past = turn.entries().iter().filter(|(stamp, _)| call.after_seq < stamp.seq.0);
             let past: Vec<_> =
                 past.map(|(stamp, entry)| (*stamp, journal::encode(entry))).collect();
-            if !past.is_empty() {
-                self.send_entries(&watcher, work, &past, None);
+            if !past.is_empty() && !self.send_entries(&watcher, work, &past, None) {
+                // It asks again from its cursor; live entries must not come before those that it lacks.
+                return;
             }
         }
         self.watchers.entry(work).or_default().push(watcher);
@@ -138,32 +142,85 @@ impl State {
     }
 }
 
-/// Casts events to a watcher. When the link has no room for them, the watcher is told to subscribe anew as soon as it has.
+/// The most that one message of events carries, unless one entry is larger.
+const EVENTS_BYTES_MAX: usize = 1 << 20;
+
+/// Casts events to a watcher, in pieces. When the link has no room for one, the watcher is told to subscribe anew as soon
+/// as it has, and the rest is not sent.
 pub(crate) fn send(shard: &Shard, watcher: &Watcher, events: Events) -> bool {
-    let (subscription, work) = (events.subscription, events.work);
-    let envelope = |events: Events| Envelope {
-        kind: kind::EVENTS,
-        payload: events.encode_to_vec().into(),
-        ..Envelope::default()
-    };
-    match shard.node.wire.cast(&watcher.peer, envelope(events)) {
-        Ok(()) => return true,
-        // The API server sees the link go down and subscribes anew by itself.
-        Err(error) if !matches!(error, cluster::Error::Overloaded { .. }) => return false,
-        Err(_) => {}
-    }
-    let closed = Some(refusal(Reason::Overloaded, "the link to the watcher is full"));
-    let events = Events { subscription, work, entries: Vec::new(), ended: None, closed };
-    let (wire, peer) = (shard.node.wire.clone(), watcher.peer.clone());
-    tokio::spawn(async move {
-        const TRIES: u32 = 200;
-        for _ in 0..TRIES {
-            tokio::time::sleep(Duration::from_millis(25)).await;
-            match wire.cast(&peer, envelope(events.clone())) {
-                Err(cluster::Error::Overloaded { .. }) => {}
-                Ok(()) | Err(_) => return,
+    let work = Lsn(events.work);
+    for piece in pieces(events) {
+        match shard.node.wire.cast(&watcher.peer, envelope(&piece)) {
+            Ok(()) => {}
+            Err(cluster::Error::Overloaded { .. } | cluster::Error::TooLarge { .. }) => {
+                close(shard, watcher, work);
+                return false;
             }
+            // The API server sees the link go down and subscribes anew by itself.
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+fn envelope(events: &Events) -> Envelope {
+    Envelope { kind: kind::EVENTS, payload: events.encode_to_vec().into(), ..Envelope::default() }
+}
+
+/// The entries in runs of at most [`EVENTS_BYTES_MAX`]; the end comes with the last.
+fn pieces(mut events: Events) -> Vec<Events> {
+    let mut runs = vec![Vec::new()];
+    let mut bytes = 0;
+    for entry in std::mem::take(&mut events.entries) {
+        let size = entry.encoded_len();
+        if EVENTS_BYTES_MAX < bytes + size && bytes != 0 {
+            runs.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        runs.last_mut().expect("one at least").push(entry);
+    }
+    let last = runs.len() - 1;
+    let (subscription, work) = (events.subscription, events.work);
+    let piece = |(index, entries)| match index == last {
+        true => Events { entries, ..events.clone() },
+        false => Events { subscription, work, entries, ended: None, closed: None },
+    };
+    runs.into_iter().enumerate().map(piece).collect()
+}
+
+/// Tells a watcher to subscribe anew, as soon as the link has room for that.
+pub(crate) fn close(shard: &Shard, watcher: &Watcher, work: Lsn) {
+    let closed = Some(refusal(Reason::Restarted, "the subscription ended: subscribe anew"));
+    let subscription = watcher.subscription;
+    let events = Events { subscription, work: work.0, entries: Vec::new(), ended: None, closed };
+    let (wire, peer) = (shard.node.wire.clone(), watcher.peer.clone());
+    let full = |result| matches!(result, Err(cluster::Error::Overloaded { .. }));
+    if !full(wire.cast(&peer, envelope(&events))) {
+        return;
+    }
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    // A link that stays full is given up by the cluster, which ends the subscription, too.
+    runtime.spawn(async move {
+        while full(wire.cast(&peer, envelope(&events))) {
+            tokio::time::sleep(Duration::from_millis(25)).await;
         }
     });
-    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_entries_go_in_pieces_and_the_end_with_the_last() {
+        let entry = LogEntry { entry: Bytes::from(vec![0; 400 << 10]), ..LogEntry::default() };
+        let ended = Some(WorkInfo::default());
+        let events =
+            Events { subscription: 7, entries: vec![entry; 5], ended, ..Events::default() };
+        let pieces = pieces(events);
+        let sizes: Vec<usize> = pieces.iter().map(|piece| piece.entries.len()).collect();
+        let ends: Vec<bool> = pieces.iter().map(|piece| piece.ended.is_some()).collect();
+        assert_eq!((sizes, ends), (vec![2, 2, 1], vec![false, false, true]));
+    }
 }

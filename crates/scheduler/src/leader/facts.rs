@@ -61,6 +61,7 @@ impl Leader {
 
     pub(super) fn map_changed(&mut self) {
         self.is_dirty = true;
+        let term = self.hands.term;
         for (shard, entry) in self.ownership.map() {
             let Some(facts) = self.shards.get_mut(&shard) else { continue };
             if !entry.is_open {
@@ -78,7 +79,12 @@ impl Leader {
                 from,
                 to: OPEN,
                 reason: Reason::ShardOpened,
-                cause: format!("said by {}", entry.member),
+                // An earlier leader granted it, and may have written down this opening already.
+                cause: if facts.owner.as_ref().is_some_and(|owner| owner.term < term) {
+                    format!("read by a new leader: said by {}", entry.member)
+                } else {
+                    format!("said by {}", entry.member)
+                },
                 epoch: entry.epoch,
                 node: entry.member.name.to_string(),
             });

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 
 use crate::actor::{Inbox, Message};
 use crate::shared::{Shared, envelope, node_peer, within};
+use crate::steps;
 
 const COMPLAINT_MS: u64 = 1_000;
 
@@ -56,7 +57,15 @@ impl Hands {
         _ = self.inbox.cast(Message::Deposed(self.term));
     }
 
+    /// Whether nothing will ever come of asking again; then the scheduler ends.
+    pub(crate) fn is_final(&self, error: &store::Error) -> bool {
+        steps::is_final(&self.inbox, error)
+    }
+
     pub(crate) fn complain(&self, shard: u32, what: &'static str, error: &store::Error) {
+        if self.is_final(error) {
+            return;
+        }
         let now = self.shared.clock.now().0.saturating_add(COMPLAINT_MS);
         let last = self.complained.load(Ordering::Relaxed);
         if now < last.saturating_add(COMPLAINT_MS) {

@@ -41,6 +41,7 @@ pub(crate) async fn load(hands: Hands) {
         match Box::pin(try_load(&hands)).await {
             Ok(Tried::Loaded(loaded)) => return hands.report(Outcome::Loaded(loaded)),
             Ok(Tried::NotLeader) => return hands.deposed(),
+            Err(error) if hands.is_final(&error) => return,
             Err(error) => {
                 warn!(%error, term = %hands.term, "the leader cannot read its databases; trying again");
                 backoff.wait().await;
@@ -147,6 +148,7 @@ async fn owner(hands: Hands, cluster_id: String, shard: PutShard) -> Option<(Sha
                 hands.complain(shard.shard, "reading an owner row", &error);
                 backoff.wait().await;
             }
+            Err(error) if hands.is_final(&error) => return None,
             Err(error) => {
                 error!(shard = shard.shard, %error, "cannot use a shard's database");
                 return None;

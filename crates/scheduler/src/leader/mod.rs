@@ -177,7 +177,11 @@ impl Leader {
         let joined = read_join(request)?;
         let member = joined.joining.member.clone();
         let effects = self.membership.joined(joined.joining.clone(), now);
-        let effects = effects.map_err(|refused| refusal(Reason::Replaced, refused.to_string()))?;
+        let effects = effects.map_err(|refused| Refusal {
+            // Whoever is still alive comes back as the run after this one.
+            moved_epoch: refused.known.0,
+            ..refusal(Reason::Replaced, refused.to_string())
+        })?;
         let is_dead =
             |effect: &membership::Effect| matches!(effect, membership::Effect::Dead { .. });
         let (replaced, rest): (Vec<_>, Vec<_>) = effects.into_iter().partition(is_dead);

@@ -57,6 +57,19 @@ impl World {
         Self { store: Arc::new(store), links: Arc::default(), _directory: directory }
     }
 
+    /// The same store, closed and opened again, after a newer program had one of its databases.
+    pub(super) async fn with_newer(self, database: &str) -> Self {
+        self.store.close().await;
+        let path = self._directory.path().join(format!("{database}.db"));
+        let file = libsql::Builder::new_local(&path).build().await.unwrap();
+        let newer = "UPDATE meta SET v = '9' WHERE k = 'schema_version'";
+        assert_eq!(file.connect().unwrap().execute(newer, ()).await.unwrap(), 1);
+        drop(file);
+        let store =
+            FileStore::open(self._directory.path(), store::EngineConfig::default()).unwrap();
+        Self { store: Arc::new(store), ..self }
+    }
+
     pub(super) async fn scheduler(&self, me: &str) -> Handle {
         let config = Config {
             shards: SHARDS,

@@ -194,6 +194,8 @@ impl Task {
         if group.mark.is_some() {
             state.rows_since_mark = group.rows.len() as u64;
             self.marked = Instant::now();
+            // Who did not write its row since it was told is told again.
+            self.told.clear();
         }
         let stale = state.heads.overflow(STALE_AGENTS_MAX);
         stale.into_iter().filter(|agent| self.told.insert(*agent)).collect()

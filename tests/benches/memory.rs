@@ -1,0 +1,94 @@
+//! What an agent costs in memory: the growth of a node's resident set over many agents that have each done one work.
+//!
+//! `cargo bench -p tests --bench memory -- --agents 100000` prints one JSON line.
+
+mod load;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::v1::open_response::Response;
+use proto::v1::{OpenWatch, SubmitRequest, work_event::Event};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use load::{Cluster, argument, round};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let agents: usize = argument("agents", 100_000);
+    // Nobody is evicted before the end is measured.
+    let env = [("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "3600000".to_owned())];
+    let cluster = Cluster::start_with(env!("CARGO_BIN_EXE_stagedoor-under-test"), 1, env.into())?;
+    let definition = proto::v1::Definition {
+        name: "bench".to_owned(),
+        model: "noop".to_owned(),
+        ..proto::v1::Definition::default()
+    };
+    let request = proto::v1::ApplyDefinitionRequest {
+        tenant: "default".to_owned(),
+        definition: Some(definition),
+    };
+    cluster.client.apply(request).await?;
+    // The first agents pay for what all share: caches, connections, the allocator's arenas.
+    let warm = agents / 10;
+    run(&cluster, 0, warm).await?;
+    let (before_kb, hot_before) = (resident_kb(&cluster)?, hot(&cluster));
+    run(&cluster, warm, warm + agents).await?;
+    let (after_kb, hot_after) = (resident_kb(&cluster)?, hot(&cluster));
+    let grown = (hot_after - hot_before).max(1.0);
+    let line = json!({
+        "bench": "memory", "agents": agents, "hot_before": hot_before, "hot_after": hot_after,
+        "resident_kb_before": before_kb, "resident_kb_after": after_kb,
+        "kb_per_hot_agent": round((after_kb - before_kb) / grown),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn hot(cluster: &Cluster) -> f64 {
+    cluster.dev.metrics("node-1").sum("stagedoor_agent_hot", &[])
+}
+
+fn resident_kb(cluster: &Cluster) -> anyhow::Result<f64> {
+    let pid = cluster.dev.pid("node-1").to_string();
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid).join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+async fn run(cluster: &Cluster, from: usize, to: usize) -> anyhow::Result<()> {
+    let (sender, mut responses) = cluster.client.open().split();
+    let room = Arc::new(Semaphore::new(1_024));
+    let turns = room.clone();
+    let submitting = tokio::spawn(async move {
+        for n in from..to {
+            turns.acquire().await?.forget();
+            let (agent, input) = (format!("default/bench/{n}"), "noop".to_owned());
+            let request = SubmitRequest { agent, input, ..SubmitRequest::default() };
+            sender.submit(n as i64, request, OpenWatch::End).await?;
+        }
+        anyhow::Ok(sender)
+    });
+    let mut open: BTreeSet<i64> = (from as i64..to as i64).collect();
+    while !open.is_empty() {
+        let response = tokio::time::timeout(Duration::from_secs(60), responses.next()).await;
+        let response =
+            response.context("no response for a minute")?.context("the stream ended")??;
+        match response.response {
+            Some(Response::Event(event)) if matches!(event.event, Some(Event::Result(_))) => {
+                open.remove(&response.tag);
+                room.add_permits(1);
+            }
+            Some(Response::Refused(refused)) => {
+                bail!("refused: {} {}", refused.reason, refused.message)
+            }
+            Some(Response::Event(_) | Response::Accepted(_)) | None => {}
+        }
+    }
+    drop(submitting.await??);
+    Ok(())
+}
