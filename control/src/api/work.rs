@@ -62,7 +62,12 @@ impl WorkService for Works {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<WatchStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        Ok(Response::new(watch(&self.desk, request.get_ref(), deadline).await?))
+        let events = watch(&self.desk, request.get_ref(), deadline).await;
+        let events = events.map_err(|failure| match request.get_ref().id.parse() {
+            Ok(id) => named(failure, id),
+            Err(_) => failure,
+        })?;
+        Ok(Response::new(events))
     }
 
     async fn cancel(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use domain::{AgentId, AgentKey, DefinitionHash, DefinitionName, IdempotencyKey, ProcessName};
 use domain::{Role, Tenant, TrustDomain, WorkId};
@@ -88,6 +89,15 @@ impl Command {
             | Self::Pki(_) => None,
         }
     }
+}
+
+/// The command as if no variable were set that is empty.
+pub(crate) fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) { arg.env(Resettable::Reset) } else { arg }
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 fn example(line: &str) -> String {
@@ -242,7 +252,10 @@ pub(crate) struct WorkArgs {
 pub(crate) enum WorkCommand {
     /// Show one work with its steps
     #[command(after_help = example("stagedoor work get w-0-2a1-3c"))]
-    Get { id: WorkId },
+    Get {
+        /// As `submit` and `work list` show it
+        id: WorkId,
+    },
     /// List works, newest first
     #[command(after_help = example("stagedoor work list --agent default/postchain/report-7"))]
     List {
@@ -250,12 +263,13 @@ pub(crate) enum WorkCommand {
         #[arg(long, value_name = "ID")]
         agent: Option<AgentId>,
         /// At most this many
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
         limit: u32,
     },
     /// Follow a work until it ends
     #[command(after_help = example("stagedoor work watch w-0-2a1-3c"))]
     Watch {
+        /// As `submit` and `work list` show it
         id: WorkId,
         /// Go on after this event
         #[arg(long, default_value = "")]
@@ -263,7 +277,10 @@ pub(crate) enum WorkCommand {
     },
     /// Ask for a work to be cancelled
     #[command(after_help = example("stagedoor work cancel w-0-2a1-3c"))]
-    Cancel { id: WorkId },
+    Cancel {
+        /// As `submit` and `work list` show it
+        id: WorkId,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -339,6 +356,7 @@ pub(crate) struct CapabilitiesArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
+    /// Of what
     pub(crate) kind: Kind,
     /// A work id, tenant/name/key of an agent, number of a shard, or name of a node
     pub(crate) id: String,
@@ -420,7 +438,7 @@ fn attribute(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, FromArgMatches};
 
     use super::*;
 
@@ -455,6 +473,35 @@ mod tests {
     }
 
     #[test]
+    fn every_argument_says_what_it_is() {
+        fn check(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                let (name, id) = (command.get_name(), arg.get_id());
+                assert!(arg.get_help().is_some(), "{name}: {id} has no help");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    #[allow(clippy::result_large_err, reason = "the error type is that of the jail")]
+    fn an_empty_variable_counts_as_none() {
+        figment::Jail::expect_with(|jail| {
+            jail.set_env("STAGEDOOR_CREDENTIALS", "");
+            jail.set_env("STAGEDOOR_API", "a:1");
+            let matches = without_empty_variables(Cli::command())
+                .try_get_matches_from(["stagedoor", "work", "list"])
+                .unwrap();
+            let cli = Cli::from_arg_matches(&matches).unwrap();
+            let connection = cli.command.connection().unwrap();
+            assert_eq!(connection.credentials, None);
+            assert_eq!(connection.api.as_deref(), Some("a:1"));
+            Ok(())
+        });
+    }
+
+    #[test]
     fn flags_of_a_group_come_before_or_after_its_command() {
         for line in [
             "stagedoor work get w-0-0ff-1 --output json --timeout 5s",
@@ -479,6 +526,8 @@ mod tests {
             "stagedoor dev --nodes 0",
             "stagedoor status --timeout 0",
             "stagedoor capabilities --attribute x",
+            "stagedoor work list --limit 0",
+            "stagedoor work list --limit 201",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

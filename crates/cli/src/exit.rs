@@ -34,11 +34,12 @@ pub(crate) struct Failure {
     what: String,
     why: Option<String>,
     remedy: Option<String>,
+    is_logged: bool,
 }
 
 impl Failure {
     fn new(exit: Exit, what: impl fmt::Display) -> Self {
-        Self { exit, what: what.to_string(), why: None, remedy: None }
+        Self { exit, what: what.to_string(), why: None, remedy: None, is_logged: false }
     }
 
     /// The caller has to change arguments or files.
@@ -59,14 +60,20 @@ impl Failure {
         Self { remedy: Some(remedy.to_string()), ..self }
     }
 
-    pub(crate) fn print(&self) {
-        eprintln!("{self}");
+    /// It is in the log already, which goes where this would be printed.
+    pub(crate) fn logged(self) -> Self {
+        Self { is_logged: true, ..self }
     }
-}
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = format!("error: {}", self.what);
+    pub(crate) fn print(&self) {
+        if !self.is_logged {
+            eprintln!("{self}");
+        }
+    }
+
+    /// What failed, why, and what to do.
+    pub(crate) fn text(&self) -> String {
+        let mut line = self.what.clone();
         if let Some(why) = &self.why {
             line += ": ";
             line += why;
@@ -76,7 +83,21 @@ impl fmt::Display for Failure {
             line += remedy;
         }
         let words: Vec<_> = line.split_whitespace().collect();
-        f.write_str(&words.join(" "))
+        words.join(" ")
+    }
+
+    /// Of a call about one of what `command` lists.
+    pub(crate) fn of_one(error: Error, command: &str) -> Self {
+        let is_missing = error.is_refusal() && error.kind() == ErrorKind::NotFound;
+        let remedy = format!("check the name; `{command}` shows what there is");
+        let failure = Self::from(error);
+        if is_missing && failure.remedy.is_some() { failure.remedy(remedy) } else { failure }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.text())
     }
 }
 
@@ -110,10 +131,16 @@ impl From<Error> for Failure {
             Error::Address { .. } => Self::usage(&error).remedy("correct --api"),
             Error::NotReached { source, .. } => {
                 let source: &(dyn StdError + 'static) = source.as_ref();
-                let why = net::Error::find(source).map_or_else(|| chain(source), |e| chain(e));
+                let found = net::Error::find(source);
+                let why = found.map_or_else(|| chain(source), |e| chain(e));
+                let is_foreign = found.is_some_and(|error| error.kind() == ErrorKind::Denied);
+                let remedy = match is_foreign {
+                    true => "name the credentials of this cluster with --credentials, or correct --api",
+                    false => "check that it runs, and --api and --credentials",
+                };
                 Self::new(Exit::NotReached, format!("cluster not reached: {error}"))
                     .why(why)
-                    .remedy("check that it runs, and --api and --credentials")
+                    .remedy(remedy)
             }
             Error::Deadline { .. } => Self::new(Exit::NotReached, &error)
                 .remedy("check that the cluster is well, or wait longer with --timeout"),
@@ -125,13 +152,15 @@ impl From<Error> for Failure {
 }
 
 fn refusal(error: &Error, reason: Option<Reason>) -> Failure {
+    let message = error.to_string();
+    let field = error.field().filter(|field| !names(&message, field));
+    let text = field.map_or_else(|| message.clone(), |field| format!("{field}: {message}"));
     let text = match reason {
-        Some(reason) => format!("refused by the cluster ({reason}): {error}"),
-        None => format!("refused by the cluster: {error}"),
+        Some(reason) => format!("refused by the cluster ({reason}): {text}"),
+        None => format!("refused by the cluster: {text}"),
     };
     let failure = Failure::new(Exit::Refused, text);
     // Many texts of the cluster name the remedy themselves.
-    let message = error.to_string();
     if message.contains("; ") || message.contains(": use ") {
         return failure;
     }
@@ -151,6 +180,12 @@ fn refusal(error: &Error, reason: Option<Reason>) -> Failure {
         }
         ErrorKind::Internal => "look into the logs of the control process",
     })
+}
+
+/// Whether a text begins with the name of a field, such as `cycles_max` of `definition.cycles_max`.
+fn names(message: &str, field: &str) -> bool {
+    let name = field.rsplit('.').next().unwrap_or(field);
+    message.starts_with(field) || message.starts_with(name)
 }
 
 #[cfg(test)]
@@ -197,6 +232,38 @@ mod tests {
         assert!(text.contains("no definition \"x\""), "{text}");
         assert!(text.contains("not_found"), "{text}");
         assert!(text.contains("stagedoor definitions"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_field_that_is_wrong() {
+        let text = |field, message: &str| {
+            Failure::from(refused(Refusal::invalid(field, message))).to_string()
+        };
+        let named = text("definition.cycles_max", "0 to 100 are allowed");
+        assert!(named.contains(": definition.cycles_max: 0 to 100 are allowed"), "{named}");
+        let once = text("input", "input is too long");
+        assert!(once.contains(": input is too long") && !once.contains("input: input"), "{once}");
+    }
+
+    #[test]
+    fn what_is_not_found_is_listed_by_the_command_of_its_kind() {
+        let failure = Failure::of_one(refused(Refusal::not_found("no node")), "stagedoor nodes");
+        assert!(failure.to_string().contains("`stagedoor nodes`"), "{failure}");
+        let failure = Failure::of_one(not_reached(), "stagedoor nodes");
+        assert!(!failure.to_string().contains("stagedoor nodes"), "{failure}");
+    }
+
+    #[test]
+    fn a_cluster_of_another_ca_is_not_the_one_of_these_credentials() {
+        let source = net::Error::WrongPeer {
+            addr: "127.0.0.1:1".to_owned(),
+            found: "spiffe://stagedoor.local/node/node-1".parse().unwrap(),
+            expected: net::Expected::any(domain::Role::Control),
+        };
+        let error =
+            Error::NotReached { addresses: vec!["127.0.0.1:1".to_owned()], source: source.into() };
+        let text = Failure::from(error).to_string();
+        assert!(text.contains("with --credentials"), "{text}");
     }
 
     #[test]

@@ -17,8 +17,8 @@ mod signal;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches};
 
 use args::{Cli, Command, Connection, RoleArgs};
 use exit::{Exit, Failure};
@@ -28,7 +28,10 @@ const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// Runs the program that the arguments of this process ask for.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut command = args::without_empty_variables(Cli::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os());
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli.map_err(|error| error.format(&mut command)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

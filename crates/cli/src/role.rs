@@ -163,6 +163,7 @@ fn parse<T: DeserializeOwned>(figment: &Figment) -> Result<T, String> {
 /// Runs a role until SIGINT, SIGTERM or, if guarded, the end of standard input.
 pub(crate) fn run<R: Role>(config: R::Config, stdin_guard: bool) -> Result<Exit, Failure> {
     let service = telemetry::Service { role: R::NAME.to_owned(), name: R::name(&config) };
+    let log_format = R::telemetry(&config).log_format;
     let guard = telemetry::init(R::telemetry(&config), &service)
         .map_err(|error| failure(error.kind(), &error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -175,9 +176,14 @@ pub(crate) fn run<R: Role>(config: R::Config, stdin_guard: bool) -> Result<Exit,
         let ended = Box::pin(R::run(config, async move { shutdown.wait().await }));
         ended.await
     });
-    if let Err(failure) = &outcome {
-        tracing::error!(error = %failure, "failed");
-    }
+    let outcome = outcome.map_err(|failure| match log_format {
+        telemetry::LogFormat::Text => failure,
+        // A collector reads nothing but its own lines.
+        telemetry::LogFormat::Json => {
+            tracing::error!(error = failure.text(), "failed");
+            failure.logged()
+        }
+    });
     runtime.shutdown_timeout(LAST_WAIT);
     guard.shutdown();
     outcome.map(|()| Exit::Ok)

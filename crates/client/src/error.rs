@@ -8,6 +8,7 @@ use std::time::Duration;
 use domain::{ErrorKind, Reason};
 use proto::v1;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -87,6 +88,13 @@ impl Error {
         let retry_after = refused.retry_delay.and_then(|delay| delay.try_into().ok());
         let status = Status::new(Code::from(refused.code), refused.message);
         Self::Refused { status: Box::new(status), reason: refused.reason.parse().ok(), retry_after }
+    }
+
+    /// The field of the request that is wrong, if the cluster named one.
+    pub fn field(&self) -> Option<String> {
+        let Self::Refused { status, .. } = self else { return None };
+        let violations = status.get_error_details().bad_request()?.field_violations.clone();
+        violations.into_iter().map(|violation| violation.field).find(|field| !field.is_empty())
     }
 
     /// What a failed attempt to connect means, once every address was tried.

@@ -10,6 +10,8 @@ use proto::v1::{
     Work, WorkEvent, open_request, open_response, work_event,
 };
 
+use tonic::Code;
+
 use crate::Error;
 
 /// Requests by tag. `P` is held by a submit until it is answered.
@@ -55,6 +57,8 @@ pub(crate) enum Heard {
     Pass,
     /// Known already, or not wanted.
     Nothing,
+    /// The cluster cannot take it just now: ask again in a while.
+    Later,
     /// The server is about to go: connect elsewhere and ask again there.
     Leave,
 }
@@ -98,6 +102,16 @@ impl<P> Ledger<P> {
         entries.into_iter().map(|(tag, entry)| request_for(*tag, &entry.stands)).collect()
     }
 
+    /// What to send for one request that was refused for now.
+    pub(crate) fn repeat(&self, tag: i64) -> Option<OpenRequest> {
+        self.entries.get(&tag).map(|entry| request_for(tag, &entry.stands))
+    }
+
+    /// A request that will not be repeated.
+    pub(crate) fn give_up(&mut self, tag: i64) {
+        self.entries.remove(&tag);
+    }
+
     pub(crate) fn hear(&mut self, response: &OpenResponse) -> Heard {
         let tag = response.tag;
         let Some(entry) = self.entries.get_mut(&tag) else { return Heard::Nothing };
@@ -106,6 +120,10 @@ impl<P> Ledger<P> {
             Some(open_response::Response::Refused(refused)) => {
                 if refused.reason == Reason::ShuttingDown.as_str() {
                     return Heard::Leave;
+                }
+                // What a call of its own would repeat; a queue that is full is the caller's to judge.
+                if Code::from(refused.code) == Code::Unavailable {
+                    return Heard::Later;
                 }
                 self.entries.remove(&tag);
                 Heard::Pass
@@ -271,6 +289,19 @@ mod unit {
         assert_eq!(ledger.hear(&refused(Reason::ShuttingDown)), Heard::Leave);
         assert_eq!(ledger.again(), [sent]);
         passes(&mut ledger, refused(Reason::QueueFull));
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn what_the_cluster_cannot_take_now_is_repeated_until_it_is_given_up() {
+        let mut ledger = Ledger::new();
+        let sent = submit(&mut ledger, 1, OpenWatch::None);
+        let reason = Reason::StoreUnavailable.to_string();
+        let refused = Refused { code: Code::Unavailable.into(), reason, ..Refused::default() };
+        let refused = response(1, open_response::Response::Refused(refused));
+        assert_eq!(ledger.hear(&refused), Heard::Later);
+        assert_eq!(ledger.repeat(1), Some(sent));
+        ledger.give_up(1);
         assert!(ledger.is_empty());
     }
 

@@ -9,6 +9,7 @@ mod call;
 mod config;
 mod error;
 mod history;
+mod later;
 mod ledger;
 mod open;
 mod pool;

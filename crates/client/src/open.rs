@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proto::v1::work_service_client::WorkServiceClient;
-use proto::v1::{OpenRequest, OpenResponse, OpenWatch, SubmitRequest};
+use proto::v1::{OpenRequest, OpenResponse, OpenWatch, SubmitRequest, open_response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +16,7 @@ use tonic::{Request, Status, Streaming};
 use tracing::Instrument;
 
 use crate::call::Limit;
+use crate::later::Later;
 use crate::ledger::{Heard, Ledger};
 use crate::pool::Link;
 use crate::retry::Patience;
@@ -60,11 +62,13 @@ impl Open {
         let (responses_in, responses) = mpsc::channel(QUEUE_LEN);
         let unanswered = Arc::new(Semaphore::new(UNANSWERED_MAX));
         let patience = Patience::new(&client.timeouts);
+        let later = Later::new(&client.timeouts);
         let driver = Driver {
             client,
             asks,
             responses: responses_in,
             ledger: Ledger::new(),
+            later,
             backlog: VecDeque::new(),
             patience,
             asking: true,
@@ -140,6 +144,7 @@ struct Driver {
     asks: mpsc::Receiver<Ask>,
     responses: mpsc::Sender<Result<OpenResponse, Error>>,
     ledger: Ledger<OwnedSemaphorePermit>,
+    later: Later,
     /// Requests that the connection has not taken yet.
     backlog: VecDeque<OpenRequest>,
     patience: Patience,
@@ -185,6 +190,7 @@ impl Driver {
 
     async fn round(&mut self) -> End {
         self.backlog = self.ledger.again().into();
+        self.later.reconnected();
         let begun = tokio::select! {
             begun = Self::begin(&self.client, &self.patience, &mut self.backlog) => begun,
             () = self.responses.closed() => return End::Done,
@@ -242,6 +248,10 @@ impl Driver {
                         place.send(request);
                     }
                 }
+                due = self.later.next() => {
+                    self.later.take(due);
+                    self.backlog.extend(self.ledger.repeat(due.1));
+                }
                 heard = receive(&responses, &mut lane.stream) => {
                     if let Some(end) = self.hear(heard, &lane).await {
                         return end;
@@ -254,7 +264,11 @@ impl Driver {
     fn take(&mut self, ask: Ask) {
         let Ask { tag, what, taken } = ask;
         let request = match what {
-            What::Submit(request, watch, permit) => self.ledger.submit(tag, request, watch, permit),
+            What::Submit(request, watch, permit) => {
+                let limit = request.timeout.and_then(|limit| Duration::try_from(limit).ok());
+                let begun = self.ledger.submit(tag, request, watch, permit);
+                begun.inspect(|_| self.later.begin(tag, limit))
+            }
             What::Cancel(id) => self.ledger.cancel(tag, id),
             What::Watch(id, cursor) => self.ledger.watch(tag, id, cursor),
         };
@@ -270,10 +284,20 @@ impl Driver {
                 self.patience.restart();
                 match self.ledger.hear(&response) {
                     Heard::Pass => {
+                        self.later.end(response.tag);
                         place.send(Ok(response));
                         return None;
                     }
-                    Heard::Nothing => return None,
+                    Heard::Later => {
+                        if !self.postpone(&response) {
+                            place.send(Ok(response));
+                        }
+                        return None;
+                    }
+                    Heard::Nothing => {
+                        self.later.end(response.tag);
+                        return None;
+                    }
                     Heard::Leave => Status::unavailable("the API server is shutting down"),
                 }
             }
@@ -282,6 +306,29 @@ impl Driver {
         };
         self.patience.lasted(lane.since);
         Some(End::Broken(self.client.failed(&lane.link, status).await))
+    }
+}
+
+impl Driver {
+    /// Whether a refused request is sent again; else its refusal is for the caller.
+    fn postpone(&mut self, response: &OpenResponse) -> bool {
+        let Some(open_response::Response::Refused(refused)) = &response.response else {
+            return false;
+        };
+        let tag = response.tag;
+        let error = Error::of_refused(refused.clone());
+        let text = error.to_string();
+        match self.later.postpone(tag, error) {
+            Ok(()) => {
+                tracing::debug!(method = "Open", error = text, "trying again");
+                true
+            }
+            Err(_) => {
+                self.later.end(tag);
+                self.ledger.give_up(tag);
+                false
+            }
+        }
     }
 }
 

@@ -12,8 +12,8 @@ use proto::status::Failure;
 use proto::v1::work_service_server::{WorkService, WorkServiceServer};
 use proto::v1::{
     CancelRequest, CancelResponse, GetRequest, GetResponse, ListRequest, ListResponse, OpenRequest,
-    OpenResponse, OpenWatch, SubmitRequest, SubmitResponse, WatchRequest, WatchResponse, Work,
-    WorkEvent, open_request, open_response, work_event,
+    OpenResponse, OpenWatch, Refused, SubmitRequest, SubmitResponse, WatchRequest, WatchResponse,
+    Work, WorkEvent, WorkState, open_request, open_response, work_event,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -119,9 +119,9 @@ impl Drop for Served {
 /// What the servers of one test share.
 #[derive(Default)]
 struct Fake {
-    /// Answers to Submit before the good one.
-    refusals: Mutex<Vec<Failure>>,
-    keys: Mutex<Vec<String>>,
+    /// Answers to submits before the good one.
+    refusals: Arc<Mutex<Vec<Failure>>>,
+    keys: Arc<Mutex<Vec<String>>>,
     cursors: Mutex<Vec<String>>,
     /// How many events a watch sends before it hangs.
     events: Mutex<usize>,
@@ -130,6 +130,8 @@ struct Fake {
 }
 
 const EVENTS: usize = 6;
+/// A work whose result is its last event.
+const ENDED: &str = "w-0-000-9";
 
 fn event(number: usize) -> WorkEvent {
     let event = match number < EVENTS {
@@ -160,7 +162,12 @@ impl WorkService for Fake {
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        Err(Failure::not_found(format!("no work {}", request.into_inner().id)).into())
+        let id = request.into_inner().id;
+        if id == ENDED {
+            let work = Work { id, state: WorkState::Succeeded.into(), ..Work::default() };
+            return Ok(Response::new(GetResponse { work: Some(work) }));
+        }
+        Err(Failure::not_found(format!("no work {id}")).into())
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
@@ -176,6 +183,9 @@ impl WorkService for Fake {
         let cursor = request.into_inner().cursor;
         self.cursors.lock().unwrap().push(cursor.clone());
         let first = cursor.parse::<usize>().map_or(1, |seen| seen + 1);
+        if EVENTS < first {
+            return Ok(Response::new(Box::pin(tokio_stream::empty())));
+        }
         let count = *self.events.lock().unwrap();
         let events = (first..=EVENTS).take(count);
         let events = tokio_stream::iter(events)
@@ -198,6 +208,7 @@ impl WorkService for Fake {
     ) -> Result<Response<Self::OpenStream>, Status> {
         let (answers, stream) = mpsc::channel(16);
         let mute = *self.mute.lock().unwrap();
+        let (refusals, keys) = (self.refusals.clone(), self.keys.clone());
         let mut requests = request.into_inner();
         tokio::spawn(async move {
             while let Ok(Some(OpenRequest { tag, request: Some(request) })) =
@@ -205,6 +216,21 @@ impl WorkService for Fake {
             {
                 let open_request::Request::Submit(submit) = request else { continue };
                 let key = submit.submit.unwrap_or_default().idempotency_key;
+                let refusal = refusals.lock().unwrap().pop();
+                keys.lock().unwrap().push(key.clone());
+                if let Some(refusal) = refusal {
+                    let refused = Refused {
+                        code: proto::status::code(refusal.kind).into(),
+                        reason: refusal.reason.to_string(),
+                        message: refusal.message,
+                        ..Refused::default()
+                    };
+                    let response = Some(open_response::Response::Refused(refused));
+                    if answers.send(Ok(OpenResponse { tag, response })).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 let accepted = open_response::Response::Accepted(work(&key));
                 let end = open_response::Response::Event(event(EVENTS));
                 for response in [accepted, end] {
@@ -335,6 +361,52 @@ async fn an_open_stream_repeats_what_was_not_answered_at_another_address() {
     }
     let all: Vec<i64> = (0..100).collect();
     assert_eq!((accepted, ended), (all.clone(), all));
+}
+
+#[tokio::test]
+async fn a_submit_on_an_open_stream_outlives_a_store_that_is_away_for_a_while() {
+    let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
+    let away = Failure::new(ErrorKind::Unavailable, domain::Reason::StoreUnavailable, "no store");
+    *fake.refusals.lock().unwrap() = vec![away.clone(), away.clone(), away];
+    let served = fixture.serve(&fake);
+    let (sender, mut receiver) = fixture.client(&[&served]).open().split();
+    sender.submit(1, SubmitRequest::default(), OpenWatch::End).await.unwrap();
+    drop(sender);
+    let mut heard = Vec::new();
+    while let Some(response) = receiver.next().await {
+        heard.push(response.unwrap().response.unwrap());
+    }
+    assert!(matches!(heard[..], [open_response::Response::Accepted(_), _]), "{heard:?}");
+    let keys = fake.keys.lock().unwrap();
+    assert!(keys.len() == 4 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_submit_on_an_open_stream_is_refused_when_its_time_is_over_or_its_queue_full() {
+    for kind in [ErrorKind::Unavailable, ErrorKind::Exhausted] {
+        let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
+        let no = Failure::new(kind, domain::Reason::QueueFull, "no");
+        *fake.refusals.lock().unwrap() = vec![no; 1000];
+        let served = fixture.serve(&fake);
+        let (sender, mut receiver) = fixture.client(&[&served]).open().split();
+        let timeout = Some(Duration::from_millis(200).into());
+        let request = SubmitRequest { timeout, ..SubmitRequest::default() };
+        sender.submit(1, request, OpenWatch::End).await.unwrap();
+        drop(sender);
+        let response = receiver.next().await.unwrap().unwrap().response.unwrap();
+        assert!(matches!(response, open_response::Response::Refused(_)), "{response:?}");
+        assert!(receiver.next().await.is_none());
+        let times = fake.keys.lock().unwrap().len();
+        assert_eq!(times == 1, kind == ErrorKind::Exhausted, "{kind:?} was sent {times} times");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_after_the_result_ends_without_an_event_and_without_an_error() {
+    let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
+    let served = fixture.serve(&fake);
+    let mut watch = fixture.client(&[&served]).watch(ENDED, &EVENTS.to_string());
+    assert!(watch.next().await.is_none());
 }
 
 #[tokio::test]

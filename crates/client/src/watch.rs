@@ -1,7 +1,7 @@
 //! The events of one work as one stream, over however many connections.
 
 use proto::v1::work_service_client::WorkServiceClient;
-use proto::v1::{WatchRequest, WatchResponse, WorkEvent, work_event};
+use proto::v1::{WatchRequest, WatchResponse, WorkEvent, WorkState, work_event};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
@@ -17,6 +17,8 @@ pub struct Watch {
     request: WatchRequest,
     stream: Option<Connected>,
     patience: Patience,
+    /// The cluster said that the work has ended, though no result came: there may be nothing after the cursor.
+    is_over: bool,
     ended: bool,
 }
 
@@ -24,16 +26,18 @@ struct Connected {
     stream: Streaming<WatchResponse>,
     link: Link,
     since: Instant,
+    is_empty: bool,
 }
 
 impl Watch {
     pub(crate) fn new(client: Client, id: &str, cursor: &str) -> Self {
         let patience = Patience::new(&client.timeouts);
         let request = WatchRequest { id: id.to_owned(), cursor: cursor.to_owned() };
-        Self { client, request, stream: None, patience, ended: false }
+        Self { client, request, stream: None, patience, is_over: false, ended: false }
     }
 
-    /// The next event; none after the last, which carries the result, and none after an error. Each event comes once,
+    /// The next event; none after the last, which carries the result, and none after an error. None at all, if the
+    /// watch began at the cursor of the last. Each event comes once,
     /// also over a broken connection: the stream is taken up at the last cursor, at another address if need be.
     pub async fn next(&mut self) -> Option<Result<WorkEvent, Error>> {
         if self.ended {
@@ -41,7 +45,11 @@ impl Watch {
         }
         loop {
             let error = match Box::pin(self.step()).await {
-                Ok(event) => return Some(Ok(self.saw(event))),
+                Ok(Some(event)) => return Some(Ok(self.saw(event))),
+                Ok(None) => {
+                    self.ended = true;
+                    return None;
+                }
                 Err(error) => error,
             };
             if let Err(error) = self.client.pause(&mut self.patience, "Watch", error).await {
@@ -63,22 +71,33 @@ impl Watch {
         event
     }
 
-    async fn step(&mut self) -> Result<WorkEvent, Error> {
+    async fn step(&mut self) -> Result<Option<WorkEvent>, Error> {
         if self.stream.is_none() {
             self.stream = Some(self.begin().await?);
         }
         let connected = self.stream.as_mut().expect("was just put there");
         let status = match connected.stream.message().await {
-            Ok(Some(WatchResponse { event: Some(event) })) => return Ok(event),
+            Ok(Some(WatchResponse { event: Some(event) })) => {
+                connected.is_empty = false;
+                return Ok(Some(event));
+            }
             Ok(Some(WatchResponse { event: None })) => {
                 return Err(Error::Answer { what: "event" });
+            }
+            Ok(None) if connected.is_empty && !self.request.cursor.is_empty() => {
+                if self.is_over {
+                    return Ok(None);
+                }
+                // A stream that begins after this one holds the result, if it is after the cursor.
+                self.is_over = has_ended(self.client.get(&self.request.id).await?.state());
+                Status::unavailable("the stream ended without an event")
             }
             Ok(None) => Status::unavailable("the stream ended before the work did"),
             Err(status) => status,
         };
-        let link = connected.link.clone();
+        let Some(connected) = self.stream.take() else { return Ok(None) };
         self.patience.lasted(connected.since);
-        self.stream = None;
+        let link = connected.link;
         Err(self.client.failed(&link, status).await)
     }
 
@@ -94,12 +113,27 @@ impl Watch {
             },
         );
         let (stream, link) = begin.await?;
-        Ok(Connected { stream, link, since: Instant::now() })
+        Ok(Connected { stream, link, since: Instant::now(), is_empty: true })
     }
 }
 
 impl std::fmt::Debug for Connected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Connected")
+    }
+}
+
+fn has_ended(state: WorkState) -> bool {
+    match state {
+        WorkState::Succeeded
+        | WorkState::Failed
+        | WorkState::Cancelled
+        | WorkState::DeadLettered => true,
+        WorkState::Unspecified
+        | WorkState::Accepted
+        | WorkState::Running
+        | WorkState::Waiting
+        | WorkState::InDoubt
+        | WorkState::Cancelling => false,
     }
 }

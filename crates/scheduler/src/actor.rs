@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use domain::leadership::{Action, LeaderRow, Leadership, Taken};
-use domain::membership::{Beat, Load};
 use domain::time::Millis;
-use domain::{Epoch, Incarnation, Member, ProcessName, Reason, ShardId, Term};
+use domain::{Epoch, ProcessName, Reason, ShardId, Term};
 use proto::kind;
 use proto::link::{Held, JoinRequest};
 use proto::v1;
@@ -23,6 +22,7 @@ use crate::journal::{Journal, Transition};
 use crate::leader::{Hands, Leader, Outcome, Query, load, read_held};
 use crate::links::{Request, malformed, overloaded, refusal};
 use crate::metrics;
+use crate::read::{read_beat, read_message, why_dropped};
 use crate::shared::{Shared, Status, envelope};
 use crate::steps;
 
@@ -507,33 +507,5 @@ impl State {
             Some(beat) => leader.beat(read_beat(pulse.from, beat), at),
             None => leader.session_lost(&pulse.from, at),
         }
-    }
-}
-
-fn read_message<T: prost::Message + Default>(
-    payload: bytes::Bytes,
-) -> Result<T, proto::link::Refusal> {
-    T::decode(payload).map_err(|error| malformed(format!("the message is damaged: {error}")))
-}
-
-/// A node names its reason in the field `step`, which means nothing else here. None is the usual one: the shard was
-/// fenced. It matters where the store lost commits: then an operator has to look, and nobody else may have the shard.
-fn why_dropped(envelope: &proto::link::Envelope) -> Reason {
-    u16::try_from(envelope.step).ok().and_then(Reason::from_code).unwrap_or(Reason::OwnerDropped)
-}
-
-fn read_beat(from: ProcessName, beat: proto::link::Beat) -> Beat {
-    let load = |load: proto::link::Load| Load {
-        capability: load.capability,
-        running: load.running,
-        queued: load.queued,
-    };
-    Beat {
-        member: Member { name: from, incarnation: Incarnation(beat.incarnation) },
-        number: beat.number,
-        held: beat.held.into_iter().map(read_held).collect(),
-        loads: beat.loads.into_iter().map(load).collect(),
-        hot_agents: beat.hot_agents,
-        runtime_silent_ms: beat.runtime_silent_ms,
     }
 }

@@ -15,6 +15,7 @@ mod journal;
 mod leader;
 mod links;
 mod metrics;
+mod read;
 mod shared;
 mod steps;
 #[cfg(test)]

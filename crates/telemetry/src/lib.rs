@@ -40,9 +40,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             log_format: LogFormat::Text,
-            // The transports below us tell every frame at `info` or `debug`.
+            // The transports below us tell every frame at `info` or `debug`, and the actor library warns of every link that
+            // ends, which our own log says better.
             log_filter:
-                "info,hyper=warn,h2=warn,tower=warn,tonic=warn,ractor=warn,ractor_cluster=warn"
+                "info,hyper=warn,h2=warn,tower=warn,tonic=warn,ractor=error,ractor_cluster=error"
                     .to_owned(),
             otlp_endpoint: None,
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

@@ -15,6 +15,9 @@ use crate::credentials::connect;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
+/// What shows the agents that there are.
+const LIST: &str = "stagedoor agents";
+
 /// `definitions`.
 pub(crate) async fn definitions(args: DefinitionsArgs) -> Result<Exit, Failure> {
     let client = connect(&args.connection)?;
@@ -56,12 +59,14 @@ pub(crate) async fn run(args: AgentsArgs) -> Result<Exit, Failure> {
     match args.command {
         None | Some(AgentsCommand::List) => list(&client, &args.owner, format).await?,
         Some(AgentsCommand::Get { id }) => {
-            output::print(format, &client.agent(&id.to_string()).await?, agent)?;
+            let found = client.agent(&id.to_string()).await;
+            output::print(format, &found.map_err(|error| Failure::of_one(error, LIST))?, agent)?;
         }
         Some(AgentsCommand::History { id, limit }) => {
             let mut history = client.history(&id.to_string(), limit);
             while let Some(read) = history.next().await {
-                output::print(format, &read?, entry)?;
+                let read = read.map_err(|error| Failure::of_one(error, LIST))?;
+                output::print(format, &read, entry)?;
             }
         }
     }
@@ -90,8 +95,13 @@ fn read(path: &Path) -> Result<Definition, Failure> {
     toml::from_str(&text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
+        let field = text.lines().nth(line - 1).and_then(|line| line.split_once('='));
+        let field = field.map(|(field, _)| field.trim());
         Failure::usage(format!("{name}, line {line}"))
-            .why(error.message())
+            .why(match field.filter(|field| !error.message().contains(*field)) {
+                Some(field) => format!("{field}: {}", error.message()),
+                None => error.message().to_owned(),
+            })
             .remedy("correct the file; `stagedoor apply --help` names the fields")
     })
 }
@@ -229,7 +239,8 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_type_is_named_with_its_line() {
         let failure = read_text("name = \"summary\"\ncycles_max = \"many\"\n").unwrap_err();
-        assert!(failure.to_string().contains("line 2"), "{failure}");
+        let text = failure.to_string();
+        assert!(text.contains("line 2") && text.contains("cycles_max"), "{text}");
     }
 
     #[test]

@@ -50,7 +50,14 @@ pub(crate) async fn why(args: WhyArgs) -> Result<Exit, Failure> {
     let kind = check(args.kind, &args.id)?;
     let client = connect(&args.connection)?;
     let request = ExplainRequest { kind: kind.to_owned(), id: args.id };
-    output::print(args.connection.output, &client.explain(request).await?, explanation)?;
+    let list = match args.kind {
+        Kind::Work => "stagedoor work list",
+        Kind::Agent => "stagedoor agents",
+        Kind::Shard => "stagedoor shards",
+        Kind::Node => "stagedoor nodes",
+    };
+    let answer = client.explain(request).await.map_err(|error| Failure::of_one(error, list))?;
+    output::print(args.connection.output, &answer, explanation)?;
     Ok(Exit::Ok)
 }
 

@@ -22,9 +22,12 @@ const INPUT_BYTES_MAX: u64 = 1 << 20;
 /// How long after a work's own deadline its end is waited for.
 const GRACE: Duration = Duration::from_secs(30);
 const PAGE_SIZE_MAX: u32 = 200;
+/// No work may take longer.
+const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
 /// `submit`.
 pub(crate) async fn submit(args: SubmitArgs) -> Result<Exit, Failure> {
+    check_timeout(args.connection.timeout)?;
     let input = input_of(&args)?;
     let client = connect(&args.connection)?;
     let tenant = args.owner.tenant.clone();
@@ -49,6 +52,15 @@ pub(crate) async fn submit(args: SubmitArgs) -> Result<Exit, Failure> {
     match timeout(time, end).await {
         Ok(end) => Ok(output::exit_of(&end?)),
         Err(_) => Err(Error::Deadline { after: time }.into()),
+    }
+}
+
+fn check_timeout(timeout: Option<Duration>) -> Result<(), Failure> {
+    match timeout.is_some_and(|timeout| TIMEOUT_MAX < timeout) {
+        true => Err(Failure::usage("--timeout of a submit is too long")
+            .why("a work has at most 24 hours")
+            .remedy("use at most 1440m")),
+        false => Ok(()),
     }
 }
 
@@ -229,6 +241,14 @@ mod tests {
         assert_eq!(failure.exit, Exit::Usage);
         let text = failure.to_string();
         assert!(text.contains("big.txt") && text.contains("1 MiB"), "{text}");
+    }
+
+    #[test]
+    fn a_work_has_at_most_a_day() {
+        assert!(check_timeout(None).is_ok() && check_timeout(Some(TIMEOUT_MAX)).is_ok());
+        let failure = check_timeout(Some(TIMEOUT_MAX + Duration::from_millis(1))).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.to_string().contains("24 hours"), "{failure}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::children::{Children, Ended, Start};
 use super::home::Home;
-use super::plan::{Plan, Process};
+use super::plan::{Plan, Process, check_api};
 use crate::exit::Failure;
 
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -80,6 +80,8 @@ struct Known<'a> {
 impl Cluster {
     /// Takes the data directory and starts every process in it.
     pub(crate) fn start(options: Options) -> Result<Self, Failure> {
+        Home::check(&options.data_dir)?;
+        check_api(options.api)?;
         let home = Home::open(&options.data_dir)?;
         let plan = Plan::make(&home, options.nodes, options.api)?;
         home.certify(plan.processes.iter().map(|process| (process.role, process.name.as_str())))?;
@@ -259,7 +261,7 @@ impl Cluster {
         let failure =
             Failure::other(format!("{} ended before the cluster was ready ({status})", ended.name));
         let failure = match last_line(&log) {
-            Some(line) => failure.why(line),
+            Some(line) => failure.why(line.trim_start_matches("error: ")),
             None => failure,
         };
         failure.remedy(format!("see {}", log.display()))
@@ -297,6 +299,18 @@ mod tests {
             shards: shards.iter().map(shard).collect(),
             ..StatusResponse::default()
         }
+    }
+
+    #[test]
+    fn an_api_address_that_is_taken_is_refused_before_anything_is_written() {
+        let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("dev");
+        let api = held.local_addr().unwrap();
+        let options = Options { data_dir: data_dir.clone(), nodes: 1, api, restart: false };
+        let failure = Cluster::start(options).map(drop).unwrap_err();
+        assert!(failure.to_string().contains(&api.to_string()), "{failure}");
+        assert!(!data_dir.exists());
     }
 
     #[test]

@@ -18,6 +18,7 @@ const VERSION: u32 = 1;
 const TRUST_DOMAIN: &str = "stagedoor.local";
 /// A certificate that ends sooner is issued again at the start.
 const RENEW_BEFORE: Duration = Duration::from_hours(14 * 24);
+const LOCK: &str = "lock";
 const COOKIE_BYTES: usize = 32;
 
 /// A data directory that is ours as long as this lives.
@@ -31,17 +32,28 @@ impl Home {
     /// Takes the directory, and makes in it what is missing.
     pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
         // Before anything is touched.
-        check_version(dir)?;
+        Self::check(dir)?;
         make_dir(dir)?;
         let dir = dir.canonicalize().map_err(|error| broken("find", dir, error))?;
         let lock = lock(&dir)?;
         let home = Self { dir, _lock: lock };
+        // First of all: with it the folder is ours, however soon this process ends.
+        write(&home.path("version"), format!("{VERSION}\n").as_bytes(), 0o600)?;
         for folder in ["ca", "certs", "config", "logs", "store", FOLDER] {
             make_dir(&home.path(folder))?;
         }
-        write(&home.path("version"), format!("{VERSION}\n").as_bytes(), 0o600)?;
         home.make_cookie()?;
         Ok(home)
+    }
+
+    /// Whether the directory could be taken. Writes nothing.
+    pub(crate) fn check(dir: &Path) -> Result<(), Failure> {
+        check_version(dir)?;
+        match File::open(dir.join(LOCK)) {
+            Ok(mut file) => take_lock(&mut file, dir),
+            // Nobody has it, or it shows in the next step.
+            Err(_) => Ok(()),
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -140,7 +152,7 @@ fn check_version(dir: &Path) -> Result<(), Failure> {
     let path = dir.join("version");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return check_empty(dir),
         // Whatever else is wrong with the directory shows in the next step, with a better text.
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Ok(()),
         Err(error) => return Err(broken("read", &path, error)),
@@ -159,9 +171,24 @@ fn check_version(dir: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Somebody else's folder is not to be filled with ours.
+fn check_empty(dir: &Path) -> Result<(), Failure> {
+    // A folder that is missing is made, and one that cannot be read shows in the next step.
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    let foreign = entries.flatten().map(|entry| entry.file_name()).find(|name| name != LOCK);
+    match foreign {
+        None => Ok(()),
+        Some(name) => {
+            Err(Failure::usage(format!("data directory {} cannot be used", dir.display()))
+                .why(format!("it has no file `version`, and holds {}", name.display()))
+                .remedy("choose an empty or a new folder with --data-dir"))
+        }
+    }
+}
+
 /// One cluster a directory. The lock goes with the process, however that ends.
 fn lock(dir: &Path) -> Result<File, Failure> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -170,23 +197,27 @@ fn lock(dir: &Path) -> Result<File, Failure> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| broken("open", &path, error))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            // The one who holds it wrote its pid; without it the refusal is as good.
-            _ = file.read_to_string(&mut pid);
-            return Err(Failure::other(format!("data directory {} is in use", dir.display()))
-                .why(format!("process {} runs a cluster in it", pid.trim()))
-                .remedy("stop that one, or choose another with --data-dir"));
-        }
-        Err(TryLockError::Error(error)) => return Err(broken("lock", &path, error)),
-    }
+    take_lock(&mut file, dir)?;
     let pid = std::process::id().to_string();
     let written =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(pid.as_bytes()));
     written.map_err(|error| broken("write", &path, error))?;
     Ok(file)
+}
+
+fn take_lock(file: &mut File, dir: &Path) -> Result<(), Failure> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // The one who holds it wrote its pid; without it the refusal is as good.
+            _ = file.read_to_string(&mut pid);
+            Err(Failure::other(format!("data directory {} is in use", dir.display()))
+                .why(format!("process {} runs a cluster in it", pid.trim()))
+                .remedy("stop that one, or choose another with --data-dir"))
+        }
+        Err(TryLockError::Error(error)) => Err(broken("lock", &dir.join(LOCK), error)),
+    }
 }
 
 /// For its owner only: keys are in it.
@@ -237,6 +268,18 @@ mod tests {
         assert_eq!(failure.exit, Exit::Usage);
         let text = failure.to_string();
         assert!(text.contains("version 2") && text.contains("--data-dir"), "{text}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_refused_and_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("letter.txt"), "dear").unwrap();
+        let failure = Home::open(dir.path()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        let text = failure.to_string();
+        assert!(text.contains(dir.path().to_str().unwrap()), "{text}");
+        assert!(text.contains("letter.txt") && text.contains("--data-dir"), "{text}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

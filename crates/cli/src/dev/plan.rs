@@ -67,15 +67,19 @@ impl Ports {
             held.push(listener);
             Ok(addr)
         };
-        let api = take(api).map_err(|error| {
-            Failure::other(format!("cannot listen on {api}"))
-                .why(error)
-                .remedy("stop whoever listens there, or choose another address with --api")
-        })?;
+        let refused = |error| cannot_listen(api, error);
+        let given = if api.port() == 0 { None } else { Some(take(api).map_err(refused)?) };
+        let mut next = rand::random_range(PORTS);
         let mut any = || {
-            take(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))
-                .map_err(|error| Failure::other("cannot find a free port").why(error))
+            for _ in PORTS {
+                next = if next + 1 < PORTS.end { next + 1 } else { PORTS.start };
+                if let Ok(addr) = take(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), next)) {
+                    return Ok(addr);
+                }
+            }
+            Err(Failure::other(format!("none of the ports {PORTS:?} of 127.0.0.1 is free")))
         };
+        let api = given.map_or_else(&mut any, Ok)?;
         Ok(Self {
             api,
             store: any()?,
@@ -85,6 +89,21 @@ impl Ports {
             admin: (0..nodes + 2).map(|_| any()).collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// Below the ports that systems give to outgoing connections: one of those could be taken between our choice and the
+/// child's listening.
+const PORTS: std::ops::Range<u16> = 18_000..32_000;
+
+/// Whether the API can listen there, before anything is written.
+pub(crate) fn check_api(api: SocketAddr) -> Result<(), Failure> {
+    TcpListener::bind(api).map(drop).map_err(|error| cannot_listen(api, error))
+}
+
+fn cannot_listen(api: SocketAddr, error: std::io::Error) -> Failure {
+    Failure::other(format!("cannot listen on {api}"))
+        .why(error)
+        .remedy("stop whoever listens there, or choose another address with --api")
 }
 
 /// What every config has.
