@@ -1,6 +1,9 @@
 //! What every bench needs: arguments, a cluster in a temporary directory, a connected client, and what the processes
 //! counted and burnt meanwhile.
 
+// Each bench uses a part of this.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -122,4 +125,10 @@ pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let index = (values.len() as f64 * share) as usize;
     values.get(index.min(values.len().saturating_sub(1))).copied().map_or(0.0, round)
+}
+
+/// One JSON document on a line of its own: what a bench is run for.
+#[allow(clippy::print_stdout)]
+pub(crate) fn print(line: &Value) {
+    println!("{line}");
 }

@@ -45,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
         "resident_kb_before": before_kb, "resident_kb_after": after_kb,
         "kb_per_hot_agent": round((after_kb - before_kb) / grown),
     });
-    println!("{line}");
+    load::print(&line);
     Ok(())
 }
 

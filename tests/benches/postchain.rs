@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
         "read_back": read_back,
     });
     line.as_object_mut().context("an object")?.extend(counted);
-    println!("{line}");
+    load::print(&line);
     Ok(())
 }
 

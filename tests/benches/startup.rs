@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         "dev_to_accepted_seconds": { "max": worst(&accepted), "p50": percentile(&mut accepted, 0.5) },
         "demo_to_first_phase_seconds": { "max": worst(&shown), "p50": percentile(&mut shown, 0.5) },
     });
-    println!("{line}");
+    load::print(&line);
     Ok(())
 }
 
