@@ -201,25 +201,28 @@ impl Actor for AgentActor {
     ) -> Result<(), ActorProcessingErr> {
         // What others want to be tidied up does not keep an agent in memory.
         let is_use = !matches!(message, AgentMessage::Unsubscribe(_) | AgentMessage::Persist);
+        // What waits is boxed: its size is paid for while it waits, not by every agent that is idle.
         match message {
-            AgentMessage::Deliver(submit, permit) => state.deliver(submit, permit).await?,
+            AgentMessage::Deliver(submit, permit) => {
+                Box::pin(state.deliver(submit, permit)).await?
+            }
             AgentMessage::Committed(result) => state.committed(result)?,
             AgentMessage::Answered(answer) => state.answered(answer)?,
-            AgentMessage::Cancel(work, reply) => state.cancel(work, reply).await?,
-            AgentMessage::Get(work, reply) => state.get(work, reply).await?,
+            AgentMessage::Cancel(work, reply) => Box::pin(state.cancel(work, reply)).await?,
+            AgentMessage::Get(work, reply) => Box::pin(state.get(work, reply)).await?,
             AgentMessage::Subscribe(call, from, reply) => {
-                state.subscribe(call, from, reply).await?
+                Box::pin(state.subscribe(call, from, reply)).await?
             }
             AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),
-            AgentMessage::Recover(row, permit) => state.recover(*row, permit).await?,
-            AgentMessage::Resume => state.resume().await?,
-            AgentMessage::AcceptNext => state.accept_next().await?,
+            AgentMessage::Recover(row, permit) => Box::pin(state.recover(*row, permit)).await?,
+            AgentMessage::Resume => Box::pin(state.resume()).await?,
+            AgentMessage::AcceptNext => Box::pin(state.accept_next()).await?,
             AgentMessage::Drive => state.drive()?,
             AgentMessage::Overdue(work) => state.overdue(work)?,
             AgentMessage::Flush => state.flush(),
-            AgentMessage::Persist => state.persist().await?,
+            AgentMessage::Persist => Box::pin(state.persist()).await?,
             AgentMessage::Passivate => state.passivate(),
-            AgentMessage::Quarantine => state.quarantine().await?,
+            AgentMessage::Quarantine => Box::pin(state.quarantine()).await?,
         }
         state.show(is_use);
         Ok(())
@@ -292,6 +295,18 @@ impl State {
             if let Some(turn) = fold.current() {
                 self.shard().shows(turn.id(), turn.state(), turn.reason());
             }
+        }
+    }
+
+    /// An agent without work keeps no room for work.
+    fn shrink(&mut self) {
+        if self.pending.is_empty() && self.queue.is_empty() {
+            self.pending.shrink_to_fit();
+            self.unsent.shrink_to_fit();
+            self.queue.shrink_to_fit();
+            self.rooms.shrink_to_fit();
+            self.watchers.shrink_to_fit();
+            self.ending.shrink_to_fit();
         }
     }
 

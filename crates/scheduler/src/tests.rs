@@ -274,7 +274,11 @@ async fn whom_a_new_leader_awaits_in_vain_is_dead() {
         owners.iter().all(|owner| owner.node != "node-1").then_some(())
     })
     .await;
-    assert_eq!(state_of(&second, "node-1").await, Some(("dead".into(), "silent".into())));
+    while_beating(&second, &[&ann, &bob], "it is known to be dead", async || {
+        let state = state_of(&second, "node-1").await?;
+        (state == ("dead".into(), "silent".into())).then_some(())
+    })
+    .await;
     second.shutdown().await;
 }
 

@@ -25,6 +25,7 @@ impl State {
         self.snapshot_if_due();
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.current()) else {
             self.span = None;
+            self.shrink();
             return Ok(());
         };
         let work = turn.id();
