@@ -23,6 +23,55 @@ async fn main() -> anyhow::Result<()> {
     // Nobody is evicted before the end is measured.
     let env = [("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "3600000".to_owned())];
     let cluster = Cluster::start_with(env!("CARGO_BIN_EXE_stagedoor-under-test"), 1, env.into())?;
+    apply(&cluster).await?;
+    // The first agents pay for what all share: caches, connections, the allocator's arenas.
+    let warm = agents / 10;
+    run(&cluster, 0, warm).await?;
+    let (before_kb, hot_before) = (resident_kb(&cluster)?, hot(&cluster));
+    run(&cluster, warm, warm + agents).await?;
+    let (after_kb, hot_after) = (resident_kb(&cluster)?, hot(&cluster));
+    let grown = (hot_after - hot_before).max(1.0);
+    drop(cluster);
+    let cold = cold(agents / 5).await?;
+    let line = json!({
+        "bench": "memory", "agents": agents, "hot_before": hot_before, "hot_after": hot_after,
+        "resident_kb_before": before_kb, "resident_kb_after": after_kb,
+        "kb_per_hot_agent": round((after_kb - before_kb) / grown), "cold": cold,
+    });
+    load::print(&line);
+    Ok(())
+}
+
+/// Agents that work and are evicted, twice as many the second time: what the second lot leaves behind in memory.
+async fn cold(agents: usize) -> anyhow::Result<serde_json::Value> {
+    let env = [("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "500".to_owned())];
+    let cluster = Cluster::start_with(env!("CARGO_BIN_EXE_stagedoor-under-test"), 1, env.into())?;
+    apply(&cluster).await?;
+    run(&cluster, 0, agents).await?;
+    evicted(&cluster).await?;
+    let before_kb = resident_kb(&cluster)?;
+    run(&cluster, agents, 3 * agents).await?;
+    evicted(&cluster).await?;
+    let after_kb = resident_kb(&cluster)?;
+    let evicted = cluster.dev.metrics("node-1").sum("stagedoor_agent_evicted_total", &[]);
+    Ok(json!({
+        "agents": 2 * agents, "evicted": evicted, "hot": hot(&cluster),
+        "resident_kb_before": before_kb, "resident_kb_after": after_kb,
+        "kb_per_cold_agent": round((after_kb - before_kb) / (2 * agents).max(1) as f64),
+    }))
+}
+
+async fn evicted(cluster: &Cluster) -> anyhow::Result<()> {
+    for _ in 0..600 {
+        if hot(cluster) == 0.0 {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bail!("agents are in memory a minute after their last work")
+}
+
+async fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     let definition = proto::v1::Definition {
         name: "bench".to_owned(),
         model: "noop".to_owned(),
@@ -33,19 +82,6 @@ async fn main() -> anyhow::Result<()> {
         definition: Some(definition),
     };
     cluster.client.apply(request).await?;
-    // The first agents pay for what all share: caches, connections, the allocator's arenas.
-    let warm = agents / 10;
-    run(&cluster, 0, warm).await?;
-    let (before_kb, hot_before) = (resident_kb(&cluster)?, hot(&cluster));
-    run(&cluster, warm, warm + agents).await?;
-    let (after_kb, hot_after) = (resident_kb(&cluster)?, hot(&cluster));
-    let grown = (hot_after - hot_before).max(1.0);
-    let line = json!({
-        "bench": "memory", "agents": agents, "hot_before": hot_before, "hot_after": hot_after,
-        "resident_kb_before": before_kb, "resident_kb_after": after_kb,
-        "kb_per_hot_agent": round((after_kb - before_kb) / grown),
-    });
-    load::print(&line);
     Ok(())
 }
 

@@ -40,6 +40,8 @@ async fn main() -> anyhow::Result<()> {
     cluster.mark()?;
     let mut done = run(&cluster, works, in_flight, agents, bytes, "run").await?;
     let counted = cluster.since_mark()?;
+    let early = counted.get("steps_begun_early").and_then(serde_json::Value::as_f64);
+    ensure!(early == Some(0.0), "steps began before the commit of the one they rest on");
     let read_back = read_back(&cluster, &done.ids).await?;
     let mut line = json!({
         "bench": "postchain", "model": model, "works": works, "in_flight": in_flight, "agents": agents,
@@ -142,5 +144,7 @@ async fn read_back(cluster: &Cluster, ids: &[String]) -> anyhow::Result<serde_js
             in_order += usize::from(ordered);
         }
     }
+    ensure!(six == ids.len(), "{} works have not six steps", ids.len() - six);
+    ensure!(in_order == ids.len(), "{} works have steps out of order", ids.len() - in_order);
     Ok(json!({ "works": ids.len(), "with_six_steps": six, "steps_in_order": in_order }))
 }
