@@ -56,3 +56,45 @@ impl Config {
 fn one() -> u32 {
     1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(controls: &[&str]) -> Config {
+        let text = r#"
+            name = "node-1"
+            controls = []
+            cluster = { cookie = "cookie" }
+            net = { certificate = "c", key = "k", ca = "ca" }
+            stores = { main = { address = "127.0.0.1:1" } }
+        "#;
+        let config: Config = toml::from_str(text).unwrap();
+        Config { controls: controls.iter().map(|text| (*text).to_owned()).collect(), ..config }
+    }
+
+    #[test]
+    fn a_control_replica_has_the_name_that_is_given_or_its_number() {
+        let controls = config(&["127.0.0.1:1", "left=host:2", "127.0.0.1:3"]).controls().unwrap();
+        let shown: Vec<_> =
+            controls.iter().map(|(peer, address)| format!("{peer} {address}")).collect();
+        let expected = [
+            "control/control-1 127.0.0.1:1",
+            "control/left host:2",
+            "control/control-3 127.0.0.1:3",
+        ];
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_control_replica_with_an_impossible_name_is_named() {
+        let error = config(&["Left=host:2"]).controls().unwrap_err();
+        assert!(error.to_string().contains("Left=host:2"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = toml::from_str::<Config>("name = \"node-1\"\nzones = 1").unwrap_err();
+        assert!(error.to_string().contains("zones"));
+    }
+}

@@ -57,7 +57,7 @@ impl AgentService for Agents {
         let found = self.scheduler.definition(tenant.clone(), name.clone(), hash).await;
         let found = found.map_err(Failure::from)?.ok_or_else(|| {
             let hash = hash.map(|hash| format!(" with hash {hash}")).unwrap_or_default();
-            let text = "store one with `stagedoor apply -f FILE`";
+            let text = "see `stagedoor definitions`, or store one with `stagedoor apply -f FILE`";
             Failure::not_found(format!(
                 "tenant {tenant} has no definition {:?}{hash}; {text}",
                 name.as_str()

@@ -1940,7 +1940,7 @@ pub mod work_event {
         /// A phase that ended.
         #[prost(message, tag = "5")]
         Phase(super::Step),
-        /// A piece of the answer.
+        /// A piece of the answer, from models that give it in pieces; the built-in ones do not.
         #[prost(message, tag = "6")]
         Text(Text),
         /// The work as it ended. The last event.

@@ -151,7 +151,8 @@ async fn list(
 ) -> Result<Exit, Failure> {
     let mut left = limit;
     let mut request = ListRequest {
-        tenant: owner.tenant.to_string(),
+        // An agent's id names its tenant.
+        tenant: agent.as_ref().map_or(&owner.tenant, |id| &id.tenant).to_string(),
         agent: agent.map(|id| id.to_string()).unwrap_or_default(),
         ..ListRequest::default()
     };
