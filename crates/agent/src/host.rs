@@ -3,12 +3,14 @@
 //!
 //! Never touches a journal itself: it opens the shard and from then on only agents write.
 
+mod prune;
+mod request;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use prost::Message;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,12 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use cluster::{Incoming, Peer, Reply};
 use domain::agent::QUEUE_MAX;
 use domain::restart::{Intensity, Verdict};
-use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn, Reason, ShardId};
-use proto::kind;
-use proto::link::{
-    AgentInfo, AgentRow, AgentsCall, CancelCall, Envelope, GetCall, Grant, HistoryCall, ListCall,
-    Prune, ReadAgent, Refusal, SubmitCall, SubscribeCall, UnsubscribeCall,
-};
+use domain::{AgentId, Lsn, Reason, ShardId};
+use proto::link::{AgentInfo, AgentRow, Envelope, Grant, ReadAgent, Refusal, SubmitCall};
 use store::Store;
 use store::writer::Event;
 
@@ -29,6 +27,9 @@ use crate::actor::{AgentActor, AgentArgs, AgentMessage, Glance, Submit};
 use crate::open::{Open, open};
 use crate::shard::{Context, Shard, refusal};
 use crate::{Error, clock, metrics, read};
+
+use prune::prune;
+use request::{Checked, Request};
 
 /// What a host tells its node.
 pub(crate) type Report = Arc<dyn Fn(HostReport) + Send + Sync>;
@@ -105,10 +106,6 @@ enum Stage {
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
-const PRUNE_CALLS_MAX: u32 = 100;
-const DAY_MS: i64 = 24 * 3_600 * 1_000;
-/// What a shard keeps of entries of finished works, at most.
-const LOG_BYTES_MAX: u64 = 2 << 30;
 /// Messages besides submits that wait for an agent that is not running.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
@@ -614,81 +611,8 @@ impl Slot {
     }
 }
 
-/// Deletes what is past its retention: entries after a day, works after seven.
-fn prune(shard: Arc<Shard>) {
-    let now_ms = clock::now_ms();
-    let prune = Prune {
-        epoch: shard.epoch.0,
-        entries_before_ms: now_ms - DAY_MS,
-        log_bytes_max: LOG_BYTES_MAX,
-        works_before_ms: now_ms - 7 * DAY_MS,
-        now_ms,
-    };
-    tokio::spawn(async move {
-        // The store deletes a bounded number of slices a call, so that commits are not kept waiting.
-        for _ in 0..PRUNE_CALLS_MAX {
-            match shard.store.prune(&shard.database, &prune).await {
-                Ok(0) => return,
-                Ok(rows) => tracing::info!(shard = %shard.id, rows, "pruned"),
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(shard = %shard.id, error, "cannot prune");
-                    return;
-                }
-            }
-        }
-    });
-}
-
 fn refuse(reply: Option<Reply>, refusal: Refusal) {
     if let Some(reply) = reply {
         reply.refuse(refusal);
-    }
-}
-
-/// The parts of a submit that have to be valid before anything is done for it.
-struct Checked {
-    agent: AgentId,
-    key: IdempotencyKey,
-    definition: DefinitionHash,
-}
-
-impl Checked {
-    fn new(call: &SubmitCall) -> Result<Self, domain::Error> {
-        Ok(Self {
-            agent: call.agent.parse()?,
-            key: call.idempotency_key.parse()?,
-            definition: DefinitionHash::try_from(&call.definition[..])?,
-        })
-    }
-}
-
-/// What is asked of a shard.
-enum Request {
-    Submit(SubmitCall),
-    Get(Lsn),
-    Cancel(Lsn),
-    Subscribe(SubscribeCall),
-    Unsubscribe(UnsubscribeCall),
-    List(ListCall),
-    Agents(AgentsCall),
-    History(HistoryCall),
-}
-
-impl Request {
-    fn parse(envelope: &Envelope) -> Result<Self, String> {
-        let payload = envelope.payload.clone();
-        let request = match envelope.kind {
-            kind::SUBMIT => SubmitCall::decode(payload).map(Self::Submit),
-            kind::GET => GetCall::decode(payload).map(|call| Self::Get(Lsn(call.work))),
-            kind::CANCEL => CancelCall::decode(payload).map(|call| Self::Cancel(Lsn(call.work))),
-            kind::SUBSCRIBE => SubscribeCall::decode(payload).map(Self::Subscribe),
-            kind::UNSUBSCRIBE => UnsubscribeCall::decode(payload).map(Self::Unsubscribe),
-            kind::LIST => ListCall::decode(payload).map(Self::List),
-            kind::AGENTS => AgentsCall::decode(payload).map(Self::Agents),
-            kind::HISTORY => HistoryCall::decode(payload).map(Self::History),
-            other => return Err(format!("messages of kind {other} are not for a shard")),
-        };
-        request.map_err(|error| format!("a message of kind {} is damaged: {error}", envelope.kind))
     }
 }

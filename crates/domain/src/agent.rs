@@ -110,6 +110,10 @@ impl Agent {
             turn.apply(entry, stamp)?;
             if turn.state().is_final() { self.open.remove(&work) } else { None }
         };
+        if self.open.is_empty() {
+            // An emptied map keeps room for eleven turns, which an idle agent does not need.
+            self.open = BTreeMap::new();
+        }
         self.seq = stamp.seq;
         self.head = stamp.lsn;
         if let Some(turn) = &ended {
