@@ -2,7 +2,7 @@
 //!
 //! One JSON object a line. `rows_found` is read back from the store after each run and must be `rows_sent`. Shards have
 //! one group in flight each, as their writers do; `writer` appends single rows, 1,024 at a time, and lets it group them.
-//! Load and store share one process here; the benches of the workspace measure them apart.
+//! Load and store share one process here: the other benches measure them apart.
 
 use std::io::Write;
 use std::path::Path;
