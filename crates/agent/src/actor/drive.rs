@@ -371,8 +371,12 @@ impl State {
         if !self.is_journaling(wanted.work) {
             return self.journal(wanted.work, wanted.entries, wanted.reply);
         }
-        let earlier = self.wanted.replace(wanted);
-        if let Some(reply) = earlier.and_then(|earlier| earlier.reply) {
+        if self.wanted.is_none() {
+            self.wanted = Some(wanted);
+            return;
+        }
+        // The first of a cancel and another end wins; who comes later asks again and is told how it ended.
+        if let Some(reply) = wanted.reply {
             self.refuse(reply, Reason::Overloaded, "the work is being ended");
         }
     }
