@@ -6,13 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::definition::BUILT_IN_MODELS;
+use domain::entry::Verdict;
+use domain::turn::RESULT_BYTES_MAX;
 use domain::{
     AgentId, Definition, DefinitionHash, ErrorKind, IdempotencyKey, Reason, Tenant, WorkId,
 };
 use pbjson_types::Duration as WireDuration;
 use proto::convert::{self, Cursor};
+use proto::journal;
+use proto::link::SignalCall;
 use proto::status::Failure;
 use proto::v1;
+use proto::v1::SignalRequest;
+use proto::v1::signal_request::{Resolution, Step};
 
 const INPUT_BYTES_MAX: usize = 1 << 20;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -130,6 +136,50 @@ pub(crate) fn known_model(definition: Definition) -> Result<Definition, Failure>
     Err(Failure::invalid("definition.model", text))
 }
 
+/// The number of a state by which works are listed; 0: all of them.
+pub(crate) fn open_state(state: i32) -> Result<u32, Failure> {
+    let known = u32::try_from(state).ok().filter(|state| *state != 0);
+    match known.map(journal::state_from_code) {
+        None if state == 0 => Ok(0),
+        Some(Some(found)) if !found.is_final() => Ok(journal::state_code(found)),
+        None | Some(_) => {
+            let text = "only the states that are not final can be asked for";
+            Err(Failure::invalid("state", text))
+        }
+    }
+}
+
+/// What a person says about a step, for the owner of its work.
+pub(crate) fn signal(id: WorkId, request: SignalRequest) -> Result<SignalCall, Failure> {
+    let (sequence, name) = match request.step {
+        None => (0, String::new()),
+        Some(Step::Sequence(sequence)) => match u32::try_from(sequence) {
+            Ok(sequence) if 0 < sequence => (sequence, String::new()),
+            Ok(_) | Err(_) => {
+                return Err(Failure::invalid("sequence", "steps are numbered from 1"));
+            }
+        },
+        Some(Step::Name(name)) if name.is_empty() => {
+            return Err(Failure::invalid("name", "the name of the step is missing"));
+        }
+        Some(Step::Name(name)) => (0, name),
+    };
+    let (verdict, output) = match request.resolution {
+        Some(Resolution::Done(done)) if RESULT_BYTES_MAX < done.output.len() => {
+            let text = format!("the output has at most {RESULT_BYTES_MAX} bytes");
+            return Err(Failure::invalid("done.output", text));
+        }
+        Some(Resolution::Done(done)) => (Verdict::PersonDone, done.output),
+        Some(Resolution::Retry(_)) => (Verdict::PersonRetry, String::new()),
+        Some(Resolution::Fail(_)) => (Verdict::PersonFail, String::new()),
+        None => {
+            return Err(Failure::invalid("resolution", "one of done, retry and fail is needed"));
+        }
+    };
+    let reason = verdict.reason().code().into();
+    Ok(SignalCall { work: id.lsn.0, sequence, name, reason, output })
+}
+
 /// The agent is of a definition that nobody applied, or of a version of it that nobody did.
 pub(crate) fn no_definition(agent: &AgentId, hash: Option<DefinitionHash>) -> Failure {
     let AgentId { tenant, name, .. } = agent;
@@ -238,7 +288,31 @@ mod tests {
         let failure = known_model(definition).unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("definition.model"));
         let text = failure.message;
-        assert!(text.contains("oracle") && text.contains("extractive or noop"), "{text}");
+        assert!(text.contains("oracle") && text.contains("noop or script"), "{text}");
+    }
+
+    #[test]
+    fn a_signal_names_a_step_and_says_what_became_of_it() {
+        let id: WorkId = "w-0-001-7".parse().unwrap();
+        let request = |step, resolution| SignalRequest { id: id.to_string(), step, resolution };
+        let retry = || Some(Resolution::Retry(Default::default()));
+        let call = signal(id, request(Some(Step::Sequence(2)), retry())).unwrap();
+        assert_eq!((call.work, call.sequence), (7, 2));
+        assert_eq!(call.reason, u32::from(Reason::SignalledRetry.code()));
+        let field = |request| signal(id, request).unwrap_err().field;
+        assert_eq!(field(request(None, None)).as_deref(), Some("resolution"));
+        assert_eq!(field(request(Some(Step::Sequence(0)), retry())).as_deref(), Some("sequence"));
+        assert_eq!(field(request(Some(Step::Name("".into())), retry())).as_deref(), Some("name"));
+    }
+
+    #[test]
+    fn works_are_listed_by_the_states_that_are_not_final() {
+        assert_eq!(open_state(0).unwrap(), 0);
+        let in_doubt = proto::v1::WorkState::InDoubt;
+        assert_eq!(open_state(in_doubt.into()).unwrap(), journal::state_code(WorkState::InDoubt));
+        for state in [proto::v1::WorkState::Failed.into(), 99, -1] {
+            assert_eq!(open_state(state).unwrap_err().field.as_deref(), Some("state"));
+        }
     }
 
     #[test]

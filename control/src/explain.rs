@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::entry::Entry;
+use domain::entry::{Entry, Resolution, StepDoubted, StepIntended};
 use domain::{Reason, WorkState};
 use proto::convert;
 use proto::journal;
@@ -72,11 +72,34 @@ fn changes(entry: &Entry, from: Option<WorkState>, ts_ms: i64) -> Vec<Change> {
         Entry::Accepted(_) => {
             vec![to(WorkState::Accepted, Reason::Submitted, "a client submitted it".to_owned())]
         }
-        Entry::PhaseDone(done) => begun(done.start_ms).into_iter().collect(),
+        Entry::StepDone(done) if from == Some(WorkState::InDoubt) => {
+            let cause = format!("the answer of {} ({}) came after all", done.step, done.name);
+            vec![to(WorkState::Running, Reason::Completed, cause)]
+        }
+        Entry::StepDone(done) => begun(done.start_ms).into_iter().collect(),
         Entry::StepBegan(began) => {
-            let cause =
-                format!("phase {} is begun again, attempt {}", began.step.phase, began.attempt);
+            let cause = format!("{} is begun again, attempt {}", began.step, began.attempt);
             begun(ts_ms).into_iter().chain([to(WorkState::Running, began.reason, cause)]).collect()
+        }
+        Entry::StepIntended(intended) => {
+            let StepIntended { step, attempt, tool, key, .. } = intended;
+            let cause =
+                format!("{step} ({tool}) is about to be made, attempt {attempt}, key {key}");
+            vec![to(WorkState::Running, Reason::TurnBegan, cause)]
+        }
+        Entry::StepDoubted(doubted) => {
+            let StepDoubted { step, attempt, reason } = doubted;
+            let cause = format!("whether attempt {attempt} of {step} was carried out is not known");
+            vec![to(WorkState::InDoubt, *reason, cause)]
+        }
+        Entry::StepResolved(resolved) => {
+            let (reason, step) = (resolved.verdict.reason(), resolved.step);
+            let (state, what) = match resolved.verdict.resolution() {
+                Resolution::Done => (WorkState::Running, "counts as done"),
+                Resolution::Retry => (WorkState::Running, "is run again under the same key"),
+                Resolution::Fail => (WorkState::InDoubt, "lets the work fail"),
+            };
+            vec![to(state, reason, format!("{step} {what}"))]
         }
         Entry::Waiting(reason) => {
             let waiting = to(WorkState::Waiting, *reason, String::new());
@@ -92,6 +115,7 @@ fn changes(entry: &Entry, from: Option<WorkState>, ts_ms: i64) -> Vec<Change> {
 mod tests {
     use super::*;
     use crate::follow::tests::{last, phase};
+    use domain::entry::{StepResolved, Verdict};
     use domain::{Phase, StepKey};
 
     fn log(seq: u64, epoch: u64, entry: &Entry) -> LogEntry {
@@ -114,7 +138,7 @@ mod tests {
     #[test]
     fn a_work_is_explained_from_its_entries() {
         let again = domain::entry::StepBegan {
-            step: StepKey { cycle: 0, phase: Phase::Experience },
+            step: StepKey::phase(0, Phase::Experience),
             attempt: 2,
             reason: Reason::OwnerDied,
         };
@@ -147,5 +171,39 @@ mod tests {
         );
         assert!(told.iter().all(|t| t.subject == "work/1"));
         assert!(told[2].cause.contains("attempt 2"));
+    }
+
+    #[test]
+    fn a_doubt_is_explained_with_its_intent_and_its_end() {
+        let step = StepKey::tool(0, 0);
+        let intended = StepIntended {
+            step,
+            attempt: 1,
+            tool: "count".into(),
+            key: "w-0-001-1/0/tool-0".into(),
+            deadline_ms: 9,
+        };
+        let doubted = StepDoubted { step, attempt: 1, reason: Reason::OwnerDied };
+        let resolved = StepResolved { step, attempt: 1, verdict: Verdict::PersonRetry };
+        let mut entries = vec![
+            accepted(),
+            log(2, 1, &Entry::StepIntended(intended)),
+            log(3, 2, &Entry::StepDoubted(doubted)),
+            log(4, 2, &Entry::StepResolved(resolved)),
+        ];
+        entries.reverse();
+        let told = transitions(&entries, |_| String::new(), &Owners::new()).unwrap();
+        let short: Vec<_> =
+            told.iter().map(|t| (t.to.as_str(), t.reason.as_str(), t.epoch)).collect();
+        assert_eq!(
+            short,
+            [
+                ("accepted", "submitted", 1),
+                ("running", "turn_began", 1),
+                ("in_doubt", "owner_died", 2),
+                ("running", "signalled_retry", 2),
+            ]
+        );
+        assert!(told[1].cause.contains("count") && told[1].cause.contains("tool-0"));
     }
 }

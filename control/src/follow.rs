@@ -22,7 +22,7 @@ pub(crate) struct Follow {
     known: u64,
     /// The last entry that was read.
     last: u64,
-    /// Phases so far.
+    /// Steps so far.
     steps: i32,
     /// Its place among the works that one stream may follow at once.
     _place: Option<OwnedSemaphorePermit>,
@@ -107,7 +107,7 @@ pub(crate) mod tests {
     use super::*;
     use bytes::Bytes;
     use domain::Reason;
-    use domain::entry::{Entry, PhaseDone, Usage};
+    use domain::entry::{Entry, StepDone, Usage};
     use domain::turn;
     use domain::{Phase, StepKey, WorkState};
     use proto::journal;
@@ -118,8 +118,9 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn phase(seq: u64, phase: Phase) -> LogEntry {
-        let done = PhaseDone {
-            step: StepKey { cycle: 0, phase },
+        let done = StepDone {
+            step: StepKey::phase(0, phase),
+            name: String::new(),
             output: Bytes::from_static(b"{}"),
             node: "node-1".into(),
             attempts: 1,
@@ -127,7 +128,7 @@ pub(crate) mod tests {
             end_ms: 2,
             usage: Usage::default(),
         };
-        entry(seq, &Entry::PhaseDone(done))
+        entry(seq, &Entry::StepDone(done))
     }
 
     pub(crate) fn last(seq: u64) -> LogEntry {

@@ -142,6 +142,8 @@ pub(crate) struct List<Q, A, T> {
     pub(crate) tenant: String,
     /// Empty: all of the tenant.
     pub(crate) agent: String,
+    /// Of works: 0 for every state.
+    pub(crate) state: u32,
 }
 
 /// Every shard of the cluster, as soon as there is a view.

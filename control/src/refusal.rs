@@ -20,7 +20,7 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::TooManyHops
         | Reason::ModelRefused => ErrorKind::Invalid,
         Reason::NotFound | Reason::DefinitionMissing => ErrorKind::NotFound,
-        Reason::KeyReused | Reason::ClassChanged => ErrorKind::Conflict,
+        Reason::KeyReused | Reason::ClassChanged | Reason::NotInDoubt => ErrorKind::Conflict,
         Reason::NotAuthorised => ErrorKind::Denied,
         Reason::QueueFull | Reason::NodeFull | Reason::Overloaded => ErrorKind::Exhausted,
         Reason::DeadlineExceeded => ErrorKind::Deadline,
@@ -42,6 +42,20 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         // Nobody refuses a request for one of these; whoever does has a bug.
         Reason::StoreRolledBack
         | Reason::ModelAnswerInvalid
+        | Reason::InDoubt
+        | Reason::StepInDoubt
+        | Reason::ReconciledDone
+        | Reason::ReconciledNotDone
+        | Reason::RetriedByPolicy
+        | Reason::FailedByPolicy
+        | Reason::SignalledDone
+        | Reason::SignalledRetry
+        | Reason::SignalledFail
+        | Reason::RoundLimit
+        | Reason::ToolUnavailable
+        | Reason::ToolBroke
+        | Reason::Superseded
+        | Reason::TooOld
         | Reason::CycleLimit
         | Reason::Submitted
         | Reason::TurnBegan

@@ -33,6 +33,8 @@ pub struct Config {
     #[serde(default)]
     pub agents: agent::Config,
     #[serde(default)]
+    pub tools: tool::Config,
+    #[serde(default)]
     pub beat: cluster::beat::SenderConfig,
 }
 

@@ -58,6 +58,7 @@ pub async fn run(
         wire: Arc::new(cluster.clone()),
         stores,
         models: Arc::new(model::Registry::built_in()),
+        tools: Arc::new(tool::Registry::from_config(&config.tools)),
         on_view: Box::new(move |view| membership::tell_view(&views, view)),
     })
     .await?;

@@ -4,9 +4,11 @@ use pbjson_types::Timestamp;
 use prost::Message;
 
 use bytes::Bytes;
-use domain::definition::{Behaviour, Definition};
-use domain::entry::Entry;
-use domain::{AgentId, DefinitionHash, Phase, Reason, WorkId, WorkState};
+use domain::chain::PhaseKey;
+use domain::definition::{Behaviour, Definition, Policy, ROUNDS_DEFAULT};
+use domain::entry::{Entry, Resolution};
+use domain::step::{CallKey, Callee};
+use domain::{AgentId, DefinitionHash, Epoch, Phase, Reason, StepKey, StepKind, WorkId, WorkState};
 
 use crate::status::Failure;
 use crate::{disk, journal, link, v1};
@@ -27,8 +29,16 @@ fn reason_text(code: u32) -> String {
     reason.map(|reason| reason.to_string()).unwrap_or_default()
 }
 
-fn phase_text(code: u32) -> String {
-    Phase::from_code(code).map(|phase| phase.to_string()).unwrap_or_default()
+/// What a step is, and its name.
+fn step_text(step: &link::StepInfo) -> (StepKind, String) {
+    match (step.round, step.index) {
+        (0, _) => {
+            let phase = Phase::from_code(step.phase);
+            (StepKind::Phase, phase.map(|phase| phase.to_string()).unwrap_or_default())
+        }
+        (_, 0) => (StepKind::Model, StepKind::Model.as_str().to_owned()),
+        (_, _) => (StepKind::Tool, step.name.clone()),
+    }
 }
 
 /// The work state of the API.
@@ -88,17 +98,19 @@ fn hash_text(hash: &[u8]) -> String {
 }
 
 fn api_step(index: usize, step: link::StepInfo) -> v1::Step {
+    let (kind, name) = step_text(&step);
     v1::Step {
         sequence: i32::try_from(index + 1).unwrap_or(i32::MAX),
-        kind: "phase".to_owned(),
-        name: phase_text(step.phase),
+        kind: kind.as_str().to_owned(),
+        name,
         node: step.node,
         epoch: step.epoch.cast_signed(),
         attempts: step.attempts.cast_signed(),
         start_time: timestamp(step.start_ms),
         end_time: timestamp(step.end_ms),
         reason: reason_text(step.reason),
-        cycle: step.cycle.cast_signed(),
+        // One of the two is 0.
+        cycle: step.cycle.max(step.round.saturating_sub(1)).cast_signed(),
         summary: step.summary,
     }
 }
@@ -115,6 +127,9 @@ impl From<disk::StepRecord> for link::StepInfo {
             end_ms: step.end_ms,
             reason: step.reason,
             summary: step.summary,
+            round: step.round,
+            index: step.index,
+            name: step.name,
         }
     }
 }
@@ -146,7 +161,7 @@ impl Cursor {
     }
 }
 
-/// The event of one entry of `work`. None for entries that no client sees. `steps` counts the phases seen so far.
+/// The event of one entry of `work`. None for entries that no client sees. `steps` counts the steps seen so far.
 ///
 /// # Errors
 /// A payload that cannot be read.
@@ -167,24 +182,24 @@ pub fn event(
         Entry::Waiting(reason) => change(WorkState::Waiting, reason),
         Entry::Resumed(reason) => change(WorkState::Running, reason),
         Entry::CancelRequested(reason) => change(WorkState::Cancelling, reason),
-        Entry::PhaseDone(done) => {
-            let step = disk::StepRecord {
-                phase: done.step.phase.code(),
-                cycle: done.step.cycle,
-                epoch: entry.epoch,
-                attempts: done.attempts,
-                start_ms: done.start_ms,
-                end_ms: done.end_ms,
-                reason: Reason::Completed.code().into(),
-                summary: journal::summary(&done),
-                node: done.node,
-            };
+        Entry::StepDoubted(doubted) => change(WorkState::InDoubt, doubted.reason),
+        // What ends the work is told by its end.
+        Entry::StepResolved(resolved) if resolved.verdict.resolution() == Resolution::Fail => {
+            return Ok(None);
+        }
+        Entry::StepResolved(resolved) => change(WorkState::Running, resolved.verdict.reason()),
+        Entry::StepDone(done) => {
+            let step = journal::step_record(Epoch(entry.epoch), &done);
             *steps += 1;
             let index = usize::try_from(*steps - 1).unwrap_or(0);
-            Event::Phase(api_step(index, step.into()))
+            let kind = done.step.kind();
+            let step = api_step(index, step.into());
+            if kind == StepKind::Phase { Event::Phase(step) } else { Event::Step(step) }
         }
         // The last event carries the whole work instead; it is made from the work's own answer.
-        Entry::Ended(_) | Entry::ShardOpened(_) | Entry::StepBegan(_) => return Ok(None),
+        Entry::Ended(_) | Entry::ShardOpened(_) | Entry::StepBegan(_) | Entry::StepIntended(_) => {
+            return Ok(None);
+        }
     };
     Ok(Some(v1::WorkEvent {
         work: work.to_string(),
@@ -209,15 +224,38 @@ pub fn entry_json(payload: Bytes) -> Result<(&'static str, String), journal::Err
             "inputBytes": accepted.input.len(),
             "deadline": timestamp(accepted.deadline_ms),
         }),
-        Entry::StepBegan(began) => serde_json::json!({
-            "phase": began.step.phase.as_str(), "cycle": began.step.cycle, "attempt": began.attempt,
-            "reason": began.reason.as_str(),
-        }),
-        Entry::PhaseDone(done) => serde_json::json!({
-            "phase": done.step.phase.as_str(), "cycle": done.step.cycle, "node": done.node,
-            "attempts": done.attempts,
-            "output": serde_json::from_slice::<serde_json::Value>(&done.output).unwrap_or_default(),
-        }),
+        Entry::StepBegan(began) => with_step(
+            began.step,
+            serde_json::json!({
+                "attempt": began.attempt, "reason": began.reason.as_str(),
+            }),
+        ),
+        Entry::StepIntended(intended) => with_step(
+            intended.step,
+            serde_json::json!({
+                "attempt": intended.attempt, "tool": intended.tool, "idempotencyKey": intended.key,
+                "deadline": timestamp(intended.deadline_ms),
+            }),
+        ),
+        Entry::StepDoubted(doubted) => with_step(
+            doubted.step,
+            serde_json::json!({
+                "attempt": doubted.attempt, "reason": doubted.reason.as_str(),
+            }),
+        ),
+        Entry::StepResolved(resolved) => with_step(
+            resolved.step,
+            serde_json::json!({
+                "attempt": resolved.attempt, "reason": resolved.verdict.reason().as_str(),
+            }),
+        ),
+        Entry::StepDone(done) => with_step(
+            done.step,
+            serde_json::json!({
+                "node": done.node, "attempts": done.attempts, "tool": done.name,
+                "output": serde_json::from_slice::<serde_json::Value>(&done.output).unwrap_or_default(),
+            }),
+        ),
         Entry::Waiting(reason) | Entry::Resumed(reason) | Entry::CancelRequested(reason) => {
             serde_json::json!({ "reason": reason.as_str() })
         }
@@ -229,17 +267,44 @@ pub fn entry_json(payload: Bytes) -> Result<(&'static str, String), journal::Err
     Ok((name, value.to_string()))
 }
 
+/// `value` with what names `step`.
+fn with_step(step: StepKey, mut value: serde_json::Value) -> serde_json::Value {
+    match step {
+        StepKey::Phase(PhaseKey { cycle, phase }) => {
+            value["phase"] = phase.as_str().into();
+            value["cycle"] = cycle.into();
+        }
+        StepKey::Call(CallKey { round, of }) => {
+            value["round"] = round.into();
+            if let Callee::Tool(index) = of {
+                value["index"] = index.into();
+            }
+        }
+    }
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| field != "");
+    }
+    value
+}
+
 /// Checks a definition that a client sent.
 ///
 /// # Errors
 /// The field that is wrong, and how.
 pub fn definition(message: &v1::Definition) -> Result<Definition, Failure> {
     let wrong = |field: &str, why: String| Failure::invalid(&format!("definition.{field}"), why);
-    if !matches!(message.behaviour.as_str(), "" | "chain") {
-        let why = format!("behaviour {:.40?} is not known: only chain is", message.behaviour);
-        return Err(wrong("behaviour", why));
-    }
+    let behaviour = match message.behaviour.as_str() {
+        "" | "chain" => Behaviour::Chain,
+        "loop" => Behaviour::Loop,
+        other => {
+            let why = format!("behaviour {other:.40?} is not known: chain or loop is allowed");
+            return Err(wrong("behaviour", why));
+        }
+    };
     let postchain = Definition::postchain();
+    if behaviour == Behaviour::Loop && !message.phases.is_empty() {
+        return Err(wrong("phases", "only a chain has phases".to_owned()));
+    }
     if !message.phases.is_empty()
         && !message.phases.iter().map(String::as_str).eq(Phase::ALL.map(Phase::as_str))
     {
@@ -256,32 +321,51 @@ pub fn definition(message: &v1::Definition) -> Result<Definition, Failure> {
         0 => postchain.attempts_max,
         n => n,
     };
+    let rounds_max = match (count("rounds_max", message.rounds_max)?, behaviour) {
+        (0, Behaviour::Loop) => ROUNDS_DEFAULT,
+        (n, _) => n,
+    };
+    let in_doubt = match message.in_doubt.as_str() {
+        "" => Policy::default(),
+        text => {
+            text.parse().map_err(|error: domain::Error| wrong("in_doubt", error.to_string()))?
+        }
+    };
     let checked = Definition {
         name: message
             .name
             .parse()
             .map_err(|error: domain::Error| wrong("name", error.to_string()))?,
-        behaviour: Behaviour::Chain,
+        behaviour,
         model: or(&message.model, &postchain.model),
         instructions: message.instructions.clone(),
         modality: or(&message.modality, &postchain.modality),
         cycles_max: count("cycles_max", message.cycles_max)?,
         attempts_max,
+        tools: message.tools.clone(),
+        rounds_max,
+        in_doubt,
     };
     checked.check().map_err(|invalid| wrong(invalid.field, invalid.why))
 }
 
 impl From<&Definition> for v1::Definition {
     fn from(definition: &Definition) -> Self {
+        let is_loop = definition.behaviour == Behaviour::Loop;
+        let phases = Phase::ALL.iter().map(Phase::to_string).filter(|_| !is_loop);
         Self {
             name: definition.name.to_string(),
-            behaviour: "chain".to_owned(),
+            behaviour: if is_loop { "loop" } else { "chain" }.to_owned(),
             model: definition.model.clone(),
             instructions: definition.instructions.clone(),
-            phases: Phase::ALL.iter().map(Phase::to_string).collect(),
+            phases: phases.collect(),
             cycles_max: definition.cycles_max.cast_signed(),
             modality: definition.modality.clone(),
             attempts_max: definition.attempts_max.cast_signed(),
+            tools: definition.tools.clone(),
+            rounds_max: definition.rounds_max.cast_signed(),
+            // A chain has no such step: its encoding is as it was before there were loops.
+            in_doubt: if is_loop { definition.in_doubt.as_str() } else { "" }.to_owned(),
         }
     }
 }
@@ -325,6 +409,28 @@ mod tests {
     }
 
     #[test]
+    fn the_hash_of_a_chain_is_as_it_was_before_there_were_loops() {
+        let message = v1::Definition::from(&Definition::postchain());
+        let before = (message.tools.len(), message.rounds_max, message.in_doubt.as_str());
+        assert_eq!(before, (0, 0, ""), "fields that are not set are not encoded");
+    }
+
+    #[test]
+    fn a_loop_reads_back() {
+        let message = v1::Definition {
+            name: "clerk".into(),
+            behaviour: "loop".into(),
+            model: "script".into(),
+            tools: vec!["count".into()],
+            ..v1::Definition::default()
+        };
+        let read = definition(&message).unwrap();
+        assert_eq!((read.rounds_max, read.in_doubt), (ROUNDS_DEFAULT, Policy::Ask));
+        let (hash, body) = canonical(&read);
+        assert_eq!(canonical(&definition_from_body(&body).unwrap()).0, hash);
+    }
+
+    #[test]
     fn a_wrong_definition_names_its_field() {
         let check = |change: fn(&mut v1::Definition), field: &str| {
             let mut message = v1::Definition::from(&Definition::postchain());
@@ -334,7 +440,11 @@ mod tests {
         check(|m| m.name = "A".into(), "definition.name");
         check(|m| m.cycles_max = -1, "definition.cycles_max");
         check(|m| m.cycles_max = 101, "definition.cycles_max");
-        check(|m| m.behaviour = "loop".into(), "definition.behaviour");
+        check(|m| m.behaviour = "ring".into(), "definition.behaviour");
+        check(|m| m.behaviour = "loop".into(), "definition.phases");
+        check(|m| m.tools = vec!["count".into()], "definition.tools");
+        check(|m| m.rounds_max = 3, "definition.rounds_max");
+        check(|m| m.in_doubt = "hope".into(), "definition.in_doubt");
         check(|m| m.phases = vec!["yield".into()], "definition.phases");
         check(|m| m.instructions = "x".repeat(1 << 20), "definition.instructions");
     }

@@ -4,7 +4,13 @@ use bytes::Bytes;
 use prost::Message;
 
 use domain::agent::Agent;
-use domain::entry::{Accepted, Ended, Entry, PhaseDone, Stamp, StepBegan, Usage};
+use domain::chain::PhaseKey;
+use domain::entry::{
+    Accepted, Ended, Entry, Resolution, Stamp, StepBegan, StepDone, StepDoubted, StepIntended,
+    StepResolved, Usage, Verdict,
+};
+use domain::round::{Returned, Said};
+use domain::step::{CallKey, Callee};
 use domain::turn::{Limits, Turn};
 use domain::{
     Class, DefinitionHash, Epoch, Incarnation, Lsn, Member, Phase, Reason, Seq, Slot, StepKey,
@@ -39,8 +45,47 @@ fn reason(code: u32) -> Result<Reason, Error> {
     known.ok_or_else(|| damaged("an entry", format!("reason {code} is not known")))
 }
 
-fn phase(code: u32) -> Result<Phase, Error> {
-    Phase::from_code(code).ok_or_else(|| damaged("an entry", format!("phase {code} is not known")))
+/// The numbers by which a step is named on disk and on the wire: a phase by itself and its cycle, with round 0; a call of
+/// a loop by its round from 1, with index 0 for the model and from 1 for a tool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepNumbers {
+    pub phase: u32,
+    pub cycle: u32,
+    pub round: u32,
+    pub index: u32,
+}
+
+impl From<StepKey> for StepNumbers {
+    fn from(step: StepKey) -> Self {
+        match step {
+            StepKey::Phase(PhaseKey { cycle, phase }) => {
+                Self { phase: phase.code(), cycle, ..Self::default() }
+            }
+            StepKey::Call(CallKey { round, of }) => {
+                let index = match of {
+                    Callee::Model => 0,
+                    Callee::Tool(index) => index + 1,
+                };
+                Self { round: round + 1, index, ..Self::default() }
+            }
+        }
+    }
+}
+
+impl StepNumbers {
+    /// The step of these numbers; none if there is no such step.
+    pub fn step(self) -> Option<StepKey> {
+        match (self.round, self.index) {
+            (0, _) => Some(StepKey::phase(self.cycle, Phase::from_code(self.phase)?)),
+            (round, 0) => Some(StepKey::model(round - 1)),
+            (round, index) => Some(StepKey::tool(round - 1, index - 1)),
+        }
+    }
+}
+
+fn step(phase: u32, cycle: u32, round: u32, index: u32) -> Result<StepKey, Error> {
+    let numbers = StepNumbers { phase, cycle, round, index };
+    numbers.step().ok_or_else(|| damaged("an entry", format!("phase {phase} is not known")))
 }
 
 /// The number of a work state, as on the wire.
@@ -80,24 +125,50 @@ fn to_disk(entry: &Entry) -> disk::entry::Entry {
             incarnation: member.incarnation.0,
         }),
         Entry::Accepted(accepted) => Disk::Accepted(accepted_to_disk(accepted)),
-        Entry::StepBegan(began) => Disk::StepBegan(disk::StepBegan {
-            phase: began.step.phase.code(),
-            cycle: began.step.cycle,
-            attempt: began.attempt,
-            reason: began.reason.code().into(),
-        }),
-        Entry::PhaseDone(done) => Disk::PhaseDone(disk::PhaseDone {
-            phase: done.step.phase.code(),
-            cycle: done.step.cycle,
-            output: done.output.clone(),
-            node: done.node.clone(),
-            attempts: done.attempts,
-            start_ms: done.start_ms,
-            end_ms: done.end_ms,
-            calls: done.usage.calls,
-            input_tokens: done.usage.input_tokens,
-            output_tokens: done.usage.output_tokens,
-        }),
+        Entry::StepBegan(began) => {
+            let StepNumbers { phase, cycle, round, index } = began.step.into();
+            let (attempt, reason) = (began.attempt, began.reason.code().into());
+            Disk::StepBegan(disk::StepBegan { phase, cycle, attempt, reason, round, index })
+        }
+        Entry::StepIntended(intended) => {
+            let StepNumbers { round, index, .. } = intended.step.into();
+            Disk::StepIntended(disk::StepIntended {
+                round,
+                index,
+                attempt: intended.attempt,
+                tool: intended.tool.clone(),
+                idempotency_key: intended.key.clone(),
+                deadline_ms: intended.deadline_ms,
+            })
+        }
+        Entry::StepDoubted(doubted) => {
+            let StepNumbers { round, index, .. } = doubted.step.into();
+            let (attempt, reason) = (doubted.attempt, doubted.reason.code().into());
+            Disk::StepDoubted(disk::StepDoubted { round, index, attempt, reason })
+        }
+        Entry::StepResolved(resolved) => {
+            let StepNumbers { round, index, .. } = resolved.step.into();
+            let (attempt, reason) = (resolved.attempt, resolved.verdict.reason().code().into());
+            Disk::StepResolved(disk::StepResolved { round, index, attempt, reason })
+        }
+        Entry::StepDone(done) => {
+            let StepNumbers { phase, cycle, round, index } = done.step.into();
+            Disk::PhaseDone(disk::PhaseDone {
+                phase,
+                cycle,
+                output: done.output.clone(),
+                node: done.node.clone(),
+                attempts: done.attempts,
+                start_ms: done.start_ms,
+                end_ms: done.end_ms,
+                calls: done.usage.calls,
+                input_tokens: done.usage.input_tokens,
+                output_tokens: done.usage.output_tokens,
+                round,
+                index,
+                name: done.name.clone(),
+            })
+        }
         Entry::Waiting(reason) => Disk::Waiting(disk::Waiting { reason: reason.code().into() }),
         Entry::Resumed(reason) => Disk::Resumed(disk::Resumed { reason: reason.code().into() }),
         Entry::CancelRequested(reason) => {
@@ -155,12 +226,31 @@ fn from_disk(entry: disk::Entry) -> Result<Entry, Error> {
         }),
         Disk::Accepted(accepted) => Entry::Accepted(accepted_from_disk(accepted)?),
         Disk::StepBegan(began) => Entry::StepBegan(StepBegan {
-            step: StepKey { cycle: began.cycle, phase: phase(began.phase)? },
+            step: step(began.phase, began.cycle, began.round, began.index)?,
             attempt: began.attempt,
             reason: reason(began.reason)?,
         }),
-        Disk::PhaseDone(done) => Entry::PhaseDone(PhaseDone {
-            step: StepKey { cycle: done.cycle, phase: phase(done.phase)? },
+        Disk::StepIntended(intended) => Entry::StepIntended(StepIntended {
+            step: step(0, 0, intended.round, intended.index)?,
+            attempt: intended.attempt,
+            tool: intended.tool,
+            key: intended.idempotency_key,
+            deadline_ms: intended.deadline_ms,
+        }),
+        Disk::StepDoubted(doubted) => Entry::StepDoubted(StepDoubted {
+            step: step(0, 0, doubted.round, doubted.index)?,
+            attempt: doubted.attempt,
+            reason: reason(doubted.reason)?,
+        }),
+        Disk::StepResolved(resolved) => Entry::StepResolved(StepResolved {
+            step: step(0, 0, resolved.round, resolved.index)?,
+            attempt: resolved.attempt,
+            verdict: Verdict::from_reason(reason(resolved.reason)?)
+                .ok_or_else(|| damaged("an entry", "its reason is no verdict"))?,
+        }),
+        Disk::PhaseDone(done) => Entry::StepDone(StepDone {
+            step: step(done.phase, done.cycle, done.round, done.index)?,
+            name: done.name,
             output: done.output,
             node: done.node,
             attempts: done.attempts,
@@ -277,50 +367,100 @@ fn stamp_of(stamped: &disk::Stamped) -> Stamp {
     }
 }
 
-/// The steps of a turn, folded from its entries: a phase that was interrupted and repeated is one step.
+/// The steps of a turn, folded from its entries: a step that was interrupted and repeated is one. The last may be in
+/// doubt.
 pub fn steps(turn: &Turn) -> Vec<disk::StepRecord> {
-    turn.phases()
-        .map(|(stamp, done)| disk::StepRecord {
-            phase: done.step.phase.code(),
-            cycle: done.step.cycle,
-            node: done.node.clone(),
-            epoch: stamp.epoch.0,
-            attempts: done.attempts,
-            start_ms: done.start_ms,
-            end_ms: done.end_ms,
-            reason: Reason::Completed.code().into(),
-            summary: summary(done),
-        })
-        .collect()
+    fold_steps(turn.entries().iter().map(|(stamp, entry)| (stamp.epoch, entry)))
 }
 
-/// What a phase found, in one line.
-pub fn summary(done: &PhaseDone) -> String {
-    let output = domain::chain::Output::parse(done.step.phase, &done.output);
-    output.map(|output| output.summary()).unwrap_or_default()
+fn fold_steps<'a>(entries: impl Iterator<Item = (Epoch, &'a Entry)>) -> Vec<disk::StepRecord> {
+    let mut steps = Vec::new();
+    let (mut intent, mut doubt, mut verdict) = (None, None, None);
+    for (epoch, entry) in entries {
+        match entry {
+            Entry::StepIntended(intended) => intent = Some(intended),
+            Entry::StepDoubted(doubted) => (doubt, verdict) = (Some((epoch, doubted)), None),
+            Entry::StepResolved(resolved) => {
+                verdict = Some(resolved.verdict);
+                doubt = doubt.filter(|_| resolved.verdict.resolution() == Resolution::Fail);
+            }
+            Entry::StepDone(done) => {
+                // How a doubt about it was resolved says more than that it was completed.
+                let reason = verdict.map_or(Reason::Completed, Verdict::reason).code().into();
+                steps.push(disk::StepRecord { reason, ..step_record(epoch, done) });
+                (intent, doubt, verdict) = (None, None, None);
+            }
+            Entry::ShardOpened(_)
+            | Entry::Accepted(_)
+            | Entry::StepBegan(_)
+            | Entry::Waiting(_)
+            | Entry::Resumed(_)
+            | Entry::CancelRequested(_)
+            | Entry::Ended(_) => {}
+        }
+    }
+    steps.extend(doubt.map(|(epoch, doubted)| {
+        let StepNumbers { round, index, .. } = doubted.step.into();
+        let intended = intent.filter(|intent| intent.step == doubted.step);
+        disk::StepRecord {
+            round,
+            index,
+            name: intended.map(|intent| intent.tool.clone()).unwrap_or_default(),
+            epoch: epoch.0,
+            attempts: doubted.attempt,
+            reason: verdict.map_or(Reason::InDoubt, Verdict::reason).code().into(),
+            summary: intended.map(|intent| format!("key {}", intent.key)).unwrap_or_default(),
+            ..disk::StepRecord::default()
+        }
+    }));
+    steps
 }
 
-/// The record of a work that ended, for its row.
-pub fn encode_record(turn: &Turn, ended: &Ended) -> Bytes {
-    record(steps(turn), ended, turn.usage())
-}
-
-/// The record of a work that ends in the same batch as its last phase `done`.
-pub fn encode_record_with(turn: &Turn, stamp: Epoch, done: &PhaseDone, ended: &Ended) -> Bytes {
-    let mut steps = steps(turn);
-    steps.push(disk::StepRecord {
-        phase: done.step.phase.code(),
-        cycle: done.step.cycle,
+/// A step that was done under `epoch`.
+pub fn step_record(epoch: Epoch, done: &StepDone) -> disk::StepRecord {
+    let StepNumbers { phase, cycle, round, index } = done.step.into();
+    disk::StepRecord {
+        phase,
+        cycle,
+        round,
+        index,
+        name: done.name.clone(),
         node: done.node.clone(),
-        epoch: stamp.0,
+        epoch: epoch.0,
         attempts: done.attempts,
         start_ms: done.start_ms,
         end_ms: done.end_ms,
         reason: Reason::Completed.code().into(),
         summary: summary(done),
-    });
+    }
+}
+
+/// What a step found, in one line.
+pub fn summary(done: &StepDone) -> String {
+    let summary = match done.step {
+        StepKey::Phase(key) => {
+            domain::chain::Output::parse(key.phase, &done.output).map(|output| output.summary())
+        }
+        StepKey::Call(CallKey { of: Callee::Model, .. }) => {
+            Said::parse(&done.output).map(|said| said.summary())
+        }
+        StepKey::Call(CallKey { of: Callee::Tool(_), .. }) => {
+            Returned::parse(&done.output).map(|returned| returned.summary())
+        }
+    };
+    summary.unwrap_or_default()
+}
+
+/// The record of a work that ends with `entries`, which are journaled in one batch; the last is its end.
+pub fn encode_record(turn: &Turn, epoch: Epoch, entries: &[Entry], ended: &Ended) -> Bytes {
+    let before = turn.entries().iter().map(|(stamp, entry)| (stamp.epoch, entry));
+    let steps = fold_steps(before.chain(entries.iter().map(|entry| (epoch, entry))));
     let mut usage = turn.usage();
-    usage += done.usage;
+    for entry in entries {
+        if let Entry::StepDone(done) = entry {
+            usage += done.usage;
+        }
+    }
     record(steps, ended, usage)
 }
 
@@ -366,7 +506,7 @@ mod tests {
     use domain::turn::ended;
 
     fn limits(_: &DefinitionHash) -> Limits {
-        Limits { cycles_max: 1, attempts_max: 3 }
+        Limits::chain(1, 3)
     }
 
     fn stamp(n: u64) -> Stamp {
@@ -385,9 +525,10 @@ mod tests {
         }
     }
 
-    fn done() -> PhaseDone {
-        PhaseDone {
-            step: StepKey::FIRST,
+    fn done() -> StepDone {
+        StepDone {
+            step: StepKey::phase(0, Phase::Action),
+            name: String::new(),
             output: Bytes::from_static(br#"{"draft":"d"}"#),
             node: "node-1".into(),
             attempts: 1,
@@ -399,7 +540,8 @@ mod tests {
 
     #[test]
     fn every_entry_reads_back() {
-        let step = StepKey { cycle: 1, phase: Phase::Yield };
+        let step = StepKey::phase(1, Phase::Yield);
+        let call = StepKey::tool(2, 3);
         for entry in [
             Entry::ShardOpened(Member {
                 name: "node-1".parse().unwrap(),
@@ -407,7 +549,22 @@ mod tests {
             }),
             Entry::Accepted(accepted()),
             Entry::StepBegan(StepBegan { step, attempt: 2, reason: Reason::OwnerDied }),
-            Entry::PhaseDone(done()),
+            Entry::StepDone(done()),
+            Entry::StepDone(StepDone { step: call, name: "count".into(), ..done() }),
+            Entry::StepDone(StepDone { step: StepKey::model(0), ..done() }),
+            Entry::StepIntended(StepIntended {
+                step: call,
+                attempt: 2,
+                tool: "count".into(),
+                key: "w-0-000-1/2/tool-3".into(),
+                deadline_ms: 7,
+            }),
+            Entry::StepDoubted(StepDoubted { step: call, attempt: 2, reason: Reason::OwnerDied }),
+            Entry::StepResolved(StepResolved {
+                step: call,
+                attempt: 2,
+                verdict: Verdict::PersonDone,
+            }),
             Entry::Waiting(Reason::NoOffer),
             Entry::Resumed(Reason::OfferAppeared),
             Entry::CancelRequested(Reason::CancelRequested),
@@ -417,11 +574,52 @@ mod tests {
         }
     }
 
+    /// As the version before loops wrote it.
+    #[test]
+    fn a_phase_reads_back_without_the_fields_of_loops() {
+        let old = [8, 1, 34, 29, 8, 1, 26, 13];
+        let rest = b"{\"draft\":\"d\"}\"\x06node-1(\x018\x02";
+        let bytes: Vec<u8> = old.iter().chain(rest).copied().collect();
+        let read = decode(bytes.into()).unwrap();
+        let usage = Usage::default();
+        assert_eq!(read, Entry::StepDone(StepDone { start_ms: 0, end_ms: 2, usage, ..done() }));
+    }
+
+    #[test]
+    fn a_step_in_doubt_is_the_last_and_says_how_the_doubt_ended() {
+        let step = StepKey::tool(0, 0);
+        let intended = StepIntended {
+            step,
+            attempt: 1,
+            tool: "count".into(),
+            key: "w-0-000-1/0/tool-0".into(),
+            deadline_ms: 7,
+        };
+        let doubted = StepDoubted { step, attempt: 1, reason: Reason::OwnerDied };
+        let resolved = |verdict| Entry::StepResolved(StepResolved { step, attempt: 1, verdict });
+        let check = |more: Vec<Entry>, expected: &[Reason]| {
+            let mut entries =
+                vec![Entry::StepIntended(intended.clone()), Entry::StepDoubted(doubted.clone())];
+            entries.extend(more);
+            let steps = fold_steps(entries.iter().map(|entry| (Epoch(1), entry)));
+            let reasons: Vec<_> = steps.iter().map(|step| reason(step.reason).unwrap()).collect();
+            assert_eq!(reasons, expected);
+            assert!(steps.iter().all(|step| step.name == "count" && step.index == 1));
+        };
+        let done = || Entry::StepDone(StepDone { step, name: "count".into(), ..done() });
+        check(vec![], &[Reason::InDoubt]);
+        check(vec![resolved(Verdict::PersonFail)], &[Reason::SignalledFail]);
+        check(vec![resolved(Verdict::PersonRetry)], &[]);
+        check(vec![resolved(Verdict::PersonRetry), done()], &[Reason::SignalledRetry]);
+        check(vec![resolved(Verdict::ToolDone), done()], &[Reason::ReconciledDone]);
+        check(vec![done()], &[Reason::Completed]);
+    }
+
     #[test]
     fn an_agent_reads_back_with_its_open_works() {
         let mut agent = Agent::default();
         agent.apply(Lsn(0), Entry::Accepted(accepted()), stamp(1), limits).unwrap();
-        agent.apply(Lsn(10), Entry::PhaseDone(done()), stamp(2), limits).unwrap();
+        agent.apply(Lsn(10), Entry::StepDone(done()), stamp(2), limits).unwrap();
         let read = decode_agent(encode_agent(&agent), agent.head, agent.last_work, limits).unwrap();
         assert_eq!(read, agent);
     }

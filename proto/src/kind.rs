@@ -26,8 +26,15 @@ pub const AGENTS: u32 = 24;
 pub const HISTORY: u32 = 25;
 pub const SUBSCRIBE: u32 = 26;
 pub const UNSUBSCRIBE: u32 = 27;
+pub const SIGNAL: u32 = 29;
 /// Owner to API server: events of a subscription.
 pub const EVENTS: u32 = 28;
 
-/// Owner to a node that offers a phase.
-pub const PHASE: u32 = 40;
+/// Owner to a node whose pools offer a step.
+pub const STEP: u32 = 40;
+/// New owner of a shard to every node: which of its steps do you run, or hold answers of?
+pub const STEPS_WANTED: u32 = 41;
+/// Node to the new owner: the answer of a step that an owner before it had asked for.
+pub const STEP_ANSWERED: u32 = 42;
+/// Owner to a node: these answers are in the journal.
+pub const STEPS_KEPT: u32 = 43;

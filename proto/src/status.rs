@@ -68,7 +68,12 @@ impl From<Failure> for Status {
         if failure.kind == ErrorKind::Exhausted {
             details.add_quota_failure_violation(failure.reason.as_str(), failure.message.clone());
         }
-        Status::with_error_details(code(failure.kind), failure.message, details)
+        // The one refusal for which the state of what was named is to blame, and not the request.
+        let code = match failure.reason {
+            Reason::NotInDoubt => Code::FailedPrecondition,
+            _ => code(failure.kind),
+        };
+        Status::with_error_details(code, failure.message, details)
     }
 }
 

@@ -13,6 +13,7 @@ mod load;
 mod offers;
 mod refusals;
 mod run;
+mod steps;
 mod tracing;
 
 use std::fs;

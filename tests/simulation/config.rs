@@ -1,5 +1,7 @@
 //! What one schedule is made of, which rules can be broken, and which faults are counted.
 
+use domain::DefinitionHash;
+use domain::definition::{Behaviour, Policy};
 use domain::turn::Limits;
 
 use crate::model::Promise;
@@ -17,7 +19,8 @@ pub(crate) struct Config {
     pub(crate) faults_until: u64,
     /// Messages lost, late and doubled, in a thousand.
     pub(crate) network: (u64, u64, u64),
-    pub(crate) turn: Limits,
+    pub(crate) attempts_max: u32,
+    pub(crate) in_doubt: Policy,
     pub(crate) waiting_rows_max: usize,
     pub(crate) mark_rows: u64,
     pub(crate) stale_agents_max: usize,
@@ -43,8 +46,8 @@ impl Config {
             .map(|number| Submit {
                 agent: chance.index(agents),
                 key: format!("k{number}"),
-                // A chain that goes back to Action once.
-                input: format!("i{number}{}", if chance.permille(100) { "+" } else { "" }),
+                // A chain that goes back to Action once, a loop, or a plain chain.
+                input: format!("i{number}{}", ["+", "*", "*", "", ""][chance.index(5)]),
                 at: chance.between(200, faults_until),
                 is_cancelled: chance.permille(80),
             })
@@ -67,11 +70,21 @@ impl Config {
             submits,
             faults_until,
             network,
-            turn: Limits { cycles_max: 1, attempts_max: if chance.permille(200) { 2 } else { 20 } },
+            attempts_max: if chance.permille(200) { 2 } else { 20 },
+            in_doubt: [Policy::Fail, Policy::Retry, Policy::Ask][chance.index(3)],
             waiting_rows_max: if chance.permille(300) { 2 } else { 8_192 },
             mark_rows: chance.between(2, 12),
             stale_agents_max: chance.between(1, 8) as usize,
             job_ms_max: if chance.permille(200) { 700 } else { 60 },
+        }
+    }
+
+    /// What a definition allows a turn.
+    pub(crate) fn limits(&self, definition: &DefinitionHash) -> Limits {
+        let limits = Limits { in_doubt: self.in_doubt, ..Limits::chain(1, self.attempts_max) };
+        match *definition == crate::phases::definition("*") {
+            true => Limits { behaviour: Behaviour::Loop, rounds_max: 3, ..limits },
+            false => limits,
         }
     }
 
@@ -153,10 +166,14 @@ pub(crate) enum Break {
     OldLeaderFences,
     /// A shard that was dropped is opened again in the same epoch.
     OpenEpochAgain,
+    /// An answer counts for the step that is due, whichever attempt it is of.
+    JournalOldAnswer,
+    /// A new owner makes a call again that must not be made twice, without a word.
+    RepeatSilently,
 }
 
 impl Break {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::SkipFencedGuard,
         Self::SkipReadGuard,
         Self::SkipHeadGuard,
@@ -168,6 +185,8 @@ impl Break {
         Self::ForgetHeadTooEarly,
         Self::OldLeaderFences,
         Self::OpenEpochAgain,
+        Self::JournalOldAnswer,
+        Self::RepeatSilently,
     ];
 
     /// The promises that can only be broken because this rule is.
@@ -183,6 +202,8 @@ impl Break {
             Self::ForgetIdleAgents | Self::ForgetHeadTooEarly => &[Promise::NothingIsForgotten],
             Self::OldLeaderFences => &[Promise::OnlyTheLeaderMoves],
             Self::OpenEpochAgain => &[Promise::OneOwnerWrites],
+            Self::JournalOldAnswer => &[Promise::OldAnswersAreDropped],
+            Self::RepeatSilently => &[Promise::NothingIsRepeatedSilently],
         }
     }
 }
@@ -245,6 +266,22 @@ faults! {
     WriterFull,
     StepBegunAgain,
     AnswerTooLate,
+    /// A worker got a job after its deadline, or one that was sent to a run of it before.
+    JobTooLate,
+    /// A worker got a job twice.
+    JobTwice,
+    /// A new owner was told of steps that a worker had.
+    StepNamed,
+    /// An answer was journaled by a later owner than the one that had asked for it.
+    AnswerTakenOver,
+    /// An intent was too old to be acted on when it was committed.
+    IntentRenewed,
+    StepInDoubt,
+    /// An answer came after all and ended a doubt.
+    DoubtEndedByAnswer,
+    DoubtEndedByTool,
+    DoubtEndedByPolicy,
+    DoubtEndedByPerson,
     NobodyOffered,
     DuplicateSubmit,
     Cancelled,

@@ -12,7 +12,7 @@ use domain::{Epoch, IdempotencyKey, Lsn, Member, Reason, Seq, ShardId, WorkState
 
 use crate::config::{Break, Fault};
 use crate::hot::{Hot, Loading};
-use crate::message::{AgentRow, Answer, Ask, Group, Mark, Message, Recovery, Row, Submit};
+use crate::message::{AgentRow, Answer, Ask, Group, Job, Mark, Message, Recovery, Row, Submit};
 use crate::model::Promise;
 use crate::world::{Address, World};
 
@@ -89,6 +89,10 @@ pub(crate) struct Host {
     pub(crate) in_writer: BTreeMap<usize, usize>,
     pub(crate) agent_max: u64,
     pub(crate) agents: BTreeMap<u64, usize>,
+    /// Until then nodes may say which steps of the shard they have.
+    pub(crate) asked_until: u64,
+    /// Steps that nodes have, of agents that are not in memory yet.
+    pub(crate) named: Vec<Job>,
     /// Why it gave up the shard.
     pub(crate) stopped: Option<Reason>,
 }
@@ -115,6 +119,8 @@ impl Host {
             in_writer: BTreeMap::new(),
             agent_max: 0,
             agents: BTreeMap::new(),
+            asked_until: 0,
+            named: Vec::new(),
             stopped: None,
         }
     }
@@ -348,6 +354,9 @@ impl Host {
         self.agent_max = recovery.agent_max;
         self.agents = recovery.rows.into_iter().collect();
         self.stage = Stage::Open;
+        if !recovery.due.is_empty() {
+            self.ask_workers(world, asks);
+        }
         world
             .trace(|| format!("OPEN shard {} epoch {} at {}", self.shard, self.epoch, self.member));
         for row in recovery.due {

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 
+use domain::StepKey;
 use domain::agent::Agent;
-use domain::chain::StepKey;
 use domain::entry::{Accepted, Entry, Stamp};
 use domain::turn::Turn;
-use domain::{Class, DefinitionHash, IdempotencyKey, Lsn, Seq, Slot};
+use domain::{Class, IdempotencyKey, Lsn, Seq, Slot};
 
 use crate::config::{Break, Fault};
 use crate::host::{Asks, Host, Item, Purpose, Stage};
 use crate::message::{AgentRow, Ask, Message, Row, Submit};
 use crate::model::Promise;
+use crate::phases;
 use crate::world::{Address, World};
 
 const IDLE_MS: u64 = 250;
@@ -35,6 +36,12 @@ pub(crate) struct Hot {
     pub(crate) is_journaling: bool,
     is_saving: bool,
     pub(crate) resumes_at: u64,
+    /// Until then its workers may say that they have a step of it.
+    pub(crate) settles_at: u64,
+    /// The intent that was journaled last, and when its commit was sent.
+    pub(crate) intended: Option<(StepKey, u32, u64)>,
+    /// Since when a person is asked about a step in doubt.
+    pub(crate) asked_at: Option<u64>,
     idle_since: u64,
 }
 
@@ -160,7 +167,12 @@ impl Host {
             folded.interrupt();
         }
         let instance = self.instance(agent);
-        self.hot.insert(agent, Hot::new(row.id, true, instance, folded, world.now));
+        let mut hot = Hot::new(row.id, true, instance, folded, world.now);
+        hot.settles_at = self.asked_until;
+        self.hot.insert(agent, hot);
+        if is_due {
+            self.take_over(world, asks, agent);
+        }
         for submit in waiting {
             self.accept(world, asks, submit);
         }
@@ -182,8 +194,9 @@ impl Host {
         if hot.agent.admit(hot.accepting.len()).is_err() {
             return world.send(asks.from, Address::Clients, Message::Refused);
         }
+        let definition = phases::definition(&String::from_utf8_lossy(&submit.input));
         let entry = Entry::Accepted(Accepted {
-            definition: DefinitionHash([0; 32]),
+            definition,
             input: submit.input,
             key: submit.key.clone(),
             deadline_ms: i64::MAX,
@@ -343,6 +356,9 @@ impl Hot {
             is_journaling: false,
             is_saving: false,
             resumes_at: 0,
+            settles_at: 0,
+            intended: None,
+            asked_at: None,
             idle_since: now,
         }
     }
@@ -364,8 +380,8 @@ impl Hot {
 }
 
 fn fold(world: &mut World, agent: &mut Agent, work: Lsn, entry: Entry, stamp: Stamp) {
-    let limits = world.config.turn;
-    if let Err(error) = agent.apply(work, entry, stamp, |_| limits) {
+    let config = &world.config;
+    if let Err(error) = agent.apply(work, entry, stamp, |hash| config.limits(hash)) {
         world.model.breach(Promise::NothingIsForgotten, || {
             format!("entry {} of work {work} was refused by the fold: {error}", stamp.lsn)
         });

@@ -9,6 +9,7 @@
 mod cluster;
 mod config;
 mod control;
+mod doubts;
 mod host;
 mod hot;
 mod message;

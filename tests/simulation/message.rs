@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use domain::StepKey;
 use domain::agent::Agent;
-use domain::chain::StepKey;
 use domain::entry::Entry;
 use domain::leadership::{LeaderRow, Taken};
 use domain::membership::{Beat, Joining, Probe};
@@ -17,23 +17,76 @@ use crate::config::Fault;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
-    Ask { id: u64, ask: Ask },
-    Answer { id: u64, answer: Answer },
-    Join { node: usize, joining: Joining },
-    Joined { member: Member, term: Term },
-    JoinRefused { member: Member },
-    Beat { node: usize, beat: Beat },
-    BeatAnswer { number: u64, leader: Option<(usize, Term)>, is_member: bool },
+    Ask {
+        id: u64,
+        ask: Ask,
+    },
+    Answer {
+        id: u64,
+        answer: Answer,
+    },
+    Join {
+        node: usize,
+        joining: Joining,
+    },
+    Joined {
+        member: Member,
+        term: Term,
+    },
+    JoinRefused {
+        member: Member,
+    },
+    Beat {
+        node: usize,
+        beat: Beat,
+    },
+    BeatAnswer {
+        number: u64,
+        leader: Option<(usize, Term)>,
+        is_member: bool,
+    },
     SessionLost(ProcessName),
-    Probed { member: Member, probe: Probe },
-    Grant { shard: ShardId, epoch: Epoch, to: Member },
-    Dropped { shard: ShardId, epoch: Epoch, reason: Reason },
+    Probed {
+        member: Member,
+        probe: Probe,
+    },
+    Grant {
+        shard: ShardId,
+        epoch: Epoch,
+        to: Member,
+    },
+    Dropped {
+        shard: ShardId,
+        epoch: Epoch,
+        reason: Reason,
+    },
     Submit(Submit),
-    Accepted { request: usize, work: Lsn },
+    Accepted {
+        request: usize,
+        work: Lsn,
+    },
     Refused,
-    Cancel { agent: usize, work: Lsn },
+    Cancel {
+        agent: usize,
+        work: Lsn,
+    },
     Job(Job),
-    JobAnswer { job: Job, output: Bytes, node: usize },
+    JobAnswer {
+        job: Job,
+        output: Bytes,
+        node: usize,
+    },
+    /// A new owner asks a node for the steps of its shard that it has.
+    StepsWanted {
+        shard: ShardId,
+        epoch: Epoch,
+        owner: usize,
+    },
+    StepsHeld {
+        shard: ShardId,
+        epoch: Epoch,
+        jobs: Vec<Job>,
+    },
 }
 
 impl Answer {
@@ -86,6 +139,9 @@ pub(crate) struct Job {
     pub(crate) attempt: u32,
     pub(crate) input: Bytes,
     pub(crate) findings: Vec<String>,
+    /// When it was sent, and until when it may be begun.
+    pub(crate) sent_at: u64,
+    pub(crate) deadline: u64,
 }
 
 /// What the store is asked.

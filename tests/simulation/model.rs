@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use domain::chain::{Phase, StepKey};
-use domain::entry::Entry;
+use domain::StepKey;
+use domain::chain::{Phase, PhaseKey};
+use domain::entry::{Entry, Resolution, StepDone};
+use domain::turn::doubt::Effect;
 use domain::{Epoch, IdempotencyKey, Lsn, Member, Seq, ShardId, Term, WorkState};
 
 use crate::config::Config;
@@ -21,6 +23,10 @@ pub(crate) enum Promise {
     OneOwnerWrites,
     RowsAreWrittenOnce,
     CommittedStepsRunOnce,
+    /// A call that must not be made twice is made again only after somebody said so, in the journal.
+    NothingIsRepeatedSilently,
+    /// No answer of an attempt counts after another was begun.
+    OldAnswersAreDropped,
     JournalBeforeEffect,
     OneTurnAtATimeInOrder,
     OneWorkPerKey,
@@ -72,7 +78,24 @@ struct Work {
     input: String,
     epoch: Epoch,
     steps: BTreeMap<StepKey, Epoch>,
+    /// The last attempt of each step that the journal says was begun.
+    begun: BTreeMap<StepKey, u32>,
+    once: BTreeMap<StepKey, Once>,
     ended: Option<(WorkState, Epoch)>,
+}
+
+/// A call that must not be made twice.
+#[derive(Clone, Debug, Default)]
+struct Once {
+    /// Attempts that are intended in the journal, each with the first epoch that can know it.
+    intended: BTreeMap<u32, Epoch>,
+    /// Attempts that an owner sent out.
+    started: Vec<u32>,
+    /// Attempts that a worker carried out.
+    made: Vec<u32>,
+    is_in_doubt: bool,
+    /// How often the journal lets it be made again.
+    again: usize,
 }
 
 /// An answer without a work differs from none.
@@ -183,10 +206,19 @@ impl Model {
                 let (key, input) = (accepted.key.clone(), accepted.input.clone());
                 self.accepted(agent, row, key, String::from_utf8_lossy(&input).into_owned());
             }
-            Entry::PhaseDone(done) => self.step(agent, row, done.step),
+            Entry::StepDone(done) => self.step(agent, row, done),
+            Entry::StepBegan(began) => self.begun(agent, row, began.step, began.attempt),
+            Entry::StepIntended(intended) => {
+                self.begun(agent, row, intended.step, intended.attempt);
+                self.intended(agent, row, intended.step, intended.attempt);
+            }
+            Entry::StepDoubted(doubted) => self.doubted(agent, row, doubted.step),
+            Entry::StepResolved(resolved) => {
+                let resolution = resolved.verdict.resolution();
+                self.resolved(agent, row, resolved.step, resolution);
+            }
             Entry::Ended(ended) => self.ended(agent, row, ended.state),
             Entry::ShardOpened(_)
-            | Entry::StepBegan(_)
             | Entry::Waiting(_)
             | Entry::Resumed(_)
             | Entry::CancelRequested(_) => self.is_turn_of(agent, row),
@@ -200,9 +232,10 @@ impl Model {
                 format!("agent {agent}: key {key} became work {first} and work {}", row.lsn)
             });
         }
-        let steps = BTreeMap::new();
+        let (steps, begun, once) = Default::default();
         let (id, epoch) = (row.lsn, row.epoch);
-        self.agents[agent].works.push(Work { id, key, input, epoch, steps, ended: None });
+        let work = Work { id, key, input, epoch, steps, begun, once, ended: None };
+        self.agents[agent].works.push(work);
     }
 
     /// Every entry but a cancellation belongs to the oldest work that has not ended.
@@ -226,12 +259,57 @@ impl Model {
         }
     }
 
-    fn step(&mut self, agent: usize, row: &Row, step: StepKey) {
+    fn work(&mut self, agent: usize, work: Lsn) -> Option<&mut Work> {
+        self.agents[agent].works.iter_mut().find(|known| known.id == work)
+    }
+
+    fn begun(&mut self, agent: usize, row: &Row, step: StepKey, attempt: u32) {
         self.is_turn_of(agent, row);
-        let Some(work) = self.agents[agent].works.iter_mut().find(|work| work.id == row.work)
-        else {
-            return;
-        };
+        let Some(work) = self.work(agent, row.work) else { return };
+        let begun = work.begun.entry(step).or_insert(1);
+        *begun = attempt.max(*begun);
+    }
+
+    fn intended(&mut self, agent: usize, row: &Row, step: StepKey, attempt: u32) {
+        let epoch = row.epoch;
+        let Some(work) = self.work(agent, row.work) else { return };
+        let once = work.once.entry(step).or_default();
+        once.intended.entry(attempt).or_insert(epoch);
+        let detail = format!("{step} of work {} is intended again, {once:?}", row.work);
+        let is_silent = once.is_in_doubt || once.started.len() > once.again;
+        if is_silent {
+            self.breach(Promise::NothingIsRepeatedSilently, || detail);
+        }
+    }
+
+    fn doubted(&mut self, agent: usize, row: &Row, step: StepKey) {
+        self.is_turn_of(agent, row);
+        let Some(work) = self.work(agent, row.work) else { return };
+        work.once.entry(step).or_default().is_in_doubt = true;
+    }
+
+    fn resolved(&mut self, agent: usize, row: &Row, step: StepKey, resolution: Resolution) {
+        self.is_turn_of(agent, row);
+        let Some(work) = self.work(agent, row.work) else { return };
+        let once = work.once.entry(step).or_default();
+        once.is_in_doubt = false;
+        // Attempts that were intended and never sent count as if they had been.
+        if resolution == Resolution::Retry {
+            once.again = once.again.max(once.started.len()).max(once.intended.len());
+        }
+    }
+
+    fn step(&mut self, agent: usize, row: &Row, done: &StepDone) {
+        self.is_turn_of(agent, row);
+        let (step, attempt) = (done.step, done.attempts);
+        let Some(work) = self.work(agent, row.work) else { return };
+        let begun = work.begun.get(&step).copied().unwrap_or(1);
+        if attempt < begun {
+            return self.breach(Promise::OldAnswersAreDropped, || {
+                format!("agent {agent}: {step} of work {}: attempt {attempt} of {begun}", row.work)
+            });
+        }
+        let Some(work) = self.work(agent, row.work) else { return };
         let due = phases::after(&work.input, work.steps.keys().next_back().copied());
         let earlier = work.steps.insert(step, row.epoch);
         if earlier.is_some() || due != Some(step) {
@@ -271,6 +349,8 @@ impl Model {
         let is_early = known.works.iter().any(|w| w.id < job.work && !is_over(&w));
         let findings: Vec<&String> =
             known.findings.iter().filter(|(_, at)| is_known(at)).map(|(text, _)| text).collect();
+        let is_experience =
+            matches!(job.step, StepKey::Phase(PhaseKey { phase: Phase::Experience, .. }));
         let is_same = findings.iter().copied().eq(job.findings.iter());
         let detail =
             |what: &str| format!("agent {agent}: {:?} of work {} {what}", job.step, job.work);
@@ -282,15 +362,53 @@ impl Model {
             Some((Promise::JournalBeforeEffect, detail("was started before the step before it")))
         } else if is_early {
             Some((Promise::OneTurnAtATimeInOrder, detail("was started before its turn")))
-        } else if job.step.phase == Phase::Experience && !is_same {
+        } else if is_experience && !is_same {
             let known = format!("recalls {:?} of {findings:?}", job.findings);
             Some((Promise::NothingIsForgotten, detail(&known)))
         } else {
             None
         };
         if let Some((promise, detail)) = breach {
-            self.breach(promise, || detail);
+            return self.breach(promise, || detail);
         }
+        if crate::phases::effect(job.step) == Effect::Once {
+            self.started_once(job);
+        }
+    }
+
+    fn started_once(&mut self, job: &Job) {
+        let (agent, epoch, attempt) = (job.agent, job.epoch, job.attempt);
+        let Some(work) = self.work(agent, job.work) else { return };
+        let once = work.once.entry(job.step).or_default();
+        let is_intended = once.intended.get(&attempt).is_some_and(|since| *since <= epoch);
+        let is_again = once.started.contains(&attempt) || once.is_in_doubt;
+        once.started.push(attempt);
+        let detail = format!("agent {agent}: {} of work {}, {once:?}", job.step, job.work);
+        if is_again {
+            self.breach(Promise::NothingIsRepeatedSilently, || detail);
+        } else if !is_intended {
+            self.breach(Promise::JournalBeforeEffect, || detail);
+        }
+    }
+
+    /// A worker carries a step out.
+    pub(crate) fn made(&mut self, job: &Job) {
+        if crate::phases::effect(job.step) == Effect::Idempotent {
+            return;
+        }
+        let Some(work) = self.work(job.agent, job.work) else { return };
+        let once = work.once.entry(job.step).or_default();
+        once.made.push(job.attempt);
+        let detail = format!("{} of work {} was made {once:?}", job.step, job.work);
+        if once.again + 1 < once.made.len() {
+            self.breach(Promise::NothingIsRepeatedSilently, || detail);
+        }
+    }
+
+    /// What the tool knows of an attempt.
+    pub(crate) fn was_made(&self, agent: usize, work: Lsn, step: StepKey, attempt: u32) -> bool {
+        let work = self.agents[agent].works.iter().find(|known| known.id == work);
+        work.and_then(|work| work.once.get(&step)).is_some_and(|once| once.made.contains(&attempt))
     }
 
     /// A client was told that its request became `work`.

@@ -13,6 +13,8 @@ use crate::{TICK_MS, phases, shard_of};
 
 const STORE_MS: u64 = 300;
 const JOIN_MS: u64 = 300;
+/// How long an answer is kept after it was given.
+const KEPT_MS: u64 = 3_000;
 
 pub(crate) struct Node {
     index: usize,
@@ -27,6 +29,10 @@ pub(crate) struct Node {
     hosts: BTreeMap<ShardId, Host>,
     /// The last epoch of each shard that it opened: it opens none twice.
     used: BTreeMap<ShardId, Epoch>,
+    /// Since when it runs: what was sent to a run before it finds a link that is gone.
+    started_at: u64,
+    /// Steps that its workers took, and when each is answered.
+    jobs: Vec<(Job, u64)>,
 }
 
 pub(crate) fn name_of(index: usize) -> domain::ProcessName {
@@ -50,6 +56,8 @@ impl Node {
             asks: Asks { from: Address::Node(index), open: BTreeMap::new() },
             hosts: BTreeMap::new(),
             used: BTreeMap::new(),
+            started_at: world.now,
+            jobs: Vec::new(),
         }
     }
 
@@ -203,6 +211,14 @@ impl Node {
                     host.job_answered(world, &mut self.asks, &job, output, node);
                 }
             }
+            Message::StepsWanted { shard, epoch, owner } => {
+                self.steps_wanted(world, shard, epoch, owner);
+            }
+            Message::StepsHeld { shard, epoch, jobs } => {
+                if let Some(host) = self.hosts.get_mut(&shard).filter(|host| host.epoch == epoch) {
+                    host.steps_held(world, &mut self.asks, jobs);
+                }
+            }
             other => unreachable!("a node got {other:?}"),
         }
     }
@@ -244,9 +260,19 @@ impl Node {
         self.hosts.insert(shard, host);
     }
 
-    /// A phase worker: answers to whoever owns the agent by now, as far as it knows.
-    fn work(&self, world: &mut World, job: Job) {
-        let output = phases::output(job.step, &String::from_utf8_lossy(&job.input));
+    /// A worker: does each job once, and none that is too old. Answers to whoever owns the agent by now, as far as it knows.
+    fn work(&mut self, world: &mut World, job: Job) {
+        if job.deadline < world.now || job.sent_at < self.started_at {
+            return world.happen(Fault::JobTooLate);
+        }
+        let is_same = |known: &Job| {
+            (known.agent, known.work, known.step) == (job.agent, job.work, job.step)
+                && (known.epoch, known.attempt) == (job.epoch, job.attempt)
+        };
+        if self.jobs.iter().any(|(known, _)| is_same(known)) {
+            return world.happen(Fault::JobTwice);
+        }
+        world.model.made(&job);
         let mut to = job.owner;
         if world.chance.permille(500)
             && let Some(owner) = world.model.owner(shard_of(job.agent, world.config.shards))
@@ -254,8 +280,31 @@ impl Node {
             to = index_of(owner);
         }
         let ms = world.chance.between(5, world.config.job_ms_max);
+        self.jobs.retain(|(_, done_at)| world.now < done_at + KEPT_MS);
+        self.jobs.push((job.clone(), world.now + ms));
+        self.answer(world, job, ms, to);
+    }
+
+    fn answer(&self, world: &mut World, job: Job, ms: u64, to: usize) {
+        let output = phases::output(job.step, &String::from_utf8_lossy(&job.input));
         let message = Message::JobAnswer { job, output, node: self.index };
         world.send_after(ms, self.address(), Address::Node(to), message);
+    }
+
+    /// A new owner is told which steps of its shard are here, and sent their answers, now or when there are any.
+    fn steps_wanted(&self, world: &mut World, shard: ShardId, epoch: Epoch, owner: usize) {
+        let is_wanted =
+            |job: &Job| shard_of(job.agent, world.config.shards) == shard && job.epoch < epoch;
+        let wanted = self.jobs.iter().filter(|(job, _)| is_wanted(job));
+        let wanted: Vec<(Job, u64)> = wanted.cloned().collect();
+        let jobs = wanted.iter().map(|(job, _)| job.clone()).collect();
+        let message = Message::StepsHeld { shard, epoch, jobs };
+        world.send(self.address(), Address::Node(owner), message);
+        for (job, done_at) in wanted {
+            // The answer comes after the word that there will be one.
+            let ms = done_at.saturating_sub(world.now).max(10);
+            self.answer(world, job, ms, owner);
+        }
     }
 
     pub(crate) fn crash_agent(&mut self, world: &mut World) {

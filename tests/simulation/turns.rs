@@ -2,17 +2,20 @@
 //! around [`domain::turn`].
 
 use bytes::Bytes;
-use domain::chain::StepKey;
-use domain::entry::{Entry, PhaseDone, Usage};
-use domain::turn::{Failure, Next};
-use domain::{ErrorKind, Lsn, Reason, Seq, WorkState};
+use domain::entry::{Entry, StepDone, Usage};
+use domain::turn::doubt::Effect;
+use domain::turn::{Failure, Next, Turn};
+use domain::{ErrorKind, Lsn, Reason, Seq, StepKey, WorkState};
 
-use crate::config::Fault;
+use crate::config::{Break, Fault};
 use crate::host::{Asks, Host, Item};
 use crate::message::{Job, Message};
+use crate::phases;
 use crate::world::{Address, World};
 
 const JOB_MS: u64 = 400;
+/// For how long an intent is young.
+const YOUNG_MS: u64 = 1_000;
 
 impl Host {
     /// Does what is next in the turn of `agent`, if nothing is under way.
@@ -23,14 +26,28 @@ impl Host {
             hot.job = None;
         }
         let is_waiting = turn.state() == WorkState::Waiting && world.now < hot.resumes_at;
-        if hot.is_journaling || hot.job.is_some() || is_waiting {
+        if hot.is_journaling || hot.job.is_some() || is_waiting || world.now < hot.settles_at {
             return;
         }
         let work = turn.id();
         let entry = match turn.next() {
             Next::Nothing => return,
             Next::Begin(began) => Entry::StepBegan(began),
+            Next::Doubt(doubted) if world.breaks(Break::RepeatSilently) => {
+                let (step, attempt) = (doubted.step, doubted.attempt);
+                hot.job = Some((work, step, attempt, world.now));
+                return self.run(world, asks, agent, work, step, attempt);
+            }
+            Next::Doubt(doubted) => Entry::StepDoubted(doubted),
             Next::End(ended) => Entry::Ended(ended),
+            Next::Run { not_before_ms, .. } | Next::Settle { not_before_ms, .. }
+                if now_ms(world) < not_before_ms =>
+            {
+                return;
+            }
+            Next::Settle { step, attempt, .. } => {
+                return self.settle(world, asks, agent, step, attempt);
+            }
             Next::Run { .. } if turn.state() == WorkState::Waiting => {
                 Entry::Resumed(Reason::OfferAppeared)
             }
@@ -39,11 +56,19 @@ impl Host {
                 hot.resumes_at = world.now + world.chance.between(20, 400);
                 Entry::Waiting(Reason::NoOffer)
             }
-            Next::Run { step, attempt } => {
-                hot.job = Some((work, step, attempt, world.now));
-                return self.run(world, asks, agent, work, step, attempt);
+            Next::Run { step, attempt, .. } => {
+                if let Some(intent) = intent(world, turn, hot.intended, step, attempt) {
+                    hot.intended = Some((step, attempt, world.now));
+                    intent
+                } else {
+                    hot.job = Some((work, step, attempt, world.now));
+                    return self.run(world, asks, agent, work, step, attempt);
+                }
             }
         };
+        if matches!(entry, Entry::StepDoubted(_)) {
+            world.happen(Fault::StepInDoubt);
+        }
         self.journal(world, asks, agent, work, vec![entry]);
     }
 
@@ -67,6 +92,8 @@ impl Host {
             attempt,
             input: turn.accepted().input.clone(),
             findings: hot.agent.findings().map(str::to_owned).collect(),
+            sent_at: world.now,
+            deadline: world.now + JOB_MS,
         };
         if 1 < attempt {
             world.happen(Fault::StepBegunAgain);
@@ -81,12 +108,12 @@ impl Host {
     pub(crate) fn run_again(&self, world: &mut World, asks: &Asks, agent: usize) {
         let turn = self.hot.get(&agent).and_then(|hot| hot.agent.current());
         let Some(turn) = turn else { return };
-        let Some((_, done)) = turn.phases().last() else { return };
+        let Some((_, done)) = turn.steps().last() else { return };
         self.run(world, asks, agent, turn.id(), done.step, done.attempts);
     }
 
     /// Appends entries of the agent's turn. Whether there was room.
-    fn journal(
+    pub(crate) fn journal(
         &mut self,
         world: &mut World,
         asks: &mut Asks,
@@ -123,13 +150,21 @@ impl Host {
         node: usize,
     ) {
         let Some(hot) = self.hot.get(&job.agent) else { return };
-        let is_awaited = hot.job.is_some_and(|(work, step, attempt, _)| {
-            (work, step, attempt) == (job.work, job.step, job.attempt)
-        });
-        let turn = hot.agent.turn(job.work).filter(|_| is_awaited && !hot.is_journaling);
+        let takes = |turn: &&Turn| match world.breaks(Break::JournalOldAnswer) {
+            true => matches!(turn.next(), Next::Run { step, .. } if step == job.step),
+            false => turn.takes(job.step, job.attempt),
+        };
+        let turn = hot.agent.turn(job.work).filter(|_| !hot.is_journaling).filter(takes);
         let Some(turn) = turn else { return world.happen(Fault::AnswerTooLate) };
-        let done = PhaseDone {
+        if job.epoch != self.epoch {
+            world.happen(Fault::AnswerTakenOver);
+        }
+        if turn.state() == WorkState::InDoubt {
+            world.happen(Fault::DoubtEndedByAnswer);
+        }
+        let done = StepDone {
             step: job.step,
+            name: String::new(),
             output,
             node: format!("node-{node}"),
             attempts: job.attempt,
@@ -138,7 +173,7 @@ impl Host {
             usage: Usage::default(),
         };
         let end = turn.end_after(&done).map(Entry::Ended);
-        let entries = [Entry::PhaseDone(done)].into_iter().chain(end).collect();
+        let entries = [Entry::StepDone(done)].into_iter().chain(end).collect();
         if self.journal(world, asks, job.agent, job.work, entries)
             && let Some(hot) = self.hot.get_mut(&job.agent)
         {
@@ -165,11 +200,44 @@ impl Host {
             return;
         }
         let (kind, reason) = (ErrorKind::Unavailable, Reason::WorkerLost);
-        let entry = turn.failed(attempt, Failure { kind, reason, detail: String::new() });
+        // What was sent out may have been done.
+        let failure = Failure { kind, reason, detail: String::new(), is_harmless: false };
+        let entry = turn.failed(attempt, failure);
+        if matches!(entry, Entry::StepDoubted(_)) {
+            world.happen(Fault::StepInDoubt);
+        }
         if self.journal(world, asks, agent, work, vec![entry])
             && let Some(hot) = self.hot.get_mut(&agent)
         {
             hot.job = None;
         }
     }
+}
+
+/// The intent that has to be in the journal before the step is begun, unless a young one is.
+fn intent(
+    world: &mut World,
+    turn: &Turn,
+    intended: Option<(StepKey, u32, u64)>,
+    step: StepKey,
+    attempt: u32,
+) -> Option<Entry> {
+    if phases::effect(step) == Effect::Idempotent {
+        return None;
+    }
+    let is_young = intended.is_some_and(|(of, number, sent_at)| {
+        (of, number) == (step, attempt) && world.now <= sent_at + YOUNG_MS
+    });
+    if !turn.needs_intent(Effect::Once) {
+        if is_young {
+            return None;
+        }
+        world.happen(Fault::IntentRenewed);
+    }
+    let deadline_ms = now_ms(world) + i64::try_from(JOB_MS).unwrap();
+    turn.intend("w", attempt, deadline_ms).map(Entry::StepIntended)
+}
+
+pub(crate) fn now_ms(world: &World) -> i64 {
+    i64::try_from(world.now).unwrap()
 }

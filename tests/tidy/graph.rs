@@ -9,18 +9,22 @@ use serde_json::Value;
 use crate::files::root;
 
 /// Which of our crates each may use. A crate that is missing here fails the test, so that its place is thought about.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("net", &["domain"]),
     ("proto", &["domain"]),
     ("telemetry", &["domain"]),
     ("model", &["domain", "telemetry"]),
+    ("tool", &["domain"]),
     ("cluster", &["domain", "net", "proto", "telemetry"]),
     ("store", &["domain", "net", "proto", "telemetry"]),
-    ("agent", &["cluster", "domain", "model", "net", "proto", "store", "telemetry"]),
+    ("agent", &["cluster", "domain", "model", "net", "proto", "store", "telemetry", "tool"]),
     ("scheduler", &["cluster", "domain", "net", "proto", "store", "telemetry"]),
     ("client", &["domain", "net", "proto", "telemetry"]),
-    ("node", &["agent", "cluster", "domain", "model", "net", "proto", "store", "telemetry"]),
+    (
+        "node",
+        &["agent", "cluster", "domain", "model", "net", "proto", "store", "telemetry", "tool"],
+    ),
     ("control", &["cluster", "domain", "net", "proto", "scheduler", "store", "telemetry"]),
     ("cli", &["client", "control", "domain", "net", "node", "proto", "store", "telemetry"]),
 ];

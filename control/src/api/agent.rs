@@ -180,6 +180,7 @@ async fn list(
         number,
         tenant,
         agent: String::new(),
+        state: 0,
     };
     let answers = list.ask(&desk.router, &shards, &progress).await?;
     Ok(paging::in_order(answers, progress, &query, size, number))

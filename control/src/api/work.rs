@@ -1,12 +1,14 @@
-//! Submit, Get, List, Watch, Cancel, Open.
+//! Submit, Get, List, Watch, Cancel, Signal, Open.
 
 use domain::{AgentId, WorkId};
-use proto::link::{CancelAnswer, CancelCall, GetAnswer, GetCall, ListAnswer, ListCall, WorkInfo};
+use proto::link::{
+    CancelAnswer, CancelCall, GetAnswer, GetCall, ListAnswer, ListCall, SignalAnswer, WorkInfo,
+};
 use proto::status::Failure;
 use proto::v1::work_service_server::WorkService;
 use proto::v1::{
     CancelRequest, CancelResponse, GetRequest, GetResponse, ListRequest, ListResponse, OpenRequest,
-    SubmitRequest, SubmitResponse, WatchRequest, Work,
+    SignalRequest, SignalResponse, SubmitRequest, SubmitResponse, WatchRequest, Work,
 };
 use proto::{convert, kind};
 use tokio::time::Instant;
@@ -79,6 +81,15 @@ impl WorkService for Works {
         Ok(positioned(CancelResponse { work: Some(work) }, position))
     }
 
+    async fn signal(
+        &self,
+        request: Request<SignalRequest>,
+    ) -> Result<Response<SignalResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
+        let (work, position) = signal(&self.desk, request.into_inner(), deadline).await?;
+        Ok(positioned(SignalResponse { work: Some(work) }, position))
+    }
+
     type OpenStream = OpenStream;
 
     async fn open(
@@ -125,6 +136,21 @@ pub(crate) async fn cancel(
     Ok((work, Position { epoch: answer.epoch, lsn: answer.lsn }))
 }
 
+/// A person says what became of a step.
+async fn signal(
+    desk: &Desk,
+    request: SignalRequest,
+    deadline: Instant,
+) -> Result<(Work, Position), Failure> {
+    let id = edge::work_id(&request.id)?;
+    let request = edge::signal(id, request)?;
+    let call = Call { work: id.lsn.0, ..Call::new(kind::SIGNAL, At::work(id), deadline) };
+    let answer: SignalAnswer =
+        desk.router.call(&call, &request).await.map_err(|failure| named(failure, id))?;
+    let (_, work) = work_of(answer.work)?;
+    Ok((work, Position { epoch: answer.epoch, lsn: answer.lsn }))
+}
+
 fn no_work(id: WorkId) -> Failure {
     Failure::not_found(format!("there is no work {id}; it may be past its retention"))
 }
@@ -151,7 +177,8 @@ async fn list(
         Some(_) | None => edge::tenant(&request.tenant)?,
     };
     let size = edge::page_size(request.page_size)?;
-    let query = format!("works {tenant} {}", request.agent);
+    let state = edge::open_state(request.state)?;
+    let query = format!("works {tenant} {} {state}", request.agent);
     let progress = Progress::parse(&request.page_token, &query)?;
     let mut views: Views = desk.router.network().views();
     let shards = paging::all_shards(&mut views, deadline).await?;
@@ -164,11 +191,13 @@ async fn list(
             agent: list.agent.clone(),
             below,
             limit: list.size,
+            state: list.state,
         },
         items: |answer| answer.works,
         number: |work| work.lsn,
         tenant: tenant.to_string(),
         agent: request.agent.clone(),
+        state,
     };
     let shard = agent.and_then(|agent| views.borrow().as_ref()?.shard_of(&agent));
     let answers = match shard {

@@ -3,8 +3,10 @@
 //! Stopping an agent loses nothing: its successor folds the same journal.
 
 pub(crate) mod accept;
+pub(crate) mod doubt;
 mod drive;
 mod load;
+pub(crate) mod step;
 pub(crate) mod watch;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -19,11 +21,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use cluster::{Peer, Reply};
 use domain::agent::Agent as Fold;
 use domain::entry::{Accepted, Entry};
-use domain::{AgentId, IdempotencyKey, Lsn, Reason, Seq, StepKey};
+use domain::turn::Stop;
+use domain::{AgentId, Attempt, IdempotencyKey, Lsn, Reason, Seq};
 use proto::link::{AgentRow, SubmitCall, SubscribeCall};
 use store::writer::{Append, Committed, Stopped};
 
-use crate::dispatch::Outcome;
+use crate::actor::step::Outcome;
+use crate::dispatch::Place;
 use crate::host::HostMessage;
 use crate::metrics;
 use crate::shard::Shard;
@@ -36,6 +40,11 @@ pub(crate) enum AgentMessage {
     Committed(Result<Committed, Stopped>),
     /// What became of the step that was sent out.
     Answered(Answer),
+    /// The answer of a step that an owner before asked for, or whose link broke.
+    Routed(Box<step::Routed>, Reply),
+    /// What a tool says about a step in doubt.
+    Probed(Answer),
+    Signal(Lsn, Box<doubt::Signal>, Reply),
     Cancel(Lsn, Reply),
     Get(Lsn, Reply),
     Subscribe(SubscribeCall, Peer, Reply),
@@ -77,9 +86,7 @@ pub(crate) struct Submit {
 
 /// What became of one attempt of a step.
 pub(crate) struct Answer {
-    pub work: Lsn,
-    pub step: StepKey,
-    pub attempt: u32,
+    pub attempt: Attempt,
     pub outcome: Outcome,
 }
 
@@ -135,6 +142,10 @@ pub(crate) struct State {
     /// Works whose end is on its way into the journal.
     ending: HashSet<Lsn>,
     hold_until: Option<Instant>,
+    /// The intent that was journaled last: its attempt, and when its commit was sent, by the boot clock.
+    intended: Option<(Attempt, u64)>,
+    /// The attempt in doubt of which its tool knows nothing: a person is waited for.
+    asked: Option<Attempt>,
     /// The end of a work that waits until what is being journaled of it is folded.
     wanted: Option<WantedEnd>,
     span: Option<(Lsn, tracing::Span)>,
@@ -142,19 +153,36 @@ pub(crate) struct State {
 }
 
 /// The step that was sent out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Running {
-    work: Lsn,
-    step: StepKey,
-    attempt: u32,
-    here: bool,
+    attempt: Attempt,
+    place: Place,
 }
 
-/// A work that is to end, with the entries that end it.
+/// A work that is to end.
 struct WantedEnd {
     work: Lsn,
-    entries: Vec<Entry>,
+    stop: Stop,
     reply: Option<Reply>,
+}
+
+/// Who is told once entries are durable.
+enum Told {
+    Cancel(Reply),
+    Signal(Reply),
+    /// Whose answer it is, and who asks for it to be taken.
+    Worker(Reply),
+    /// A pool that keeps its answer until then.
+    Pool(Place, Attempt),
+}
+
+impl Told {
+    fn reply(self) -> Option<Reply> {
+        match self {
+            Self::Cancel(reply) | Self::Signal(reply) | Self::Worker(reply) => Some(reply),
+            Self::Pool(..) => None,
+        }
+    }
 }
 
 /// An append whose commit is awaited.
@@ -170,7 +198,7 @@ enum Pending {
         work: Lsn,
         entries: Vec<(Entry, Bytes)>,
         ts_ms: i64,
-        reply: Option<Reply>,
+        told: Option<Told>,
     },
     Row {
         head: Lsn,
@@ -208,6 +236,11 @@ impl Actor for AgentActor {
             }
             AgentMessage::Committed(result) => state.committed(result)?,
             AgentMessage::Answered(answer) => state.answered(answer)?,
+            AgentMessage::Routed(routed, reply) => Box::pin(state.routed(*routed, reply)).await?,
+            AgentMessage::Probed(answer) => state.probed(answer)?,
+            AgentMessage::Signal(work, signal, reply) => {
+                Box::pin(state.signal(work, signal, reply)).await?
+            }
             AgentMessage::Cancel(work, reply) => Box::pin(state.cancel(work, reply)).await?,
             AgentMessage::Get(work, reply) => Box::pin(state.get(work, reply)).await?,
             AgentMessage::Subscribe(call, from, reply) => {
@@ -262,6 +295,8 @@ impl State {
             running: None,
             ending: HashSet::new(),
             hold_until: None,
+            intended: None,
+            asked: None,
             wanted: None,
             span: None,
             quarantined: false,
@@ -293,7 +328,7 @@ impl State {
             let open = u32::try_from(fold.open_len()).unwrap_or(u32::MAX);
             glance.open_works.store(open, Ordering::Relaxed);
             if let Some(turn) = fold.current() {
-                self.shard().shows(turn.id(), turn.state(), turn.reason());
+                self.shard().shows(turn);
             }
         }
     }
@@ -312,6 +347,12 @@ impl State {
 
     fn again_after(&self, delay: Duration) {
         self.me.send_after(delay, || AgentMessage::Drive);
+    }
+
+    /// Does nothing for a while, unless something comes.
+    fn hold(&mut self, delay: Duration) {
+        self.hold_until = Some(Instant::now() + delay);
+        self.again_after(delay);
     }
 
     /// Appends to the journal; the commit comes back as a message.
@@ -374,8 +415,8 @@ impl State {
                 drop(permit);
                 self.accepted(submit, accepted, payload, ts_ms, committed)?;
             }
-            Pending::Entries { work, entries, ts_ms, reply } => {
-                self.journaled(work, entries, ts_ms, committed, reply)?;
+            Pending::Entries { work, entries, ts_ms, told } => {
+                self.journaled(work, entries, ts_ms, committed, told)?;
             }
             Pending::Row { head, seq } => {
                 self.saved = head;
@@ -391,10 +432,12 @@ impl State {
     fn give_up(&mut self, pending: Pending, reason: Reason) {
         match pending {
             Pending::Accept { submit, .. } => self.refuse(submit.reply, reason, "the shard moved"),
-            Pending::Entries { reply: Some(reply), .. } => {
-                self.refuse(reply, reason, "the shard moved")
+            Pending::Entries { told, .. } => {
+                if let Some(reply) = told.and_then(Told::reply) {
+                    self.refuse(reply, reason, "the shard moved");
+                }
             }
-            Pending::Entries { reply: None, .. } | Pending::Row { .. } => {}
+            Pending::Row { .. } => {}
         }
         if self.pending.is_empty() {
             self.me.stop(Some(reason.to_string()));

@@ -13,3 +13,8 @@ pub(crate) fn instant_at(deadline_ms: i64) -> Instant {
     let left = u64::try_from(deadline_ms - now_ms()).unwrap_or(0);
     Instant::now() + Duration::from_millis(left)
 }
+
+/// How long until the wall clock shows `at_ms`.
+pub(crate) fn until(at_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(at_ms.saturating_sub(now_ms())).unwrap_or(0))
+}

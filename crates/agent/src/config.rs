@@ -14,8 +14,10 @@ pub struct Config {
     pub recovering_max: usize,
     /// Reads of one shard on behalf of clients at once.
     pub reads_max: usize,
-    /// A phase job that is not answered after this long is given to another worker, in milliseconds.
+    /// A phase or a model's call that is not answered after this long is given to another worker, in milliseconds.
     pub phase_timeout_ms: u64,
+    /// A tool's call is waited for this long, in milliseconds.
+    pub tool_timeout_ms: u64,
 }
 
 impl Default for Config {
@@ -26,6 +28,7 @@ impl Default for Config {
             recovering_max: 64,
             reads_max: 64,
             phase_timeout_ms: 60_000,
+            tool_timeout_ms: 30_000,
         }
     }
 }
@@ -38,9 +41,9 @@ pub struct PhasesConfig {
     pub offer: Vec<domain::Phase>,
     /// What the pools work on.
     pub modality: String,
-    /// Jobs of one phase that run at once.
+    /// Jobs of one phase, tool, or of all models, that run at once.
     pub workers: usize,
-    /// Jobs of one phase that wait for a worker; more are refused.
+    /// Jobs of one pool that wait for a worker; more are refused.
     pub queue_max: usize,
     /// A worker that has not ended its job after this long is replaced, in milliseconds.
     pub stuck_ms: u64,

@@ -57,13 +57,8 @@ impl Definitions {
     /// turn is folded, so that happens only where nothing is decided.
     pub(crate) fn limits(&self, hash: &DefinitionHash) -> Limits {
         match self.get(hash) {
-            Some(known) => limits(&known.definition),
-            None => limits(&Definition::postchain()),
+            Some(known) => Limits::from(&*known.definition),
+            None => Limits::from(&Definition::postchain()),
         }
     }
-}
-
-/// What `definition` allows a turn.
-pub(crate) fn limits(definition: &Definition) -> Limits {
-    Limits { cycles_max: definition.cycles_max, attempts_max: definition.attempts_max }
 }

@@ -1,30 +1,46 @@
 //! Finds a pool for a step and runs the step there: here if this node offers it, else on the least loaded node that does.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use prost::Message;
 use tokio::sync::oneshot;
 
 use cluster::Peer;
+use domain::turn::doubt::Effect;
 use domain::view::View;
-use domain::{CapabilityQuery, ErrorKind, Phase, ProcessName, Reason, Role};
+use domain::{Attempt, ErrorKind, ProcessName, Reason, Role};
 use proto::kind;
-use proto::link::{Envelope, PhaseAnswer, PhaseJob};
+use proto::link::{Envelope, StepAnswer, StepJob, StepsKept};
 
-use crate::pool::{JobFailure, PHASE_VERSION, Pools};
-use crate::wire::Wire;
+use crate::awake::boot_ms;
+use crate::held::{Held, Route};
+use crate::pool::{JobFailure, Pools, Task, Wanted, effect_of};
+use crate::shard::lock;
+use crate::wire::{self, Wire};
 
 /// After a node was found gone it is passed over for this long, or until it answers again.
 const PASS_OVER: Duration = Duration::from_millis(1_000);
+/// How long word that answers are journaled waits for more of it.
+const KEPT_AFTER: Duration = Duration::from_millis(25);
+
+/// Told of answers that belong to another owner than the one that asked.
+pub(crate) type OnRoute = Arc<dyn Fn(Route) + Send + Sync>;
 
 /// Sends steps to pools.
 pub(crate) struct Dispatcher {
     me: ProcessName,
     pools: Pools,
+    held: Arc<Held>,
     wire: Arc<dyn Wire>,
+    view: Arc<ArcSwapOption<View>>,
+    on_route: OnRoute,
     peers: Mutex<BTreeMap<ProcessName, PeerLoad>>,
+    /// Answers of others' pools that are in the journal, and nobody has told them.
+    kept: Mutex<BTreeMap<ProcessName, Vec<Attempt>>>,
+    this: Weak<Self>,
 }
 
 #[derive(Default)]
@@ -37,45 +53,82 @@ struct PeerLoad {
 /// Where a step can run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    Here,
-    There(ProcessName),
+    At(Place, Effect),
     /// It is offered, but by nobody who can be reached now.
     Later,
     /// Nobody offers it.
     Nowhere,
 }
 
+/// Whose pool runs a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Here,
+    There(ProcessName),
+}
+
+/// One attempt at a step, for a pool.
+pub(crate) struct Order {
+    pub job: StepJob,
+    pub attempt: Attempt,
+    pub traceparent: String,
+    pub deadline: Instant,
+    /// It is not begun after that time of the boot clock.
+    pub begin_by_ms: Option<u64>,
+}
+
 /// What became of a job.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Done(PhaseAnswer),
+    Done(StepAnswer),
     /// It did not run: give it to somebody else, no attempt was made.
     NotRun {
         after: Duration,
     },
     /// It may have run and its answer is lost, or it ran and failed.
     Failed(JobFailure),
+    /// The link to its worker broke, and the worker lives: it may have the answer still.
+    Cut(JobFailure),
+}
+
+/// What a dispatcher needs.
+pub(crate) struct DispatcherArgs {
+    pub me: ProcessName,
+    pub pools: Pools,
+    pub held: Arc<Held>,
+    pub wire: Arc<dyn Wire>,
+    pub view: Arc<ArcSwapOption<View>>,
+    pub on_route: OnRoute,
 }
 
 impl Dispatcher {
-    pub(crate) fn new(me: ProcessName, pools: Pools, wire: Arc<dyn Wire>) -> Self {
-        Self { me, pools, wire, peers: Mutex::default() }
+    pub(crate) fn new(args: DispatcherArgs) -> Arc<Self> {
+        let DispatcherArgs { me, pools, held, wire, view, on_route } = args;
+        let (peers, kept) = Default::default();
+        Arc::new_cyclic(|this| Self {
+            me,
+            pools,
+            held,
+            wire,
+            view,
+            on_route,
+            peers,
+            kept,
+            this: this.clone(),
+        })
     }
 
-    /// Chooses where a step of `phase` runs.
-    pub(crate) fn target(&self, view: Option<&View>, phase: Phase, modality: &str) -> Target {
-        if self.pools.offers(phase, modality) {
-            return Target::Here;
+    /// Chooses where a step that needs `wanted` runs.
+    pub(crate) fn target(&self, view: Option<&View>, wanted: &Wanted, modality: &str) -> Target {
+        if let Some(effect) = self.pools.offers(wanted, modality) {
+            return Target::At(Place::Here, effect);
         }
-        let query = CapabilityQuery {
-            name: phase.capability().parse().expect("phases have valid names"),
-            version_min: PHASE_VERSION,
-            attributes: [("modality".to_owned(), modality.to_owned())].into(),
+        let (Some(view), Some(query)) = (view, wanted.query(modality)) else {
+            return Target::Nowhere;
         };
-        let Some(view) = view else { return Target::Nowhere };
-        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let peers = lock(&self.peers);
         let mut offered = false;
-        let mut best: Option<(u64, &ProcessName)> = None;
+        let mut best: Option<(u64, &ProcessName, Effect)> = None;
         for (name, offer) in view.offers(&query).filter(|(name, _)| **name != self.me) {
             offered = true;
             let load = peers.get(name);
@@ -84,55 +137,57 @@ impl Dispatcher {
             }
             let jobs = u64::from(load.map_or(0, |load| load.jobs));
             let share = jobs * 1_000 / u64::from(offer.capacity.max(1));
-            if best.is_none_or(|(least, _)| share < least) {
-                best = Some((share, name));
+            if best.is_none_or(|(least, _, _)| share < least) {
+                best = Some((share, name, effect_of(wanted, &offer.capability.attributes)));
             }
         }
         match best {
-            Some((_, name)) => Target::There(name.clone()),
+            Some((_, name, effect)) => Target::At(Place::There(name.clone()), effect),
             None if offered => Target::Later,
             None => Target::Nowhere,
         }
     }
 
-    /// Runs `job` at `target`, until `deadline` at the latest.
-    pub(crate) async fn run(
-        &self,
-        target: Target,
-        job: PhaseJob,
-        traceparent: String,
-        deadline: Instant,
-    ) -> Outcome {
-        match target {
-            Target::Here => self.run_here(job, traceparent, deadline).await,
-            Target::There(name) => self.run_there(name, job, traceparent, deadline).await,
-            Target::Later | Target::Nowhere => {
-                Outcome::NotRun { after: Duration::from_millis(100) }
-            }
+    /// Runs `order` at `place`, until its deadline at the latest.
+    pub(crate) async fn run(&self, place: Place, order: Order) -> Outcome {
+        match place {
+            Place::Here => self.run_here(order).await,
+            Place::There(name) => self.run_there(name, order).await,
         }
     }
 
-    async fn run_here(&self, job: PhaseJob, traceparent: String, deadline: Instant) -> Outcome {
+    async fn run_here(&self, order: Order) -> Outcome {
         let (sender, receiver) = oneshot::channel();
-        self.pools.submit(job, traceparent, Box::new(move |answer| _ = sender.send(answer)));
+        let deadline = order.deadline;
+        self.take(order, Box::new(move |answer| _ = sender.send(answer)));
         let answer = tokio::time::timeout_at(deadline.into(), receiver).await;
         match answer {
             Ok(Ok(answer)) => outcome(answer),
-            Ok(Err(_)) => Outcome::Failed(lost("the worker of the phase died")),
-            Err(_) => Outcome::Failed(lost("the worker of the phase did not answer in time")),
+            Ok(Err(_)) => Outcome::Failed(lost("the worker of the step died")),
+            Err(_) => Outcome::Failed(lost("the worker of the step did not answer in time")),
         }
     }
 
-    async fn run_there(
-        &self,
-        name: ProcessName,
-        job: PhaseJob,
-        traceparent: String,
-        deadline: Instant,
-    ) -> Outcome {
+    /// Gives an order to a pool of this node, whoever it comes from.
+    pub(crate) fn take(&self, order: Order, done: crate::pool::Done) {
+        let Order { job, attempt, traceparent, deadline, begin_by_ms } = order;
+        let taken_ms = boot_ms();
+        let task = Task { job, attempt, traceparent, deadline, begin_by_ms, taken_ms };
+        let (view, on_route) = (self.view.clone(), self.on_route.clone());
+        self.pools.submit(task, move || view.load_full(), move |route| on_route(route), done);
+    }
+
+    async fn run_there(&self, name: ProcessName, order: Order) -> Outcome {
+        let Order { mut job, attempt, traceparent, deadline, begin_by_ms } = order;
+        if let (Some(by_ms), Some(tool)) = (begin_by_ms, &mut job.tool) {
+            let Some(before_ms) = begin_before_ms(by_ms, boot_ms(), deadline) else {
+                return Outcome::NotRun { after: Duration::ZERO };
+            };
+            tool.begin_before_ms = before_ms;
+        }
         let envelope = Envelope {
-            kind: kind::PHASE,
-            attempt: job.attempt,
+            kind: kind::STEP,
+            attempt: attempt.number,
             traceparent,
             payload: job.encode_to_vec().into(),
             ..Envelope::default()
@@ -144,7 +199,7 @@ impl Dispatcher {
         match result {
             Ok(bytes) => {
                 self.with(&name, |load| load.gone_at = None);
-                match PhaseAnswer::decode(bytes) {
+                match StepAnswer::decode(bytes) {
                     Ok(answer) => Outcome::Done(answer),
                     Err(error) => {
                         Outcome::Failed(lost(&format!("the answer of {name} is damaged: {error}")))
@@ -168,7 +223,7 @@ impl Dispatcher {
             },
             cluster::Error::PeerGone { .. } => {
                 self.with(name, |load| load.gone_at = Some(Instant::now()));
-                Outcome::Failed(lost(&format!("{name} went away with the step")))
+                Outcome::Cut(lost(&format!("{name} went away with the step")))
             }
             cluster::Error::Deadline { .. } => {
                 Outcome::Failed(lost(&format!("{name} did not answer in time")))
@@ -176,7 +231,11 @@ impl Dispatcher {
             cluster::Error::Refused(refusal) => {
                 let reason = cluster::reason_of(&refusal).unwrap_or(Reason::Overloaded);
                 let kind = cluster::Error::Refused(refusal.clone()).kind();
-                outcome(Err(JobFailure { kind, reason, detail: refusal.message }))
+                // A worker that failed says so in an answer; what is refused may have been begun, unless its reason says
+                // otherwise.
+                let is_harmless = matches!(reason, Reason::ToolUnavailable | Reason::Malformed);
+                let detail = refusal.message;
+                outcome(Err(JobFailure { kind, reason, detail, is_harmless }))
             }
             cluster::Error::Cookie { .. }
             | cluster::Error::CookieShort { .. }
@@ -184,21 +243,65 @@ impl Dispatcher {
             | cluster::Error::Start { .. }
             | cluster::Error::TooLarge { .. } => {
                 let (kind, reason) = (error.kind(), Reason::InputTooLarge);
-                Outcome::Failed(JobFailure { kind, reason, detail: error.to_string() })
+                Outcome::Failed(JobFailure::not_begun(kind, reason, error.to_string()))
             }
         }
     }
 
+    /// The answer of `attempt` is in the journal: whoever keeps it need not.
+    pub(crate) fn kept(&self, place: &Place, attempt: Attempt) {
+        let Place::There(name) = place else { return self.held.kept(&[attempt]) };
+        let is_first = {
+            let mut kept = lock(&self.kept);
+            kept.entry(name.clone()).or_default().push(attempt);
+            kept.values().map(Vec::len).sum::<usize>() == 1
+        };
+        let (Some(this), true) = (self.this.upgrade(), is_first) else { return };
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT_AFTER).await;
+            this.tell_kept();
+        });
+    }
+
+    fn tell_kept(&self) {
+        for (name, attempts) in std::mem::take(&mut *lock(&self.kept)) {
+            let attempts = attempts.iter().map(wire::attempt).collect();
+            let payload = StepsKept { attempts }.encode_to_vec().into();
+            let envelope = Envelope { kind: kind::STEPS_KEPT, payload, ..Envelope::default() };
+            // Lost, they are kept until their deadlines.
+            _ = self.wire.cast(&Peer::new(Role::Node, name), envelope);
+        }
+    }
+
     fn with(&self, name: &ProcessName, change: impl FnOnce(&mut PeerLoad)) {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        change(peers.entry(name.clone()).or_default());
+        change(lock(&self.peers).entry(name.clone()).or_default());
     }
 
     /// Forgets what is known of nodes that are not in `view`.
     pub(crate) fn retain(&self, view: &View) {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.retain(|name, load| view.members.contains_key(name) || 0 < load.jobs);
+        let is_known = |name: &ProcessName| view.members.contains_key(name);
+        lock(&self.peers).retain(|name, load| is_known(name) || 0 < load.jobs);
     }
+}
+
+/// How long before its deadline an order may be begun at the latest, so that the receiver can tell by its own clock. None:
+/// it is too late already.
+fn begin_before_ms(by_ms: u64, now_ms: u64, deadline: Instant) -> Option<u64> {
+    let left_ms = by_ms.checked_sub(now_ms)?;
+    let until = deadline.saturating_duration_since(Instant::now());
+    let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+    // 0 means at any time.
+    Some(until_ms.saturating_sub(left_ms).max(1))
+}
+
+/// The latest beginning of an order that came in, by this machine's boot clock.
+pub(crate) fn begin_by_ms(before_ms: u64, deadline: Instant) -> Option<u64> {
+    if before_ms == 0 {
+        return None;
+    }
+    let until = deadline.saturating_duration_since(Instant::now());
+    let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+    Some(boot_ms() + until_ms.saturating_sub(before_ms))
 }
 
 impl PeerLoad {
@@ -208,10 +311,16 @@ impl PeerLoad {
 }
 
 /// Refusals before the job ran are no attempts.
-const NOT_RUN: [Reason; 4] =
-    [Reason::Overloaded, Reason::NoOffer, Reason::ShuttingDown, Reason::NodeFull];
+const NOT_RUN: [Reason; 6] = [
+    Reason::Overloaded,
+    Reason::NoOffer,
+    Reason::ShuttingDown,
+    Reason::NodeFull,
+    Reason::DeadlineExceeded,
+    Reason::TooOld,
+];
 
-fn outcome(answer: Result<PhaseAnswer, JobFailure>) -> Outcome {
+fn outcome(answer: Result<StepAnswer, JobFailure>) -> Outcome {
     match answer {
         Ok(answer) => Outcome::Done(answer),
         Err(failure) if NOT_RUN.contains(&failure.reason) => {
@@ -221,10 +330,27 @@ fn outcome(answer: Result<PhaseAnswer, JobFailure>) -> Outcome {
     }
 }
 
-fn lost(detail: &str) -> JobFailure {
+pub(crate) fn lost(detail: &str) -> JobFailure {
     JobFailure {
         kind: ErrorKind::Unavailable,
         reason: Reason::WorkerLost,
         detail: detail.to_owned(),
+        is_harmless: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_begun_as_late_there_as_here() {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let now_ms = boot_ms();
+        let before = begin_before_ms(now_ms + 1_000, now_ms, deadline).unwrap();
+        let by_ms = begin_by_ms(before, deadline).unwrap();
+        assert!(by_ms.abs_diff(now_ms + 1_000) < 200, "{by_ms} {now_ms}");
+        assert_eq!(begin_before_ms(now_ms - 1, now_ms, deadline), None);
+        assert_eq!(begin_by_ms(0, deadline), None);
     }
 }

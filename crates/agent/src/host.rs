@@ -471,6 +471,16 @@ impl State {
                     read::cancelled(&shard, work, reply).await;
                 }),
             },
+            Request::Signal(work, signal) => match shard.agent_of(work) {
+                Some(id) => self.tell(id, AgentMessage::Signal(work, signal, reply)).await?,
+                None => self.read(&shard, reply, move |shard, reply| async move {
+                    read::signalled(&shard, work, &signal, reply).await;
+                }),
+            },
+            Request::Answered(routed) => match shard.agent_of(routed.attempt.work.lsn) {
+                Some(id) => self.tell(id, AgentMessage::Routed(routed, reply)).await?,
+                None => reply.refuse(refusal(Reason::Superseded, "the work has ended")),
+            },
             Request::Subscribe(call) => match shard.agent_of(Lsn(call.work)) {
                 Some(id) => self.tell(id, AgentMessage::Subscribe(call, from, reply)).await?,
                 None => self.read(&shard, reply, move |shard, reply| async move {

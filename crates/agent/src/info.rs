@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 
-use domain::entry::{Ended, PhaseDone};
 use domain::turn::Turn;
-use domain::{AgentId, Epoch, WorkState};
+use domain::{AgentId, WorkState};
 use proto::journal;
 use proto::link::{AgentRow, WorkInfo, WorkRow};
 
@@ -76,12 +75,4 @@ pub(crate) fn of_rows(class: u32, work: &WorkRow, agent: &AgentRow) -> Result<Wo
     info.input_tokens = record.input_tokens;
     info.output_tokens = record.output_tokens;
     Ok(info)
-}
-
-/// The record of a work that ends with `ended`, after `done` if that is journaled in the same batch.
-pub(crate) fn record(turn: &Turn, epoch: Epoch, done: Option<&PhaseDone>, ended: &Ended) -> Bytes {
-    match done {
-        Some(done) => journal::encode_record_with(turn, epoch, done, ended),
-        None => journal::encode_record(turn, ended),
-    }
 }

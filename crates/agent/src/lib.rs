@@ -4,20 +4,25 @@
 //! owns a shard, never writes without the guards of the store, and never answers before a commit.
 
 mod actor;
+mod awake;
 mod clock;
 mod config;
 mod definitions;
 mod dispatch;
 mod error;
+mod held;
 mod host;
 mod info;
 mod metrics;
+mod named;
 mod node;
 mod open;
 mod pool;
 mod read;
 mod shard;
+mod steps;
 mod wire;
+mod worker;
 
 #[cfg(test)]
 mod tests;

@@ -23,9 +23,17 @@ counters! {
     STEPS_REMOTE = "stagedoor_agent_steps_remote_total" "Steps journaled that ran on another node.";
     STEPS_LATE = "stagedoor_agent_answers_late_total" "Answers of steps that nobody waited for any more.";
     STEPS_EARLY = "stagedoor_agent_steps_early_total" "Steps begun before the commit of the one they rest on: never.";
-    JOBS = "stagedoor_agent_jobs_total" "Phase jobs taken by the pools of this node.";
-    JOBS_LOST = "stagedoor_agent_jobs_lost_total" "Phase jobs lost with their worker.";
-    JOBS_REFUSED = "stagedoor_agent_jobs_refused_total" "Phase jobs refused by a full queue.";
+    STEPS_NAMED = "stagedoor_agent_steps_named_total" "Steps that workers had when a shard was opened.";
+    STEPS_TAKEN_OVER = "stagedoor_agent_steps_taken_over_total" "Steps whose answer an owner before had asked for, journaled.";
+    DOUBTS = "stagedoor_agent_doubts_total" "Steps that came to be in doubt.";
+    INTENTS_RENEWED = "stagedoor_agent_intents_renewed_total" "Intents that were too old to be acted on and were journaled again.";
+    JOBS = "stagedoor_agent_jobs_total" "Jobs taken by the pools of this node.";
+    JOBS_LOST = "stagedoor_agent_jobs_lost_total" "Jobs lost with their worker.";
+    JOBS_REFUSED = "stagedoor_agent_jobs_refused_total" "Jobs refused by a full queue.";
+    JOBS_LATE = "stagedoor_agent_jobs_late_total" "Jobs not begun because they were past their deadline or too old.";
+    ANSWERS_DROPPED = "stagedoor_agent_answers_dropped_total" "Answers that nobody had in a journal yet, let go for want of room.";
+    ANSWERS_ROUTED = "stagedoor_agent_answers_routed_total" "Answers told to a later owner than the one that asked, and taken.";
+    STOOD_STILL = "stagedoor_agent_stood_still_total" "How often this process stood still for more than a second.";
 }
 
 pub(crate) static HOT: LazyLock<IntGauge> =
@@ -37,4 +45,7 @@ pub(crate) static ENDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
 });
 pub(crate) static REFUSED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter_vec("stagedoor_agent_refused_total", "Requests refused.", &["reason"])
+});
+pub(crate) static TOOL_CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter_vec("stagedoor_tool_calls_total", "Tool calls that were begun.", &["tool"])
 });

@@ -3,7 +3,7 @@
 //! Never decides what it owns: it opens what is granted and drops what is lost.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -15,14 +15,16 @@ use cluster::{Incoming, Peer, Reply};
 use domain::view::{Applied, View};
 use domain::{Epoch, Incarnation, Member, Reason, Role, ShardId};
 use proto::kind;
-use proto::link::{Beat, CapabilityOffer, Envelope, Grant, Held, PhaseJob, View as ViewMessage};
+use proto::link::{Beat, CapabilityOffer, Envelope, Grant, Held, View as ViewMessage};
 use store::Store;
 
+use crate::awake::Awake;
 use crate::config::{Config, PhasesConfig};
 use crate::definitions::Definitions;
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{Dispatcher, DispatcherArgs};
+use crate::held;
 use crate::host::{self, HostArgs, HostMessage, HostReport};
-use crate::pool::Pools;
+use crate::pool::{Pools, PoolsArgs};
 use crate::shard::{Context, lock, refusal};
 use crate::wire::Wire;
 use crate::{Error, metrics};
@@ -36,6 +38,7 @@ pub struct Args {
     /// By their names in grants.
     pub stores: BTreeMap<String, Arc<dyn Store>>,
     pub models: Arc<model::Registry>,
+    pub tools: Arc<tool::Registry>,
     /// Hears each new view; must not block.
     pub on_view: Box<dyn Fn(&View) + Send + Sync>,
 }
@@ -45,6 +48,19 @@ pub struct Args {
 pub struct Handle {
     inner: Arc<Inner>,
     supervisor: ActorRef<NodeMessage>,
+}
+
+/// A handle that keeps nothing alive.
+struct WeakHandle {
+    inner: Weak<Inner>,
+    supervisor: ActorRef<NodeMessage>,
+}
+
+impl WeakHandle {
+    fn upgrade(&self) -> Option<Handle> {
+        let inner = self.inner.upgrade()?;
+        Some(Handle { inner, supervisor: self.supervisor.clone() })
+    }
 }
 
 struct Inner {
@@ -89,20 +105,47 @@ struct NodeState {
 /// # Errors
 /// An actor that does not start.
 pub async fn spawn(args: Args) -> Result<Handle, Error> {
-    let Args { config, phases, me, wire, stores, models, on_view } = args;
+    let Args { config, phases, me, wire, stores, models, tools, on_view } = args;
     let failed = |source| Error::Spawn { what: "the node's supervisor".to_owned(), source };
     let (ready, inner) = tokio::sync::oneshot::channel();
     let start = (stores, inner);
     let (supervisor, _) = Actor::spawn(None, Node, start).await.map_err(failed)?;
-    let pools = Pools::spawn(&phases, &me.name, models, supervisor.get_cell()).await?;
+    let (held, awake) = (Arc::new(held::Held::default()), Awake::spawn());
+    let pools = PoolsArgs {
+        config: &phases,
+        me: &me.name,
+        models,
+        tools,
+        held: held.clone(),
+        awake: awake.clone(),
+        supervisor: supervisor.get_cell(),
+    };
+    let pools = Pools::spawn(pools).await?;
+    let view = Arc::new(ArcSwapOption::empty());
+    let this: Arc<OnceLock<WeakHandle>> = Arc::default();
+    let router = this.clone();
+    let dispatcher = Dispatcher::new(DispatcherArgs {
+        me: me.name.clone(),
+        pools: pools.clone(),
+        held: held.clone(),
+        wire: wire.clone(),
+        view: view.clone(),
+        on_route: Arc::new(move |route| {
+            if let Some(handle) = router.get().and_then(WeakHandle::upgrade) {
+                handle.route(route);
+            }
+        }),
+    });
     let context = Context {
         inputs: Arc::new(Semaphore::new(config.queued_bytes_max)),
         recovering: Arc::new(Semaphore::new(config.recovering_max)),
-        dispatcher: Dispatcher::new(me.name.clone(), pools.clone(), wire.clone()),
+        dispatcher,
+        held,
+        awake,
         name: me.name.clone(),
         member: Mutex::new(me),
         definitions: Definitions::default(),
-        view: Arc::new(ArcSwapOption::empty()),
+        view,
         controls: Mutex::default(),
         config,
         wire,
@@ -116,7 +159,9 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
     };
     let inner = Arc::new(inner);
     _ = ready.send(inner.clone());
-    Ok(Handle { inner, supervisor })
+    let handle = Handle { inner, supervisor };
+    _ = this.set(handle.downgrade());
+    Ok(handle)
 }
 
 impl Handle {
@@ -124,7 +169,10 @@ impl Handle {
     pub fn incoming(&self, incoming: Incoming) {
         let Incoming { from, envelope, .. } = &incoming;
         match (envelope.kind, from.role) {
-            (kind::PHASE, Role::Node) => self.phase(incoming),
+            (kind::STEP, Role::Node) => self.step(incoming),
+            (kind::STEPS_WANTED, Role::Node) => self.steps_wanted(incoming),
+            (kind::STEPS_KEPT, Role::Node) => self.steps_kept(incoming),
+            (kind::STEP_ANSWERED, Role::Node) => self.to_shard(incoming),
             (kind::VIEW, Role::Control) => {
                 self.view_message(from.clone(), envelope.payload.clone())
             }
@@ -144,7 +192,8 @@ impl Handle {
                 | kind::AGENTS
                 | kind::HISTORY
                 | kind::SUBSCRIBE
-                | kind::UNSUBSCRIBE,
+                | kind::UNSUBSCRIBE
+                | kind::SIGNAL,
                 Role::Control,
             ) => self.to_shard(incoming),
             (other, role) => {
@@ -185,22 +234,13 @@ impl Handle {
         }
     }
 
-    fn phase(&self, incoming: Incoming) {
-        let Incoming { envelope, reply, .. } = incoming;
-        let Some(reply) = reply else { return };
-        let job = match PhaseJob::decode(envelope.payload) {
-            Ok(job) => job,
-            Err(error) => {
-                let why = format!("the phase job is damaged: {error}");
-                return reply.refuse(refusal(Reason::Malformed, why));
-            }
-        };
-        let done =
-            move |answer: Result<proto::link::PhaseAnswer, crate::pool::JobFailure>| match answer {
-                Ok(answer) => reply.send(answer.encode_to_vec().into()),
-                Err(failure) => reply.refuse(refusal(failure.reason, failure.detail)),
-            };
-        self.inner.pools.submit(job, envelope.traceparent, Box::new(done));
+    pub(crate) fn context(&self) -> &Context {
+        &self.inner.context
+    }
+
+    fn downgrade(&self) -> WeakHandle {
+        let (inner, supervisor) = (Arc::downgrade(&self.inner), self.supervisor.clone());
+        WeakHandle { inner, supervisor }
     }
 
     /// Takes in a view; one with a gap before it makes this node ask for the whole.
@@ -226,7 +266,11 @@ impl Handle {
     fn changed(&self, view: View) {
         self.inner.context.dispatcher.retain(&view);
         (self.inner.on_view)(&view);
-        self.inner.context.view.store(Some(Arc::new(view)));
+        let view = Arc::new(view);
+        self.inner.context.view.store(Some(view.clone()));
+        for route in self.inner.context.held.moved(&view) {
+            self.route(route);
+        }
         let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         for host in hosts.values() {
             _ = host.actor.cast(HostMessage::ViewChanged);

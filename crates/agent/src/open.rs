@@ -1,6 +1,6 @@
 //! Opening a shard: the first act of a new owner is a guarded commit; only then does it read what is due.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,11 @@ pub(crate) async fn open(
         writer::Limits::default(),
         events,
     );
+    // Steps that an owner before asked for are not asked for again while somebody has them.
+    let named = match recovery.open.is_empty() {
+        true => HashMap::new(),
+        false => node.steps_of(id, epoch).await,
+    };
     let due = due(&recovery);
     let works = open_works(&recovery);
     let opened = Opened {
@@ -63,6 +68,7 @@ pub(crate) async fn open(
         epoch,
         database: grant.database,
         agent_max: recovery.agent_max,
+        named,
     };
     let shard = Arc::new(Shard::new(node, store, writer, opened));
     for (work, agent) in works {

@@ -1,4 +1,4 @@
-//! Phase pools: the workers of this node, a factory for each phase that it offers.
+//! Pools: the workers of this node, a factory for each phase and tool that it offers, and one for its models.
 //!
 //! A pool runs jobs for any agent of the cluster and knows nothing of journals: a job that is lost with its worker is
 //! run again by the agent that asked.
@@ -6,31 +6,37 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use ractor::factory::{
     DeadMansSwitchConfiguration, DiscardHandler, DiscardMode, DiscardReason, DiscardSettings,
-    Factory, FactoryArguments, FactoryMessage, FactoryRef, Job, JobOptions, Worker, WorkerId,
-    queues, routing, worker_builder,
+    Factory, FactoryArguments, FactoryMessage, FactoryRef, Job, JobOptions, queues, routing,
+    worker_builder,
 };
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorStatus};
-use tracing::Instrument;
+use ractor::{Actor, ActorCell, ActorStatus};
 
-use domain::view::Offer;
-use domain::{Capability, ErrorKind, Phase, ProcessName, Reason};
-use model::{Message, MessageRole, Part, Request, Task};
-use proto::link::{CapabilityOffer, Load, PhaseAnswer, PhaseJob};
+use domain::chain::PhaseKey;
+use domain::step::{CallKey, Callee};
+use domain::turn::doubt::Effect;
+use domain::view::{Offer, View};
+use domain::{Attempt, Capability, ErrorKind, Phase, ProcessName, Reason, ShardId, StepKey};
+use proto::link::{CapabilityOffer, Load, StepAnswer, StepJob};
 
+use crate::Error;
+use crate::awake::Awake;
 use crate::config::PhasesConfig;
+use crate::held::{Held, Route};
 use crate::metrics;
-use crate::{Error, clock};
+use crate::worker::StepWorker;
 
-/// The version of the phase jobs that pools of this build take.
-pub(crate) const PHASE_VERSION: u32 = 1;
+/// The version of the jobs that pools of this build take.
+pub(crate) const JOB_VERSION: u32 = 1;
+
+/// The attribute of a tool that may be called twice under one key.
+const IDEMPOTENT: &str = "idempotent";
 
 /// Takes the answer of a job; called once.
-pub(crate) type Done = Box<dyn FnOnce(Result<PhaseAnswer, JobFailure>) + Send>;
+pub(crate) type Done = Box<dyn FnOnce(Result<StepAnswer, JobFailure>) + Send>;
 
 /// Why a job came to nothing.
 #[derive(Clone, Debug)]
@@ -38,6 +44,64 @@ pub(crate) struct JobFailure {
     pub kind: ErrorKind,
     pub reason: Reason,
     pub detail: String,
+    /// It surely had no effect.
+    pub is_harmless: bool,
+}
+
+impl JobFailure {
+    /// It was not begun.
+    pub(crate) fn not_begun(kind: ErrorKind, reason: Reason, detail: impl Into<String>) -> Self {
+        Self { kind, reason, detail: detail.into(), is_harmless: true }
+    }
+}
+
+/// What a step needs: who has it, offers a capability.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wanted {
+    Phase(Phase),
+    Model(String),
+    Tool(String),
+}
+
+impl Wanted {
+    fn capability(&self) -> String {
+        match self {
+            Self::Phase(phase) => phase.capability(),
+            Self::Model(name) => format!("model/{name}"),
+            Self::Tool(name) => format!("tool/{name}"),
+        }
+    }
+
+    /// What is looked for in the registry.
+    pub(crate) fn query(&self, modality: &str) -> Option<domain::CapabilityQuery> {
+        let attributes = match self {
+            Self::Phase(_) => [("modality".to_owned(), modality.to_owned())].into(),
+            Self::Model(_) | Self::Tool(_) => BTreeMap::new(),
+        };
+        let name = self.capability().parse().ok()?;
+        Some(domain::CapabilityQuery { name, version_min: JOB_VERSION, attributes })
+    }
+
+    fn of(step: StepKey, job: &StepJob) -> Self {
+        match step {
+            StepKey::Phase(PhaseKey { phase, .. }) => Self::Phase(phase),
+            StepKey::Call(CallKey { of: Callee::Model, .. }) => Self::Model(job.model.clone()),
+            StepKey::Call(CallKey { of: Callee::Tool(_), .. }) => {
+                Self::Tool(job.tool.as_ref().map(|tool| tool.name.clone()).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// What running a step twice does, as its offer says.
+pub(crate) fn effect_of(wanted: &Wanted, attributes: &BTreeMap<String, String>) -> Effect {
+    match wanted {
+        Wanted::Phase(_) | Wanted::Model(_) => Effect::Idempotent,
+        Wanted::Tool(_) if attributes.get(IDEMPOTENT).is_some_and(|is| is == "true") => {
+            Effect::Idempotent
+        }
+        Wanted::Tool(_) => Effect::Once,
+    }
 }
 
 /// All pools of this node.
@@ -47,30 +111,52 @@ pub(crate) struct Pools(Arc<Inner>);
 struct Inner {
     modality: String,
     capacity: u32,
-    pools: BTreeMap<Phase, Pool>,
+    pools: BTreeMap<Wanted, Pool>,
+    held: Arc<Held>,
 }
 
+#[derive(Clone)]
 struct Pool {
     factory: FactoryRef<(), PoolJob>,
     load: Arc<AtomicU32>,
+    attributes: BTreeMap<String, String>,
 }
 
-struct PoolJob {
-    job: PhaseJob,
-    traceparent: String,
-    done: Answer,
+/// A job on its way to a worker.
+pub(crate) struct Task {
+    pub job: StepJob,
+    pub attempt: Attempt,
+    pub traceparent: String,
+    /// Nobody waits for the answer after that.
+    pub deadline: Instant,
+    /// It is not begun after that time of the boot clock.
+    pub begin_by_ms: Option<u64>,
+    /// When this process took it, by the boot clock.
+    pub taken_ms: u64,
+}
+
+impl Task {
+    /// Whether its answer belongs to the agent: a probe is asked again.
+    fn is_held(&self) -> bool {
+        !self.job.tool.as_ref().is_some_and(|tool| tool.is_probe)
+    }
+}
+
+pub(crate) struct PoolJob {
+    pub task: Task,
+    pub answer: Answer,
 }
 
 impl ractor::Message for PoolJob {}
 
 /// Answers exactly once: a job that is dropped by a worker that died answers as lost.
-struct Answer {
+pub(crate) struct Answer {
     done: Option<Done>,
     load: Arc<AtomicU32>,
 }
 
 impl Answer {
-    fn send(mut self, result: Result<PhaseAnswer, JobFailure>) {
+    pub(crate) fn send(mut self, result: Result<StepAnswer, JobFailure>) {
         if let Some(done) = self.done.take() {
             done(result);
         }
@@ -85,80 +171,127 @@ impl Drop for Answer {
             done(Err(JobFailure {
                 kind: ErrorKind::Unavailable,
                 reason: Reason::WorkerLost,
-                detail: "the worker of the phase died".to_owned(),
+                detail: "the worker of the step died".to_owned(),
+                is_harmless: false,
             }));
         }
     }
 }
 
+/// What the pools of a node need.
+pub(crate) struct PoolsArgs<'a> {
+    pub config: &'a PhasesConfig,
+    pub me: &'a ProcessName,
+    pub models: Arc<model::Registry>,
+    pub tools: Arc<tool::Registry>,
+    pub held: Arc<Held>,
+    pub awake: Arc<Awake>,
+    pub supervisor: ActorCell,
+}
+
 impl Pools {
-    /// Starts a pool for each phase that `config` offers, below `supervisor`.
+    /// Starts a pool for each phase that the config offers and for each tool, and one for all models.
     ///
     /// # Errors
     /// A factory that does not start.
-    pub(crate) async fn spawn(
-        config: &PhasesConfig,
-        me: &ProcessName,
-        models: Arc<model::Registry>,
-        supervisor: ActorCell,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn spawn(args: PoolsArgs<'_>) -> Result<Self, Error> {
         let mut pools = BTreeMap::new();
-        for phase in &config.offer {
-            let pool = spawn_pool(*phase, config, me, models.clone(), supervisor.clone()).await?;
-            pools.insert(*phase, pool);
+        let modality = [("modality".to_owned(), args.config.modality.clone())];
+        for phase in &args.config.offer {
+            let attributes = modality.clone().into();
+            let pool = spawn_pool(&phase.capability(), &args, attributes).await?;
+            pools.insert(Wanted::Phase(*phase), pool);
         }
-        let capacity = u32::try_from(config.workers).unwrap_or(u32::MAX);
-        Ok(Self(Arc::new(Inner { modality: config.modality.clone(), capacity, pools })))
+        let of_models = spawn_pool("models", &args, BTreeMap::new()).await?;
+        for name in args.models.names() {
+            pools.insert(Wanted::Model(name.to_owned()), of_models.clone());
+        }
+        for tool in args.tools.tools() {
+            let wanted = Wanted::Tool(tool.name().to_owned());
+            let is_idempotent = tool.is_idempotent().to_string();
+            let attributes = [(IDEMPOTENT.to_owned(), is_idempotent)].into();
+            let pool = spawn_pool(&wanted.capability(), &args, attributes).await?;
+            pools.insert(wanted, pool);
+        }
+        let capacity = u32::try_from(args.config.workers).unwrap_or(u32::MAX);
+        let modality = args.config.modality.clone();
+        Ok(Self(Arc::new(Inner { modality, capacity, pools, held: args.held })))
     }
 
-    pub(crate) fn offers(&self, phase: Phase, modality: &str) -> bool {
-        let pool = self.0.pools.get(&phase).filter(|_| self.0.modality == modality);
-        // A pool that ended takes no more jobs; others may offer the phase still.
-        pool.is_some_and(|pool| pool.factory.get_status() == ActorStatus::Running)
+    fn pool(&self, wanted: &Wanted, modality: &str) -> Option<&Pool> {
+        let is_ours = !matches!(wanted, Wanted::Phase(_)) || self.0.modality == modality;
+        let pool = self.0.pools.get(wanted).filter(|_| is_ours)?;
+        // A pool that ended takes no more jobs; others may offer the same still.
+        (pool.factory.get_status() == ActorStatus::Running).then_some(pool)
+    }
+
+    /// What running a step twice would do, if this node offers it.
+    pub(crate) fn offers(&self, wanted: &Wanted, modality: &str) -> Option<Effect> {
+        self.pool(wanted, modality).map(|pool| effect_of(wanted, &pool.attributes))
     }
 
     /// What this node announces.
     pub(crate) fn capabilities(&self) -> Vec<CapabilityOffer> {
-        let offer = |phase: &Phase| {
+        let offer = |(wanted, pool): (&Wanted, &Pool)| {
             let capability = Capability {
-                name: phase.capability().parse().expect("phases have valid names"),
-                version: PHASE_VERSION,
-                attributes: [("modality".to_owned(), self.0.modality.clone())].into(),
+                name: wanted.capability().parse().ok()?,
+                version: JOB_VERSION,
+                attributes: pool.attributes.clone(),
             };
-            proto::view::offer_to_message(&Offer { capability, capacity: self.0.capacity })
+            let offer = Offer { capability, capacity: self.0.capacity };
+            Some(proto::view::offer_to_message(&offer))
         };
-        self.0.pools.keys().map(offer).collect()
+        self.0.pools.iter().filter_map(offer).collect()
     }
 
     /// How busy each pool is.
     pub(crate) fn loads(&self) -> Vec<Load> {
-        let load = |(phase, pool): (&Phase, &Pool)| {
+        let load = |(wanted, pool): (&Wanted, &Pool)| {
             let jobs = pool.load.load(Ordering::Relaxed);
             let running = jobs.min(self.0.capacity);
-            Load { capability: phase.capability(), running, queued: jobs - running }
+            Load { capability: wanted.capability(), running, queued: jobs - running }
         };
         self.0.pools.iter().map(load).collect()
     }
 
-    /// Gives `job` to a worker; `done` hears what came of it.
-    pub(crate) fn submit(&self, job: PhaseJob, traceparent: String, done: Done) {
-        let pool = Phase::from_code(job.phase)
-            .filter(|phase| self.offers(*phase, &job.modality))
-            .and_then(|phase| self.0.pools.get(&phase));
-        let Some(pool) = pool else {
-            let detail = "this node does not offer the phase".to_owned();
-            return done(Err(JobFailure {
-                kind: ErrorKind::Unavailable,
-                reason: Reason::NoOffer,
-                detail,
-            }));
+    /// Gives a task to a worker; `done` hears what came of it. Before that, `route` is told if somebody else has to hear it,
+    /// too.
+    pub(crate) fn submit(
+        &self,
+        task: Task,
+        view: impl Fn() -> Option<Arc<View>> + Send + 'static,
+        route: impl FnOnce(Route) + Send + 'static,
+        done: Done,
+    ) {
+        let wanted = Wanted::of(task.attempt.step, &task.job);
+        let Some(pool) = self.pool(&wanted, &task.job.modality) else {
+            let (kind, reason) = (ErrorKind::Unavailable, Reason::NoOffer);
+            return done(Err(JobFailure::not_begun(
+                kind,
+                reason,
+                "this node does not offer the step",
+            )));
         };
         pool.load.fetch_add(1, Ordering::Relaxed);
         metrics::JOBS.inc();
-        let done = Answer { done: Some(done), load: pool.load.clone() };
+        let done: Done = match task.is_held() {
+            false => done,
+            true => {
+                let (held, attempt) = (self.0.held.clone(), task.attempt);
+                held.begin(attempt, ShardId(task.job.shard), task.deadline);
+                Box::new(move |answer| {
+                    if let Some(to) = held.finish(&attempt, answer.as_ref().ok(), view().as_deref())
+                    {
+                        route(to);
+                    }
+                    done(answer);
+                })
+            }
+        };
+        let answer = Answer { done: Some(done), load: pool.load.clone() };
         let job = Job {
             key: (),
-            msg: PoolJob { job, traceparent, done },
+            msg: PoolJob { task, answer },
             options: JobOptions::default(),
             accepted: None,
         };
@@ -168,14 +301,18 @@ impl Pools {
 }
 
 async fn spawn_pool(
-    phase: Phase,
-    config: &PhasesConfig,
-    me: &ProcessName,
-    models: Arc<model::Registry>,
-    supervisor: ActorCell,
+    name: &str,
+    args: &PoolsArgs<'_>,
+    attributes: BTreeMap<String, String>,
 ) -> Result<Pool, Error> {
-    let me = me.to_string();
-    let worker = move |_| (PhaseWorker { me: me.clone(), models: models.clone() }, ());
+    let config = args.config;
+    let prototype = StepWorker {
+        me: args.me.to_string(),
+        models: args.models.clone(),
+        tools: args.tools.clone(),
+        awake: args.awake.clone(),
+    };
+    let worker = move |_| (prototype.clone(), ());
     let stuck = DeadMansSwitchConfiguration::builder()
         .detection_timeout(Duration::from_millis(config.stuck_ms))
         .build();
@@ -195,14 +332,14 @@ async fn spawn_pool(
         (),
         PoolJob,
         (),
-        PhaseWorker,
+        StepWorker,
         routing::QueuerRouting<(), PoolJob>,
         queues::DefaultQueue<(), PoolJob>,
     >::default();
-    let (factory, _) = Actor::spawn_linked(None, factory, arguments, supervisor)
+    let (factory, _) = Actor::spawn_linked(None, factory, arguments, args.supervisor.clone())
         .await
-        .map_err(|source| Error::Spawn { what: phase.capability(), source })?;
-    Ok(Pool { factory, load: Arc::new(AtomicU32::new(0)) })
+        .map_err(|source| Error::Spawn { what: name.to_owned(), source })?;
+    Ok(Pool { factory, load: Arc::new(AtomicU32::new(0)), attributes })
 }
 
 /// Answers jobs that the queue has no room for.
@@ -210,135 +347,10 @@ struct Refuse;
 
 impl DiscardHandler<(), PoolJob> for Refuse {
     fn discard(&self, _reason: DiscardReason, job: &mut Job<(), PoolJob>) {
-        if let Some(done) = job.msg.done.done.take() {
+        if let Some(done) = job.msg.answer.done.take() {
             metrics::JOBS_REFUSED.inc();
-            done(Err(JobFailure {
-                kind: ErrorKind::Exhausted,
-                reason: Reason::Overloaded,
-                detail: "the queue of the phase pool is full".to_owned(),
-            }));
+            let (kind, reason) = (ErrorKind::Exhausted, Reason::Overloaded);
+            done(Err(JobFailure::not_begun(kind, reason, "the queue of the pool is full")));
         }
     }
-}
-
-struct PhaseWorker {
-    me: String,
-    models: Arc<model::Registry>,
-}
-
-impl Worker for PhaseWorker {
-    type Key = ();
-    type Message = PoolJob;
-    type Arguments = ();
-    type State = ();
-
-    async fn pre_start(
-        &self,
-        _: WorkerId,
-        _: &FactoryRef<(), PoolJob>,
-        (): (),
-    ) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle(
-        &self,
-        _: WorkerId,
-        _: &FactoryRef<(), PoolJob>,
-        job: Job<(), PoolJob>,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        let PoolJob { job, traceparent, done } = job.msg;
-        let answer = match traceparent.is_empty() {
-            true => self.run(job).await,
-            false => {
-                let phase = Phase::from_code(job.phase).map_or("", Phase::as_str);
-                let span = tracing::info_span!("phase", phase, work = job.work, node = self.me);
-                telemetry::set_parent(&span, Some(&traceparent));
-                self.run(job).instrument(span).await
-            }
-        };
-        done.send(answer);
-        Ok(())
-    }
-}
-
-impl PhaseWorker {
-    async fn run(&self, job: PhaseJob) -> Result<PhaseAnswer, JobFailure> {
-        let model = self.models.get(&job.model).ok_or_else(|| JobFailure {
-            kind: ErrorKind::Invalid,
-            reason: Reason::ModelRefused,
-            detail: format!(
-                "there is no model {:?}: use one of {}",
-                job.model,
-                self.models.names().join(", ")
-            ),
-        })?;
-        let start_ms = clock::now_ms();
-        let request = request(job)?;
-        let call = model::complete(&*model, &request);
-        let completion = match tracing::Span::current().is_none() {
-            true => call.await,
-            false => call.instrument(tracing::info_span!("model", model = model.name())).await,
-        };
-        let completion = completion.map_err(|error| JobFailure {
-            kind: error.kind(),
-            reason: reason_of(&error),
-            detail: error.to_string(),
-        })?;
-        Ok(PhaseAnswer {
-            output: Bytes::from(completion.text),
-            node: self.me.clone(),
-            start_ms,
-            end_ms: clock::now_ms(),
-            calls: completion.usage.calls,
-            input_tokens: completion.usage.input_tokens,
-            output_tokens: completion.usage.output_tokens,
-        })
-    }
-}
-
-fn reason_of(error: &model::Error) -> Reason {
-    match error.kind() {
-        ErrorKind::Unavailable | ErrorKind::Exhausted | ErrorKind::Deadline | ErrorKind::Fenced => {
-            Reason::ModelUnavailable
-        }
-        ErrorKind::Internal => Reason::ModelAnswerInvalid,
-        ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Denied => {
-            Reason::ModelRefused
-        }
-    }
-}
-
-/// The most that one phase may answer.
-const OUTPUT_BYTES_MAX: usize = 2 << 20;
-
-fn request(job: PhaseJob) -> Result<Request, JobFailure> {
-    let invalid = |detail: &str| JobFailure {
-        kind: ErrorKind::Invalid,
-        reason: Reason::Malformed,
-        detail: detail.to_owned(),
-    };
-    let phase =
-        Phase::from_code(job.phase).ok_or_else(|| invalid("the phase of the job is not known"))?;
-    let text = |role, text: String| Message { role, parts: vec![Part::Text(text)] };
-    let utf8 = |bytes: Bytes| {
-        String::from_utf8(bytes.into()).map_err(|_| invalid("a text of the job is not UTF-8"))
-    };
-    let mut messages = vec![text(MessageRole::System, job.instructions)];
-    if !job.findings.is_empty() {
-        let findings = serde_json::json!({ "findings": job.findings });
-        messages.push(text(MessageRole::System, findings.to_string()));
-    }
-    messages.push(text(MessageRole::User, utf8(job.input)?));
-    for earlier in job.earlier {
-        messages.push(text(MessageRole::Assistant, utf8(earlier)?));
-    }
-    Ok(Request {
-        task: Task::Phase(phase.as_str().to_owned()),
-        messages,
-        // The same for every attempt: a provider that knows the key need not work twice.
-        idempotency_key: format!("{}/{}/{}", job.work, job.cycle, phase),
-        max_output_bytes: OUTPUT_BYTES_MAX,
-    })
 }

@@ -14,6 +14,7 @@ use proto::link::{
 };
 
 use crate::actor::accept::{answer_cancel, answer_get};
+use crate::actor::doubt::{Signal, answer_signal};
 use crate::actor::watch::{Watcher, send};
 use crate::shard::{Shard, refusal};
 use crate::{Error, info};
@@ -70,6 +71,24 @@ pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
         Ok(info) => answer_cancel(reply, info, shard.epoch),
         Err(refusal) => reply.refuse(refusal),
     }
+}
+
+/// A signal that came after the end: the work as it is, if it is one that the signal made.
+pub(crate) async fn signalled(shard: &Shard, lsn: Lsn, signal: &Signal, reply: Reply) {
+    match work(shard, lsn).await {
+        Ok(info) if !is_final(info.state) => reply.refuse(not_yet(lsn)),
+        Ok(info) if was_resolved(&info, signal) => answer_signal(reply, info, shard.epoch),
+        Ok(_) => reply.refuse(refusal(Reason::NotInDoubt, "the work has ended")),
+        Err(refusal) => reply.refuse(refusal),
+    }
+}
+
+fn was_resolved(info: &WorkInfo, signal: &Signal) -> bool {
+    let mut steps = (1..).zip(&info.steps);
+    steps.any(|(sequence, step)| {
+        step.reason == u32::from(signal.verdict.reason().code())
+            && signal.which.is(sequence, &step.name)
+    })
 }
 
 /// A subscription to a work that has ended.
@@ -161,7 +180,32 @@ pub(crate) async fn list(shard: &Shard, call: ListCall, reply: Reply) {
     }
 }
 
+/// Works in a state that is not final, from the owner's memory.
+async fn open_works(shard: &Shard, call: &ListCall) -> Result<Vec<WorkInfo>, Refusal> {
+    let state = journal::state_from_code(call.state).filter(|state| !state.is_final());
+    let state =
+        state.ok_or_else(|| refusal(Reason::Malformed, "only open works are listed by state"))?;
+    let is_wanted = |agent: &AgentId| {
+        agent.tenant.as_str() == call.tenant
+            && (call.agent.is_empty() || agent.to_string() == call.agent)
+    };
+    let found = shard.in_state(state, call.below, is_wanted);
+    let mut works = Vec::new();
+    for lsn in found.into_iter().take(usize::try_from(call.limit).unwrap_or(0)) {
+        let mut info = work(shard, lsn).await?;
+        // It may have gone on since.
+        let Some((state, reason)) = shard.state_of(lsn) else { continue };
+        (info.state, info.reason) = (journal::state_code(state), reason.code().into());
+        info.steps.clear();
+        works.push(info);
+    }
+    Ok(works)
+}
+
 async fn list_works(shard: &Shard, call: ListCall) -> Result<Vec<WorkInfo>, Refusal> {
+    if call.state != 0 {
+        return open_works(shard, &call).await;
+    }
     let mut agent = 0;
     if !call.agent.is_empty() {
         let Some(row) = agent_row(shard, &call.agent).await?.agent else { return Ok(Vec::new()) };

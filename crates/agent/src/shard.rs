@@ -9,15 +9,19 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use domain::turn::Turn;
 use domain::view::View;
 use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason, ShardId, WorkState};
 use proto::kind;
 use proto::link::{DefinitionRequest, DefinitionResponse, Envelope, Refusal};
 use store::writer::WriterHandle;
 
+use crate::awake::{Awake, boot_ms};
 use crate::config::Config;
 use crate::definitions::{Definitions, Known};
 use crate::dispatch::Dispatcher;
+use crate::held::Held;
+use crate::named::Named;
 use crate::wire::Wire;
 use crate::{Error, metrics};
 use prost::Message;
@@ -29,7 +33,9 @@ pub(crate) struct Context {
     /// This process; its incarnation changes when it has to join anew.
     pub member: Mutex<Member>,
     pub wire: Arc<dyn Wire>,
-    pub dispatcher: Dispatcher,
+    pub dispatcher: Arc<Dispatcher>,
+    pub held: Arc<Held>,
+    pub awake: Arc<Awake>,
     pub definitions: Definitions,
     pub view: Arc<ArcSwapOption<View>>,
     /// Bytes of inputs that may still be taken in.
@@ -57,6 +63,12 @@ pub(crate) struct Shard {
     open: Mutex<HashMap<Lsn, OpenWork>>,
     waiting: Mutex<HashSet<AgentId>>,
     stored_definitions: Mutex<HashSet<DefinitionHash>>,
+    /// Steps of open works that workers run for an owner before, or have answers of.
+    named: Mutex<HashMap<Lsn, Named>>,
+    /// When it was last seen that this node owns the shard, by the boot clock.
+    owned_ms: AtomicU64,
+    /// Held while that is looked up.
+    proof: tokio::sync::Mutex<()>,
 }
 
 /// A work that has not ended.
@@ -75,6 +87,7 @@ pub(crate) struct Opened {
     pub epoch: Epoch,
     pub database: String,
     pub agent_max: u64,
+    pub named: HashMap<Lsn, Named>,
 }
 
 impl Shard {
@@ -99,6 +112,9 @@ impl Shard {
             open: Mutex::default(),
             waiting: Mutex::default(),
             stored_definitions: Mutex::default(),
+            named: Mutex::new(opened.named),
+            owned_ms: AtomicU64::new(boot_ms()),
+            proof: tokio::sync::Mutex::default(),
         }
     }
 
@@ -112,11 +128,51 @@ impl Shard {
         lock(&self.open).insert(work, OpenWork { agent, deadline_ms, state, reason });
     }
 
-    /// What an open work is now, for lists.
-    pub(crate) fn shows(&self, work: Lsn, state: WorkState, reason: Reason) {
-        if let Some(open) = lock(&self.open).get_mut(&work) {
-            (open.state, open.reason) = (state, reason);
+    /// What an open work is now, for lists and for its deadline.
+    pub(crate) fn shows(&self, turn: &Turn) {
+        if let Some(open) = lock(&self.open).get_mut(&turn.id()) {
+            (open.state, open.reason) = (turn.state(), turn.reason());
+            open.deadline_ms = turn.deadline_ms();
         }
+    }
+
+    /// Open works that are in this state, below a number, newest first.
+    pub(crate) fn in_state(
+        &self,
+        state: WorkState,
+        below: u64,
+        is_wanted: impl Fn(&AgentId) -> bool,
+    ) -> Vec<Lsn> {
+        let open = lock(&self.open);
+        let found = open.iter().filter(|(lsn, work)| {
+            work.state == state && (below == 0 || lsn.0 < below) && is_wanted(&work.agent)
+        });
+        let mut found: Vec<Lsn> = found.map(|(lsn, _)| *lsn).collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found
+    }
+
+    /// The step of a work that a worker has, or has an answer of, although who asked for it is gone. Once.
+    pub(crate) fn take_named(&self, work: Lsn) -> Option<Named> {
+        lock(&self.named).remove(&work)
+    }
+
+    /// Whether it has to be looked up who owns the shard before anything is begun: after this process stood still, another
+    /// node may.
+    pub(crate) fn must_prove(&self) -> bool {
+        self.node.awake.stood_still_since(self.owned_ms.load(Ordering::Acquire))
+    }
+
+    /// Looks up whether this node still owns the shard.
+    pub(crate) async fn prove(&self) -> Result<bool, store::Error> {
+        let _proof = self.proof.lock().await;
+        if !self.must_prove() {
+            return Ok(true);
+        }
+        let asked_ms = boot_ms();
+        let owner = self.store.owner(&self.database).await?;
+        self.owned_ms.store(asked_ms, Ordering::Release);
+        Ok(Epoch(owner.epoch) == self.epoch)
     }
 
     pub(crate) fn state_of(&self, work: Lsn) -> Option<(WorkState, Reason)> {

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use cluster::Peer;
-use proto::link::Envelope;
+use domain::{Attempt, Epoch};
+use proto::journal::StepNumbers;
+use proto::link::{Envelope, StepAttempt, StepJob};
 
 /// Calls and casts to peers.
 pub trait Wire: Send + Sync + 'static {
@@ -39,4 +41,40 @@ impl Wire for cluster::Handle {
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
         cluster::Handle::cast(self, to, envelope)
     }
+}
+
+/// An attempt as other processes are told of it.
+pub(crate) fn attempt(attempt: &Attempt) -> StepAttempt {
+    let StepNumbers { phase, cycle, round, index } = attempt.step.into();
+    StepAttempt {
+        work: attempt.work.to_string(),
+        phase,
+        cycle,
+        round,
+        index,
+        epoch: attempt.epoch.0,
+        attempt: attempt.number,
+    }
+}
+
+/// None if no attempt is named so.
+pub(crate) fn read_attempt(message: &StepAttempt) -> Option<Attempt> {
+    let StepAttempt { phase, cycle, round, index, .. } = *message;
+    Some(Attempt {
+        work: message.work.parse().ok()?,
+        step: StepNumbers { phase, cycle, round, index }.step()?,
+        epoch: Epoch(message.epoch),
+        number: message.attempt,
+    })
+}
+
+/// The attempt that a job is.
+pub(crate) fn attempt_of(job: &StepJob) -> Option<Attempt> {
+    let StepJob { phase, cycle, round, index, .. } = *job;
+    Some(Attempt {
+        work: job.work.parse().ok()?,
+        step: StepNumbers { phase, cycle, round, index }.step()?,
+        epoch: Epoch(job.epoch),
+        number: job.attempt,
+    })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use domain::{AgentId, AgentKey, DefinitionHash, DefinitionName, IdempotencyKey, ProcessName};
-use domain::{Role, Tenant, TrustDomain, WorkId};
+use domain::{Role, Tenant, TrustDomain, WorkId, WorkState};
 
 /// Runs AI agents as durable actors on a cluster of mutually authenticated machines.
 #[derive(Debug, Parser)]
@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Submit one work to an agent
     #[command(after_help = example("stagedoor submit --agent postchain --key report-7 --file report.txt --watch"))]
     Submit(SubmitArgs),
-    /// Look at works, follow or cancel them
+    /// Look at works, follow, cancel or resolve them
     #[command(after_help = example("stagedoor work get w-0-2a1-3c"))]
     Work(WorkArgs),
     /// List the definitions of agents, or show one
@@ -265,6 +265,9 @@ pub(crate) enum WorkCommand {
         /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
         limit: u32,
+        /// Only works in this state, e.g. in_doubt; one that is not final
+        #[arg(long, value_name = "STATE")]
+        state: Option<WorkState>,
     },
     /// Follow a work until it ends
     #[command(after_help = example("stagedoor work watch w-0-2a1-3c"))]
@@ -274,6 +277,25 @@ pub(crate) enum WorkCommand {
         /// Go on after this event
         #[arg(long, default_value = "")]
         cursor: String,
+    },
+    /// Say what became of a step in doubt, so that its work goes on or ends
+    #[command(after_help = example("stagedoor work signal w-0-2a1-3c --done '42'"))]
+    #[command(group = ArgGroup::new("resolution").required(true))]
+    Signal {
+        /// As `submit` and `work list` show it
+        id: WorkId,
+        /// It was done, and this is what it came to
+        #[arg(long, value_name = "TEXT", group = "resolution")]
+        done: Option<String>,
+        /// Run it again, under the same idempotency key
+        #[arg(long, group = "resolution")]
+        retry: bool,
+        /// Let the work fail
+        #[arg(long, group = "resolution")]
+        fail: bool,
+        /// Only if the step in doubt has this number or name
+        #[arg(long, value_name = "STEP")]
+        step: Option<String>,
     },
     /// Ask for a work to be cancelled
     #[command(after_help = example("stagedoor work cancel w-0-2a1-3c"))]
@@ -298,7 +320,7 @@ pub(crate) struct DefinitionsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArgs {
-    /// The TOML file: name, behaviour, model, instructions, phases, cycles_max, modality, attempts_max
+    /// The TOML file: name, behaviour, model, instructions, phases, cycles_max, modality, attempts_max, tools, rounds_max, in_doubt
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: PathBuf,
     #[command(flatten)]

@@ -135,7 +135,10 @@ fn steps(steps: &[Step]) -> String {
             step.node.clone(),
             milliseconds(step),
             step.attempts.to_string(),
-            step.summary.clone(),
+            match step.reason.as_str() {
+                "" | "completed" => step.summary.clone(),
+                reason => format!("{reason}: {}", step.summary),
+            },
         ]
     });
     table(["#", "STEP", "NODE", "TIME", "ATTEMPTS", "FOUND"], rows.collect())
@@ -159,7 +162,7 @@ pub(crate) fn event(event: &WorkEvent) -> String {
         Some(work_event::Event::StateChange(change)) => {
             format!("{} ({})", state(change.state()), change.reason)
         }
-        Some(work_event::Event::Phase(step)) => phase(step),
+        Some(work_event::Event::Phase(step) | work_event::Event::Step(step)) => phase(step),
         Some(work_event::Event::Text(text)) => text.text.clone(),
         Some(work_event::Event::Result(work)) => {
             let text = work.result.as_ref().map(|result| result.text.as_str()).unwrap_or_default();

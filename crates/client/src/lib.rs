@@ -130,6 +130,14 @@ impl Client {
         answer.await?.work.ok_or(Error::Answer { what: "work" })
     }
 
+    /// Says what became of a step in doubt; the work as it is then.
+    pub async fn signal(&self, request: v1::SignalRequest) -> Result<v1::Work, Error> {
+        let answer = self.call("SignalRequest", request, |channel, request| async move {
+            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).signal(request).await
+        });
+        answer.await?.work.ok_or(Error::Answer { what: "work" })
+    }
+
     /// The events of a work after `cursor` (empty: from its beginning) until it ends.
     pub fn watch(&self, id: &str, cursor: &str) -> Watch {
         Watch::new(self.clone(), id, cursor)

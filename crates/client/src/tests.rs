@@ -200,6 +200,13 @@ impl WorkService for Fake {
         Ok(Response::new(CancelResponse { work: Some(work(&request.into_inner().id)) }))
     }
 
+    async fn signal(
+        &self,
+        _: Request<proto::v1::SignalRequest>,
+    ) -> Result<Response<proto::v1::SignalResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     type OpenStream = Answers<OpenResponse>;
 
     async fn open(

@@ -77,7 +77,7 @@ fn reason_text(refusal: &Refusal) -> String {
 
 /// What the caller can do about it. A reason that is not listed is one with which no peer should refuse.
 fn kind_of(refusal: &Refusal) -> ErrorKind {
-    const KINDS: [(Reason, ErrorKind); 19] = [
+    const KINDS: [(Reason, ErrorKind); 28] = [
         (Reason::QueueFull, ErrorKind::Exhausted),
         (Reason::NodeFull, ErrorKind::Exhausted),
         (Reason::Overloaded, ErrorKind::Exhausted),
@@ -97,6 +97,16 @@ fn kind_of(refusal: &Refusal) -> ErrorKind {
         (Reason::Restarted, ErrorKind::Unavailable),
         (Reason::Quarantined, ErrorKind::Unavailable),
         (Reason::DeadlineExceeded, ErrorKind::Deadline),
+        // Of a step that was given to a pool.
+        (Reason::NoOffer, ErrorKind::Unavailable),
+        (Reason::TooOld, ErrorKind::Unavailable),
+        (Reason::WorkerLost, ErrorKind::Unavailable),
+        (Reason::ModelUnavailable, ErrorKind::Unavailable),
+        (Reason::ToolUnavailable, ErrorKind::Unavailable),
+        (Reason::ToolBroke, ErrorKind::Unavailable),
+        (Reason::ModelRefused, ErrorKind::Invalid),
+        (Reason::NotInDoubt, ErrorKind::Conflict),
+        (Reason::Superseded, ErrorKind::Conflict),
     ];
     let reason = reason_of(refusal);
     let found = KINDS.iter().find(|(known, _)| Some(*known) == reason);

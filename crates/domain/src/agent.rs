@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::chain::{Output, one_line};
+use crate::chain::{Output, PhaseKey, one_line};
 use crate::entry::{Entry, Stamp};
 use crate::turn::{Limits, Turn};
-use crate::{DefinitionHash, Error, IdempotencyKey, Lsn, Reason, Seq, WorkState};
+use crate::{DefinitionHash, Error, IdempotencyKey, Lsn, Reason, Seq, StepKey, WorkState};
 
 /// How many works an agent may have accepted and not ended.
 pub const QUEUE_MAX: usize = 64;
@@ -132,6 +132,13 @@ impl Agent {
         }
     }
 
+    /// The worker of the current step still has it, although its owner is gone: see [`Turn::await_worker`].
+    pub fn await_worker(&mut self) {
+        if let Some(turn) = self.open.values_mut().next() {
+            turn.await_worker();
+        }
+    }
+
     fn remember(&mut self, turn: &Turn) {
         if turn.state() != WorkState::Succeeded {
             return;
@@ -148,8 +155,9 @@ impl Agent {
 fn finding(turn: &Turn) -> Option<String> {
     let mut terms = String::new();
     let mut answer = None;
-    for (_, done) in turn.phases() {
-        match Output::parse(done.step.phase, &done.output).ok()? {
+    for (_, done) in turn.steps() {
+        let StepKey::Phase(PhaseKey { phase, .. }) = done.step else { continue };
+        match Output::parse(phase, &done.output).ok()? {
             Output::Observation(observation) => terms = observation.terms.join(", "),
             Output::Yield(yielded) => answer = Some(yielded.answer),
             Output::Action(_)
@@ -157,6 +165,9 @@ fn finding(turn: &Turn) -> Option<String> {
             | Output::Intention(_)
             | Output::Understanding(_) => {}
         }
+    }
+    if let (None, Some((_, ended))) = (&answer, turn.ended()) {
+        answer = Some(String::from_utf8_lossy(&ended.result).into_owned());
     }
     let text = if terms.is_empty() { answer? } else { format!("{terms}: {}", answer?) };
     Some(one_line(&text, FINDING_CHARS_MAX))
@@ -171,7 +182,7 @@ mod tests {
     use bytes::Bytes;
 
     fn limits(_: &DefinitionHash) -> Limits {
-        Limits { cycles_max: 0, attempts_max: 3 }
+        Limits::chain(0, 3)
     }
 
     fn stamp(n: u64) -> Stamp {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::step::{Onward, StepKey};
 use crate::{Error, Reason};
 
 /// The six phases of the PostChain, in their order.
@@ -232,33 +233,23 @@ pub(crate) fn one_line(text: &str, chars_max: usize) -> String {
 
 /// One step of a chain: a phase, in which cycle (0 for the first).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StepKey {
+pub struct PhaseKey {
     pub cycle: u32,
     pub phase: Phase,
 }
 
-impl StepKey {
+impl PhaseKey {
     pub const FIRST: Self = Self { cycle: 0, phase: Phase::Action };
 }
 
-/// What a chain does after a phase.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Onward {
-    Step(StepKey),
-    /// The answer.
-    Answer(String),
-    /// It may not go on.
-    Stop(Reason),
-}
-
 /// Decides what follows the step `done`, which found `output`.
-pub fn onward(done: StepKey, output: &Output, cycles_max: u32) -> Onward {
+pub fn onward(done: PhaseKey, output: &Output, cycles_max: u32) -> Onward {
     match output {
         Output::Yield(answer) => Onward::Answer(answer.answer.clone()),
         Output::Understanding(Understanding { decision: Decision::Action, .. })
             if done.cycle < cycles_max =>
         {
-            Onward::Step(StepKey { cycle: done.cycle + 1, phase: Phase::Action })
+            Onward::Step(StepKey::phase(done.cycle + 1, Phase::Action))
         }
         Output::Understanding(Understanding { decision: Decision::Action, .. }) => {
             Onward::Stop(Reason::CycleLimit)
@@ -269,7 +260,7 @@ pub fn onward(done: StepKey, output: &Output, cycles_max: u32) -> Onward {
         | Output::Observation(_)
         | Output::Understanding(Understanding { decision: Decision::Yield, .. }) => {
             let phase = done.phase.after().expect("only yield is last, and it answers");
-            Onward::Step(StepKey { cycle: done.cycle, phase })
+            Onward::Step(StepKey::phase(done.cycle, phase))
         }
     }
 }
@@ -282,22 +273,20 @@ mod tests {
         Output::Understanding(Understanding { decision, why: String::new() })
     }
 
-    fn at(cycle: u32, phase: Phase) -> StepKey {
-        StepKey { cycle, phase }
+    fn at(cycle: u32, phase: Phase) -> PhaseKey {
+        PhaseKey { cycle, phase }
+    }
+
+    fn step(cycle: u32, phase: Phase) -> Onward {
+        Onward::Step(StepKey::phase(cycle, phase))
     }
 
     #[test]
     fn phases_follow_each_other_and_yield_answers() {
         let action = Output::Action(Action { draft: "d".into(), sentences: vec![] });
-        assert_eq!(
-            onward(at(0, Phase::Action), &action, 0),
-            Onward::Step(at(0, Phase::Experience))
-        );
+        assert_eq!(onward(at(0, Phase::Action), &action, 0), step(0, Phase::Experience));
         let decided = understanding(Decision::Yield);
-        assert_eq!(
-            onward(at(1, Phase::Understanding), &decided, 3),
-            Onward::Step(at(1, Phase::Yield))
-        );
+        assert_eq!(onward(at(1, Phase::Understanding), &decided, 3), step(1, Phase::Yield));
         let answer = Output::Yield(Yield { answer: "a".into() });
         assert_eq!(onward(at(1, Phase::Yield), &answer, 3), Onward::Answer("a".into()));
     }
@@ -305,10 +294,7 @@ mod tests {
     #[test]
     fn understanding_goes_back_to_action_until_the_cap() {
         let again = understanding(Decision::Action);
-        assert_eq!(
-            onward(at(0, Phase::Understanding), &again, 1),
-            Onward::Step(at(1, Phase::Action))
-        );
+        assert_eq!(onward(at(0, Phase::Understanding), &again, 1), step(1, Phase::Action));
         assert_eq!(
             onward(at(1, Phase::Understanding), &again, 1),
             Onward::Stop(Reason::CycleLimit)

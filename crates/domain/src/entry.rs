@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::chain::StepKey;
+use crate::step::{StepKey, StepKind};
 use crate::{
     Class, DefinitionHash, Epoch, IdempotencyKey, Lsn, Member, Reason, Seq, Slot, WorkState,
 };
@@ -15,7 +15,13 @@ pub enum Entry {
     Accepted(Accepted),
     /// A step is begun again. The first attempt needs no entry: it is known from what was done before it.
     StepBegan(StepBegan),
-    PhaseDone(PhaseDone),
+    /// A call that must not be made twice is about to be made.
+    StepIntended(StepIntended),
+    /// Whether a call that was intended was made is not known.
+    StepDoubted(StepDoubted),
+    /// What became of a doubt.
+    StepResolved(StepResolved),
+    StepDone(StepDone),
     Waiting(Reason),
     Resumed(Reason),
     CancelRequested(Reason),
@@ -60,6 +66,95 @@ pub struct StepBegan {
     pub reason: Reason,
 }
 
+/// Of a call that is no longer idempotent once it is made: acted on only while it is young.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepIntended {
+    pub step: StepKey,
+    pub attempt: u32,
+    pub tool: String,
+    /// Under which the tool knows the call, whatever the attempt.
+    pub key: String,
+    /// Until when its answer is waited for, in milliseconds since the Unix epoch.
+    pub deadline_ms: i64,
+}
+
+/// The result of attempt `attempt` is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepDoubted {
+    pub step: StepKey,
+    pub attempt: u32,
+    /// Why it is missing.
+    pub reason: Reason,
+}
+
+/// A doubt about attempt `attempt` is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepResolved {
+    pub step: StepKey,
+    pub attempt: u32,
+    pub verdict: Verdict,
+}
+
+/// Who says what becomes of a step in doubt, and what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    ToolDone,
+    ToolNotDone,
+    PolicyRetry,
+    PolicyFail,
+    PersonDone,
+    PersonRetry,
+    PersonFail,
+}
+
+/// What becomes of a step in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// It was done; its result follows.
+    Done,
+    /// It is run again, under the same key.
+    Retry,
+    /// Its work fails.
+    Fail,
+}
+
+impl Verdict {
+    pub const ALL: [Self; 7] = [
+        Self::ToolDone,
+        Self::ToolNotDone,
+        Self::PolicyRetry,
+        Self::PolicyFail,
+        Self::PersonDone,
+        Self::PersonRetry,
+        Self::PersonFail,
+    ];
+
+    pub fn resolution(self) -> Resolution {
+        match self {
+            Self::ToolDone | Self::PersonDone => Resolution::Done,
+            Self::ToolNotDone | Self::PolicyRetry | Self::PersonRetry => Resolution::Retry,
+            Self::PolicyFail | Self::PersonFail => Resolution::Fail,
+        }
+    }
+
+    /// Under which it is stored.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::ToolDone => Reason::ReconciledDone,
+            Self::ToolNotDone => Reason::ReconciledNotDone,
+            Self::PolicyRetry => Reason::RetriedByPolicy,
+            Self::PolicyFail => Reason::FailedByPolicy,
+            Self::PersonDone => Reason::SignalledDone,
+            Self::PersonRetry => Reason::SignalledRetry,
+            Self::PersonFail => Reason::SignalledFail,
+        }
+    }
+
+    pub fn from_reason(reason: Reason) -> Option<Self> {
+        Self::ALL.into_iter().find(|verdict| verdict.reason() == reason)
+    }
+}
+
 /// What a model call cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -76,13 +171,16 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
-/// A phase that ended.
+/// A step that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PhaseDone {
+pub struct StepDone {
     pub step: StepKey,
-    /// The phase's typed state as JSON; see [`crate::chain::Output`].
+    /// Of a tool's call: the tool. Else empty.
+    pub name: String,
+    /// As JSON: a phase's [`crate::chain::Output`], what a model [`crate::round::Said`], what a tool
+    /// [`crate::round::Returned`].
     pub output: Bytes,
-    /// The node whose pool ran it.
+    /// The node whose pool ran it; empty if a person said what it came to.
     pub node: String,
     /// How often it was begun.
     pub attempts: u32,
@@ -118,12 +216,15 @@ impl Entry {
         match self {
             Self::ShardOpened(_) => 1,
             Self::Accepted(_) => 2,
-            Self::PhaseDone(_) => 3,
+            Self::StepDone(_) => 3,
             Self::Waiting(_) => 4,
             Self::Resumed(_) => 5,
             Self::CancelRequested(_) => 6,
             Self::Ended(_) => 7,
             Self::StepBegan(_) => 8,
+            Self::StepIntended(_) => 9,
+            Self::StepDoubted(_) => 10,
+            Self::StepResolved(_) => 11,
         }
     }
 
@@ -132,12 +233,32 @@ impl Entry {
         match self {
             Self::ShardOpened(_) => "shard_opened",
             Self::Accepted(_) => "accepted",
-            Self::PhaseDone(_) => "phase_done",
+            Self::StepDone(done) => match done.step.kind() {
+                StepKind::Phase => "phase_done",
+                StepKind::Model => "model_done",
+                StepKind::Tool => "tool_done",
+            },
             Self::Waiting(_) => "waiting",
             Self::Resumed(_) => "resumed",
             Self::CancelRequested(_) => "cancel_requested",
             Self::Ended(_) => "ended",
             Self::StepBegan(_) => "step_began",
+            Self::StepIntended(_) => "step_intended",
+            Self::StepDoubted(_) => "step_doubted",
+            Self::StepResolved(_) => "step_resolved",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_stored_as_a_reason_of_its_own() {
+        for verdict in Verdict::ALL {
+            assert_eq!(Verdict::from_reason(verdict.reason()), Some(verdict));
+        }
+        assert_eq!(Verdict::from_reason(Reason::Completed), None);
     }
 }

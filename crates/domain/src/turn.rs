@@ -1,22 +1,56 @@
 //! One work as its agent handles it: the fold of its entries, and the decision what comes next.
 //!
 //! Pure: [`Turn::apply`] folds, [`Turn::next`] decides, [`Turn::failed`] decides about an attempt that came to nothing.
-//! Who carries a decision out journals it first.
+//! Who carries a decision out journals it first. What becomes of steps in doubt is decided in [`doubt`].
+
+pub mod doubt;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
-use crate::chain::{self, Onward, Output, StepKey};
-use crate::entry::{Accepted, Ended, Entry, PhaseDone, Stamp, StepBegan, Usage};
+use crate::chain::{self, Output, PhaseKey};
+use crate::definition::{Behaviour, Definition, Policy};
+use crate::entry::{
+    Accepted, Ended, Entry, Resolution, Stamp, StepBegan, StepDone, StepDoubted, Usage,
+};
+use crate::round::{self, Returned, Said, ToolCall};
+use crate::step::{CallKey, Callee, Onward, StepKey, StepKind};
 use crate::{Error, ErrorKind, Lsn, Reason, WorkState};
 
 /// The most that a result may be.
 pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// How long after its own deadline a step in doubt is left alone: its call may be under way until then.
+pub const DOUBT_HOLD_MS: i64 = 5_000;
 
 /// What a definition allows a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    pub behaviour: Behaviour,
     pub cycles_max: u32,
+    pub rounds_max: u32,
     pub attempts_max: u32,
+    pub in_doubt: Policy,
+}
+
+impl Limits {
+    /// Of a chain.
+    pub fn chain(cycles_max: u32, attempts_max: u32) -> Self {
+        let (behaviour, in_doubt) = (Behaviour::Chain, Policy::default());
+        Self { behaviour, cycles_max, rounds_max: 0, attempts_max, in_doubt }
+    }
+}
+
+impl From<&Definition> for Limits {
+    fn from(definition: &Definition) -> Self {
+        Self {
+            behaviour: definition.behaviour,
+            cycles_max: definition.cycles_max,
+            rounds_max: definition.rounds_max,
+            attempts_max: definition.attempts_max,
+            in_doubt: definition.in_doubt,
+        }
+    }
 }
 
 /// The fold of one work.
@@ -34,15 +68,28 @@ pub struct Turn {
     /// Whether that attempt may have been cut off, so that the next one has to be journaled before it runs.
     interrupted: bool,
     usage: Usage,
+    /// What the model asked for in the round that is under way.
+    calls: Vec<ToolCall>,
+    /// The next step was intended: until when its answer is waited for.
+    intended_until_ms: Option<i64>,
+    /// Nothing is done about the next step before that, as an attempt that was in doubt may still be under way.
+    not_before_ms: i64,
+    /// When the doubt that is open began, and how long those before it took: a person's time is not the work's.
+    doubted_at_ms: i64,
+    doubted_ms: i64,
 }
 
 /// What a turn wants done now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Run this step; `attempt` is 1 for the first.
-    Run { step: StepKey, attempt: u32 },
+    /// Run this step, not before that time; `attempt` is 1 for the first.
+    Run { step: StepKey, attempt: u32, not_before_ms: i64 },
     /// Journal this, fold it, and ask again.
     Begin(StepBegan),
+    /// The same: nobody knows whether an attempt was carried out.
+    Doubt(StepDoubted),
+    /// Find out what became of this attempt, not before that time: see [`Turn::judge`].
+    Settle { step: StepKey, attempt: u32, not_before_ms: i64 },
     /// Journal this: the work is over.
     End(Ended),
     /// It is over.
@@ -55,20 +102,58 @@ pub struct Failure {
     pub kind: ErrorKind,
     pub reason: Reason,
     pub detail: String,
+    /// It surely had no effect.
+    pub is_harmless: bool,
+}
+
+/// Why a work is to end before its turn has come to an end of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    Cancel,
+    Deadline,
+    Quarantine,
+}
+
+impl Stop {
+    /// What is journaled of it.
+    pub fn entries(self) -> Vec<Entry> {
+        match self {
+            Self::Cancel => {
+                let reason = Reason::CancelRequested;
+                let end = ended(WorkState::Cancelled, reason);
+                vec![Entry::CancelRequested(reason), Entry::Ended(end)]
+            }
+            Self::Deadline => {
+                vec![Entry::Ended(ended(WorkState::Failed, Reason::DeadlineExceeded))]
+            }
+            Self::Quarantine => {
+                vec![Entry::Ended(ended(WorkState::DeadLettered, Reason::Quarantined))]
+            }
+        }
+    }
 }
 
 impl Turn {
     /// The turn of a work that was just accepted.
     pub fn accept(accepted: Accepted, stamp: Stamp, limits: Limits) -> Self {
+        let first = match limits.behaviour {
+            Behaviour::Chain => StepKey::Phase(PhaseKey::FIRST),
+            Behaviour::Loop => StepKey::model(0),
+        };
         Self {
             entries: vec![(stamp, Entry::Accepted(accepted))],
             limits,
             state: WorkState::Accepted,
             reason: Reason::Submitted,
-            onward: Onward::Step(StepKey::FIRST),
+            onward: Onward::Step(first),
             begun: 0,
             interrupted: false,
             usage: Usage::default(),
+            calls: Vec::new(),
+            intended_until_ms: None,
+            not_before_ms: 0,
+            doubted_at_ms: 0,
+            doubted_ms: 0,
         }
     }
 
@@ -104,18 +189,44 @@ impl Turn {
         self.usage
     }
 
+    /// When it fails if it has not ended. Time in doubt does not count: nobody is at work then.
+    pub fn deadline_ms(&self) -> i64 {
+        match self.state {
+            WorkState::InDoubt => i64::MAX,
+            WorkState::Accepted
+            | WorkState::Running
+            | WorkState::Waiting
+            | WorkState::Cancelling
+            | WorkState::Succeeded
+            | WorkState::Failed
+            | WorkState::Cancelled
+            | WorkState::DeadLettered => {
+                self.accepted().deadline_ms.saturating_add(self.doubted_ms)
+            }
+        }
+    }
+
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<(&Stamp, &Ended)> {
         let Some((stamp, Entry::Ended(ended))) = self.entries.last() else { return None };
         Some((stamp, ended))
     }
 
-    /// The phases done so far, in order, with the stamp of each.
-    pub fn phases(&self) -> impl Iterator<Item = (&Stamp, &PhaseDone)> {
+    /// The steps done so far, in order, with the stamp of each.
+    pub fn steps(&self) -> impl Iterator<Item = (&Stamp, &StepDone)> {
         self.entries.iter().filter_map(|(stamp, entry)| {
-            let Entry::PhaseDone(done) = entry else { return None };
+            let Entry::StepDone(done) = entry else { return None };
             Some((stamp, done))
         })
+    }
+
+    /// The call of a tool that is due, as the model asked for it.
+    pub fn tool_call(&self) -> Option<&ToolCall> {
+        let Onward::Step(StepKey::Call(CallKey { of: Callee::Tool(index), .. })) = self.onward
+        else {
+            return None;
+        };
+        self.calls.get(usize::try_from(index).ok()?)
     }
 
     /// Folds one entry.
@@ -137,22 +248,41 @@ impl Turn {
                 if began.attempt <= self.begun {
                     return refuse("a later attempt was begun before");
                 }
-                self.begun = began.attempt;
-                self.interrupted = false;
+                self.attempt(began.attempt);
                 self.run(began.reason);
             }
-            Entry::PhaseDone(done) => {
-                if self.onward != Onward::Step(done.step) {
-                    return refuse("another step is due");
+            Entry::StepIntended(intended) => {
+                if let Err(why) = self.may_follow(intended.step, intended.attempt) {
+                    return refuse(why);
                 }
-                let Ok(output) = Output::parse(done.step.phase, &done.output) else {
+                self.attempt(intended.attempt);
+                self.intended_until_ms = Some(intended.deadline_ms);
+                self.run(Reason::TurnBegan);
+            }
+            Entry::StepDoubted(doubted) => {
+                if let Err(why) = self.may_follow(doubted.step, doubted.attempt) {
+                    return refuse(why);
+                }
+                self.doubt(doubted, stamp);
+            }
+            Entry::StepResolved(resolved) => {
+                if self.state != WorkState::InDoubt || self.onward != Onward::Step(resolved.step) {
+                    return refuse("it is not in doubt");
+                }
+                self.end_doubt(stamp);
+                if resolved.verdict.resolution() == Resolution::Retry {
+                    self.attempt(resolved.attempt + 1);
+                }
+                self.run(resolved.verdict.reason());
+            }
+            Entry::StepDone(done) => {
+                if let Err(why) = self.may_follow(done.step, done.attempts) {
+                    return refuse(why);
+                }
+                let Ok(onward) = self.onward_after(done) else {
                     return refuse("its answer cannot be read");
                 };
-                self.onward = chain::onward(done.step, &output, self.limits.cycles_max);
-                self.begun = 0;
-                self.interrupted = false;
-                self.usage += done.usage;
-                self.run(Reason::TurnBegan);
+                self.done(done, onward, stamp);
             }
             Entry::Waiting(reason) => self.enter(WorkState::Waiting, *reason),
             Entry::Resumed(reason) => self.enter(WorkState::Running, *reason),
@@ -164,6 +294,63 @@ impl Turn {
         }
         self.entries.push((stamp, entry));
         Ok(())
+    }
+
+    fn may_follow(&self, step: StepKey, attempt: u32) -> Result<(), &'static str> {
+        if self.onward != Onward::Step(step) {
+            return Err("another step is due");
+        }
+        if attempt < self.begun {
+            return Err("a later attempt was begun before");
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, attempt: u32) {
+        self.begun = attempt;
+        self.interrupted = false;
+        self.intended_until_ms = None;
+    }
+
+    fn done(&mut self, done: &StepDone, onward: Onward, stamp: Stamp) {
+        if done.step.kind() == StepKind::Model {
+            self.calls = Said::parse(&done.output).map(|said| said.calls).unwrap_or_default();
+        }
+        self.end_doubt(stamp);
+        self.onward = onward;
+        self.attempt(0);
+        self.not_before_ms = 0;
+        self.usage += done.usage;
+        self.run(Reason::TurnBegan);
+    }
+
+    /// What comes after `done`.
+    fn onward_after(&self, done: &StepDone) -> Result<Onward, Error> {
+        let Limits { cycles_max, rounds_max, .. } = self.limits;
+        Ok(match done.step {
+            StepKey::Phase(key) => {
+                chain::onward(key, &Output::parse(key.phase, &done.output)?, cycles_max)
+            }
+            StepKey::Call(CallKey { round, of: Callee::Model }) => {
+                round::after_model(round, &Said::parse(&done.output)?, rounds_max)
+            }
+            StepKey::Call(CallKey { round, of: Callee::Tool(index) }) => {
+                Returned::parse(&done.output)?;
+                round::after_tool(round, index, self.calls.len())
+            }
+        })
+    }
+
+    /// Whether `output` is an answer that `step` can have.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn check_output(step: StepKey, output: &[u8]) -> Result<(), Error> {
+        match step {
+            StepKey::Phase(key) => Output::parse(key.phase, output).map(drop),
+            StepKey::Call(CallKey { of: Callee::Model, .. }) => Said::parse(output).map(drop),
+            StepKey::Call(CallKey { of: Callee::Tool(_), .. }) => Returned::parse(output).map(drop),
+        }
     }
 
     /// Its turn came: it is the oldest open work of its agent.
@@ -184,6 +371,18 @@ impl Turn {
         }
     }
 
+    /// The worker of the attempt that was interrupted is known to have it: its answer is waited for.
+    pub fn await_worker(&mut self) {
+        self.interrupted = false;
+    }
+
+    /// Whether an answer of this attempt is one that the turn waits for: an answer of an attempt after which another was
+    /// begun is not journaled.
+    pub fn takes(&self, step: StepKey, attempt: u32) -> bool {
+        let is_waiting = matches!(self.state, WorkState::Running | WorkState::InDoubt);
+        is_waiting && self.onward == Onward::Step(step) && attempt == self.begun.max(1)
+    }
+
     /// Decides what is to be done now.
     pub fn next(&self) -> Next {
         if self.state.is_final() {
@@ -192,36 +391,46 @@ impl Turn {
         if self.state == WorkState::Cancelling {
             return Next::End(ended(WorkState::Cancelled, self.reason));
         }
+        let (attempt, not_before_ms) = (self.begun.max(1), self.not_before_ms);
         match &self.onward {
+            Onward::Step(step) if self.state == WorkState::InDoubt => {
+                Next::Settle { step: *step, attempt, not_before_ms }
+            }
+            Onward::Step(step) if self.interrupted && self.is_intended() => {
+                Next::Doubt(StepDoubted { step: *step, attempt, reason: Reason::OwnerDied })
+            }
             Onward::Step(step) if self.interrupted => {
                 match self.again(*step, self.begun, Reason::OwnerDied) {
                     Some(began) => Next::Begin(began),
                     None => Next::End(ended(WorkState::DeadLettered, Reason::WorkerLost)),
                 }
             }
-            Onward::Step(step) => Next::Run { step: *step, attempt: self.begun.max(1) },
+            Onward::Step(step) => Next::Run { step: *step, attempt, not_before_ms },
             Onward::Stop(_) | Onward::Answer(_) => Next::End(end_of(&self.onward)),
         }
     }
 
     /// The end that follows `done` at once, so that both are journaled in one batch.
-    pub fn end_after(&self, done: &PhaseDone) -> Option<Ended> {
+    pub fn end_after(&self, done: &StepDone) -> Option<Ended> {
         if self.onward != Onward::Step(done.step) || self.state == WorkState::Cancelling {
             return None;
         }
-        let output = Output::parse(done.step.phase, &done.output).ok()?;
-        match chain::onward(done.step, &output, self.limits.cycles_max) {
+        match self.onward_after(done).ok()? {
             Onward::Step(_) => None,
             onward @ (Onward::Answer(_) | Onward::Stop(_)) => Some(end_of(&onward)),
         }
     }
 
-    /// Decides about attempt `attempt` of the step that is due, which came to nothing: again, or the end.
+    /// Decides about attempt `attempt` of the step that is due, which came to nothing: again, in doubt, or the end.
     pub fn failed(&self, attempt: u32, failure: Failure) -> Entry {
         let end = |state| {
             Entry::Ended(Ended { detail: failure.detail.clone(), ..ended(state, failure.reason) })
         };
         let Onward::Step(step) = &self.onward else { return end(WorkState::Failed) };
+        if self.is_intended() && !failure.is_harmless {
+            let (step, reason) = (*step, failure.reason);
+            return Entry::StepDoubted(StepDoubted { step, attempt, reason });
+        }
         if !failure.kind.is_retryable() {
             return end(WorkState::Failed);
         }
@@ -241,7 +450,7 @@ impl Turn {
     }
 
     fn run(&mut self, reason: Reason) {
-        // A cancel that was asked for is not forgotten because a phase ended after it.
+        // A cancel that was asked for is not forgotten because a step ended after it.
         if self.state != WorkState::Cancelling {
             self.enter(WorkState::Running, reason);
         }
@@ -274,175 +483,4 @@ fn end_of(onward: &Onward) -> Ended {
 /// An end without a result.
 pub fn ended(state: WorkState, reason: Reason) -> Ended {
     Ended { state, reason, result: Bytes::new(), detail: String::new() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chain::Phase;
-    use crate::{Class, DefinitionHash, Epoch, Seq, Slot};
-
-    const LIMITS: Limits = Limits { cycles_max: 1, attempts_max: 3 };
-
-    fn stamp(n: u64) -> Stamp {
-        Stamp { seq: Seq(n), lsn: Lsn(n), epoch: Epoch(1), ts_ms: 0 }
-    }
-
-    fn accepted() -> Turn {
-        let accepted = Accepted {
-            definition: DefinitionHash([0; 32]),
-            input: Bytes::from_static(b"text"),
-            key: "k".parse().unwrap(),
-            deadline_ms: 1_000,
-            traceparent: None,
-            class: Class(0),
-            slot: Slot::new(0).unwrap(),
-        };
-        let mut turn = Turn::accept(accepted, stamp(1), LIMITS);
-        turn.begin();
-        turn
-    }
-
-    fn done(cycle: u32, phase: Phase, output: &str) -> PhaseDone {
-        PhaseDone {
-            step: StepKey { cycle, phase },
-            output: Bytes::copy_from_slice(output.as_bytes()),
-            node: "node-1".into(),
-            attempts: 1,
-            start_ms: 0,
-            end_ms: 1,
-            usage: Usage { calls: 1, ..Usage::default() },
-        }
-    }
-
-    fn output(phase: Phase) -> &'static str {
-        match phase {
-            Phase::Action => r#"{"draft":"d"}"#,
-            Phase::Experience | Phase::Intention | Phase::Observation => "{}",
-            Phase::Understanding => r#"{"decision":"yield"}"#,
-            Phase::Yield => r#"{"answer":"a"}"#,
-        }
-    }
-
-    fn until(phase: Phase) -> Turn {
-        let mut turn = accepted();
-        for (n, earlier) in
-            Phase::ALL.into_iter().take_while(|earlier| *earlier < phase).enumerate()
-        {
-            turn.apply(Entry::PhaseDone(done(0, earlier, output(earlier))), stamp(n as u64 + 2))
-                .unwrap();
-        }
-        turn
-    }
-
-    fn lost() -> Failure {
-        Failure { kind: ErrorKind::Unavailable, reason: Reason::WorkerLost, detail: String::new() }
-    }
-
-    #[test]
-    fn six_phases_and_the_end() {
-        let mut turn = until(Phase::Yield);
-        let last = done(0, Phase::Yield, output(Phase::Yield));
-        let end = turn.end_after(&last).unwrap();
-        assert_eq!((end.state, &end.result[..]), (WorkState::Succeeded, &b"a"[..]));
-        turn.apply(Entry::PhaseDone(last), stamp(7)).unwrap();
-        assert_eq!(turn.next(), Next::End(end.clone()));
-        turn.apply(Entry::Ended(end), stamp(8)).unwrap();
-        assert_eq!((turn.next(), turn.usage().calls), (Next::Nothing, 6));
-    }
-
-    #[test]
-    fn every_entry_after_the_final_one_is_refused() {
-        let mut turn = accepted();
-        turn.apply(Entry::Ended(ended(WorkState::Failed, Reason::ModelRefused)), stamp(2)).unwrap();
-        let before = turn.clone();
-        for entry in [
-            Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))),
-            Entry::Waiting(Reason::NoOffer),
-            Entry::Resumed(Reason::OfferAppeared),
-            Entry::CancelRequested(Reason::CancelRequested),
-            Entry::Ended(ended(WorkState::Succeeded, Reason::Completed)),
-        ] {
-            assert!(turn.apply(entry, stamp(3)).is_err());
-        }
-        assert_eq!(turn, before);
-    }
-
-    #[test]
-    fn a_step_is_folded_once() {
-        let mut turn = until(Phase::Experience);
-        assert!(
-            turn.apply(Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))), stamp(3))
-                .is_err()
-        );
-        assert!(
-            turn.apply(Entry::PhaseDone(done(0, Phase::Yield, output(Phase::Yield))), stamp(3))
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn an_interrupted_step_is_begun_again_in_the_journal() {
-        let mut turn = until(Phase::Intention);
-        turn.interrupt();
-        let Next::Begin(began) = turn.next() else { panic!("{:?}", turn.next()) };
-        assert_eq!((began.step.phase, began.attempt), (Phase::Intention, 2));
-        turn.apply(Entry::StepBegan(began), stamp(4)).unwrap();
-        let step = StepKey { cycle: 0, phase: Phase::Intention };
-        assert_eq!(turn.next(), Next::Run { step, attempt: 2 });
-    }
-
-    #[test]
-    fn attempts_end_in_a_dead_letter() {
-        let mut turn = accepted();
-        for attempt in 1..3 {
-            let entry = turn.failed(attempt, lost());
-            assert!(matches!(&entry, Entry::StepBegan(began) if began.attempt == attempt + 1));
-            turn.apply(entry, stamp(u64::from(attempt) + 1)).unwrap();
-        }
-        let Entry::Ended(end) = turn.failed(3, lost()) else { panic!("a fourth attempt") };
-        assert_eq!((end.state, end.reason), (WorkState::DeadLettered, Reason::WorkerLost));
-        turn.interrupt();
-        assert!(matches!(turn.next(), Next::End(end) if end.state == WorkState::DeadLettered));
-    }
-
-    #[test]
-    fn a_refusal_of_the_model_is_the_end() {
-        let refused = Failure {
-            kind: ErrorKind::Invalid,
-            reason: Reason::ModelRefused,
-            detail: "why".into(),
-        };
-        let Entry::Ended(end) = accepted().failed(1, refused) else { panic!("tried again") };
-        assert_eq!((end.state, end.detail.as_str()), (WorkState::Failed, "why"));
-    }
-
-    #[test]
-    fn a_cancel_outlives_the_phase_that_ended_after_it() {
-        let mut turn = accepted();
-        turn.apply(Entry::CancelRequested(Reason::CancelRequested), stamp(2)).unwrap();
-        turn.apply(Entry::PhaseDone(done(0, Phase::Action, output(Phase::Action))), stamp(3))
-            .unwrap();
-        assert!(matches!(turn.next(), Next::End(end) if end.state == WorkState::Cancelled));
-    }
-
-    #[test]
-    fn a_result_over_the_limit_fails() {
-        let turn = until(Phase::Yield);
-        let answer = format!(r#"{{"answer":"{}"}}"#, "x".repeat(RESULT_BYTES_MAX + 1));
-        let end = turn.end_after(&done(0, Phase::Yield, &answer)).unwrap();
-        assert_eq!((end.state, end.reason), (WorkState::Failed, Reason::ResultTooLarge));
-    }
-
-    #[test]
-    fn a_chain_that_never_yields_fails_at_its_cap() {
-        let mut turn = until(Phase::Understanding);
-        let again = |cycle| done(cycle, Phase::Understanding, r#"{"decision":"action"}"#);
-        turn.apply(Entry::PhaseDone(again(0)), stamp(6)).unwrap();
-        for phase in Phase::ALL.into_iter().take(4) {
-            turn.apply(Entry::PhaseDone(done(1, phase, output(phase))), stamp(7)).unwrap();
-        }
-        let end = turn.end_after(&again(1)).unwrap();
-        assert_eq!((end.state, end.reason), (WorkState::Failed, Reason::CycleLimit));
-    }
 }

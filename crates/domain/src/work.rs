@@ -111,6 +111,30 @@ reasons! {
     DefinitionMissing = 14 "definition_missing",
     /// A step ran out of attempts because its workers died.
     WorkerLost = 15 "worker_lost",
+    /// Of a step: whether it was done is not known.
+    InDoubt = 16 "in_doubt",
+    /// Failed: nobody knows whether a step was done, and its definition or a person lets the work fail.
+    StepInDoubt = 17 "step_in_doubt",
+    /// Running again: the tool says that the step in doubt was done.
+    ReconciledDone = 18 "reconciled_done",
+    /// Running again: the tool says that the step in doubt was not done.
+    ReconciledNotDone = 19 "reconciled_not_done",
+    /// Running again: the definition lets a step in doubt be run again.
+    RetriedByPolicy = 20 "retried_by_policy",
+    /// The definition lets the work fail over a step in doubt.
+    FailedByPolicy = 21 "failed_by_policy",
+    /// Running again: a person says that the step in doubt was done.
+    SignalledDone = 22 "signalled_done",
+    /// Running again: a person lets the step in doubt be run again.
+    SignalledRetry = 23 "signalled_retry",
+    /// A person lets the work fail over a step in doubt.
+    SignalledFail = 24 "signalled_fail",
+    /// Failed: the model was asked as often as its definition allows, and has not answered.
+    RoundLimit = 25 "round_limit",
+    /// A tool could not do it, and did nothing.
+    ToolUnavailable = 26 "tool_unavailable",
+    /// A tool broke off: it may have done it.
+    ToolBroke = 27 "tool_broke",
 
     // Refusals.
     /// The agent's queue is full.
@@ -143,6 +167,12 @@ reasons! {
     NotAuthorised = 43 "not_authorised",
     /// This process is shutting down.
     ShuttingDown = 44 "shutting_down",
+    /// The work is not in doubt on that step.
+    NotInDoubt = 45 "not_in_doubt",
+    /// The answer is of an attempt after which another was begun, or of a step that is done.
+    Superseded = 46 "superseded",
+    /// The process stood still since it took the job, or the job is too old to be begun.
+    TooOld = 47 "too_old",
 
     // Nodes.
     Joined = 60 "joined",

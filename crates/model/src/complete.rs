@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use domain::Phase;
+use domain::round::{CALLS_MAX, ToolCall};
 use futures::StreamExt;
 use telemetry::metrics::{self, HistogramVec, IntCounterVec, LATENCY_BUCKETS_SECONDS};
 use tracing::Instrument;
@@ -25,6 +26,8 @@ static CALL_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     pub text: String,
+    /// Tools that are to be called first.
+    pub calls: Vec<ToolCall>,
     pub usage: Usage,
 }
 
@@ -52,15 +55,24 @@ pub async fn complete(model: &dyn Model, request: &Request) -> Result<Completion
 
 async fn collect(model: &dyn Model, request: &Request) -> Result<Completion, Error> {
     let mut stream = model.call(request);
-    let mut text = String::new();
+    let (mut text, mut calls) = (String::new(), Vec::new());
+    // Calls count as what they weigh.
+    let mut bytes = 0;
     while let Some(chunk) = stream.next().await {
         match chunk? {
-            Chunk::Text(more) if request.max_output_bytes - text.len() < more.len() => {
-                let max_bytes = request.max_output_bytes;
-                return Err(Error::AnswerTooLarge { model: model.name().to_owned(), max_bytes });
+            Chunk::Text(more) => {
+                bytes += more.len();
+                text.push_str(&more);
             }
-            Chunk::Text(more) => text.push_str(&more),
-            Chunk::Finished(usage) => return Ok(Completion { text, usage }),
+            Chunk::Call(call) => {
+                bytes += call.tool.len() + call.arguments.to_string().len();
+                calls.push(call);
+            }
+            Chunk::Finished(usage) => return Ok(Completion { text, calls, usage }),
+        }
+        if request.max_output_bytes < bytes || CALLS_MAX < calls.len() {
+            let max_bytes = request.max_output_bytes;
+            return Err(Error::AnswerTooLarge { model: model.name().to_owned(), max_bytes });
         }
     }
     Err(Error::Incomplete { model: model.name().to_owned(), received_bytes: text.len() })
@@ -107,6 +119,7 @@ mod tests {
         Request {
             task,
             messages: vec![Message::text(MessageRole::User, "hello")],
+            tools: vec![],
             idempotency_key: "w-1/1".to_owned(),
             max_output_bytes: 8,
         }
@@ -114,7 +127,8 @@ mod tests {
 
     async fn check(chunks: Vec<Result<Chunk, Error>>, expected: Result<&str, Error>) {
         let model = Scripted { name: "scripted", chunks };
-        let expected = expected.map(|text| Completion { text: text.to_owned(), usage: USAGE });
+        let expected =
+            expected.map(|text| Completion { text: text.to_owned(), calls: vec![], usage: USAGE });
         assert_eq!(complete(&model, &request(Task::Answer)).await, expected);
     }
 

@@ -8,14 +8,17 @@ mod extractive;
 mod noop;
 mod registry;
 mod reply;
+mod script;
 
 use domain::ErrorKind;
+use domain::round::{Returned, ToolCall};
 use futures::stream::BoxStream;
 
 pub use complete::{Completion, complete};
 pub use extractive::Extractive;
 pub use noop::Noop;
 pub use registry::Registry;
+pub use script::Script;
 
 /// One model. Answers are streams, so that providers can pass tokens on as they come.
 pub trait Model: Send + Sync + 'static {
@@ -30,8 +33,11 @@ pub trait Model: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Request {
     pub task: Task,
-    /// Instructions, the submitted text, then each earlier phase's JSON answer, in order.
+    /// Instructions, the submitted text, then what came of it so far: each earlier phase's JSON answer, or what the model
+    /// said in each round and what the tools returned.
     pub messages: Vec<Message>,
+    /// The tools that may be asked for, by name.
+    pub tools: Vec<String>,
     /// The same for every attempt at the same step, so that a provider that knows it charges and answers once.
     pub idempotency_key: String,
     pub max_output_bytes: usize,
@@ -57,6 +63,8 @@ pub enum MessageRole {
     System,
     User,
     Assistant,
+    /// What a tool returned.
+    Tool,
 }
 
 /// A piece of a message. Modalities other than text will be further variants.
@@ -64,6 +72,10 @@ pub enum MessageRole {
 #[non_exhaustive]
 pub enum Part {
     Text(String),
+    /// A tool that the model asked for.
+    Call(ToolCall),
+    /// What it returned.
+    Returned(Returned),
 }
 
 impl Message {
@@ -73,7 +85,10 @@ impl Message {
 
     /// The text parts, each on a line of its own.
     fn joined(&self) -> String {
-        let parts = self.parts.iter().map(|Part::Text(text)| text.as_str());
+        let parts = self.parts.iter().filter_map(|part| match part {
+            Part::Text(text) => Some(text.as_str()),
+            Part::Call(_) | Part::Returned(_) => None,
+        });
         parts.collect::<Vec<_>>().join("\n")
     }
 }
@@ -84,6 +99,8 @@ impl Message {
 pub enum Chunk {
     /// The next text of the answer.
     Text(String),
+    /// A tool that is to be called before the model is asked again.
+    Call(ToolCall),
     /// The answer is whole; nothing follows.
     Finished(Usage),
 }

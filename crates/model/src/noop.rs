@@ -62,6 +62,7 @@ mod tests {
                 task,
                 messages: vec![],
                 idempotency_key: String::new(),
+                tools: vec![],
                 max_output_bytes: 256,
             };
             let completion = complete(model.as_ref(), &request).await.unwrap();

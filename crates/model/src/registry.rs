@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::{Extractive, Model, Noop};
+use crate::{Extractive, Model, Noop, Script};
 
 #[derive(Clone)]
 pub struct Registry {
@@ -17,9 +17,10 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// `extractive` and `noop`.
+    /// `extractive`, `noop` and `script`.
     pub fn built_in() -> Self {
-        Self { models: BTreeMap::new() }.with(Arc::new(Extractive)).with(Arc::new(Noop))
+        let none = Self { models: BTreeMap::new() };
+        none.with(Arc::new(Extractive)).with(Arc::new(Noop)).with(Arc::new(Script))
     }
 
     /// Adds a model; one of the same name is replaced.
@@ -45,7 +46,7 @@ mod tests {
     #[test]
     fn built_in_models_are_found_by_name() {
         let registry = Registry::default();
-        assert_eq!(registry.names(), ["extractive", "noop"]);
+        assert_eq!(registry.names(), ["extractive", "noop", "script"]);
         assert_eq!(registry.get("noop").unwrap().name(), "noop");
         assert!(registry.get("other").is_none());
     }

@@ -5,7 +5,7 @@ pub struct Entry {
     /// 1.
     #[prost(uint32, tag = "1")]
     pub format: u32,
-    #[prost(oneof = "entry::Entry", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "entry::Entry", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub entry: ::core::option::Option<entry::Entry>,
 }
 /// Nested message and enum types in `Entry`.
@@ -28,6 +28,12 @@ pub mod entry {
         Ended(super::Ended),
         #[prost(message, tag = "9")]
         StepBegan(super::StepBegan),
+        #[prost(message, tag = "10")]
+        StepIntended(super::StepIntended),
+        #[prost(message, tag = "11")]
+        StepDoubted(super::StepDoubted),
+        #[prost(message, tag = "12")]
+        StepResolved(super::StepResolved),
     }
 }
 /// A new owner opened the shard.
@@ -56,14 +62,15 @@ pub struct Accepted {
     #[prost(uint32, tag = "7")]
     pub class: u32,
 }
-/// A phase ended and this is what it found.
+/// A step ended and this is what it found. Steps are named alike everywhere: a phase by phase and cycle; a call of a loop
+/// by its round from 1, with index 0 for the model's call and from 1 for a tool's.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PhaseDone {
     #[prost(uint32, tag = "1")]
     pub phase: u32,
     #[prost(uint32, tag = "2")]
     pub cycle: u32,
-    /// The phase's typed state as JSON.
+    /// As JSON: a phase's typed state, what a model said, what a tool returned.
     #[prost(bytes = "bytes", tag = "3")]
     pub output: ::prost::bytes::Bytes,
     #[prost(string, tag = "4")]
@@ -80,6 +87,13 @@ pub struct PhaseDone {
     pub input_tokens: u64,
     #[prost(uint64, tag = "10")]
     pub output_tokens: u64,
+    #[prost(uint32, tag = "11")]
+    pub round: u32,
+    #[prost(uint32, tag = "12")]
+    pub index: u32,
+    /// Of a tool's call: the tool.
+    #[prost(string, tag = "13")]
+    pub name: ::prost::alloc::string::String,
 }
 /// Written from the second attempt of a step on, so that attempts are counted over a failover.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -88,6 +102,51 @@ pub struct StepBegan {
     pub phase: u32,
     #[prost(uint32, tag = "2")]
     pub cycle: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    #[prost(uint32, tag = "4")]
+    pub reason: u32,
+    #[prost(uint32, tag = "5")]
+    pub round: u32,
+    #[prost(uint32, tag = "6")]
+    pub index: u32,
+}
+/// A call that must not be made twice is about to be made.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepIntended {
+    #[prost(uint32, tag = "1")]
+    pub round: u32,
+    #[prost(uint32, tag = "2")]
+    pub index: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    #[prost(string, tag = "4")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub idempotency_key: ::prost::alloc::string::String,
+    /// Until when its answer is waited for.
+    #[prost(int64, tag = "6")]
+    pub deadline_ms: i64,
+}
+/// Whether a call that was intended was made is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepDoubted {
+    #[prost(uint32, tag = "1")]
+    pub round: u32,
+    #[prost(uint32, tag = "2")]
+    pub index: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    #[prost(uint32, tag = "4")]
+    pub reason: u32,
+}
+/// What became of a doubt: the reason says who resolved it and how.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepResolved {
+    #[prost(uint32, tag = "1")]
+    pub round: u32,
+    #[prost(uint32, tag = "2")]
+    pub index: u32,
     #[prost(uint32, tag = "3")]
     pub attempt: u32,
     #[prost(uint32, tag = "4")]
@@ -199,4 +258,10 @@ pub struct StepRecord {
     pub reason: u32,
     #[prost(string, tag = "9")]
     pub summary: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "10")]
+    pub round: u32,
+    #[prost(uint32, tag = "11")]
+    pub index: u32,
+    #[prost(string, tag = "12")]
+    pub name: ::prost::alloc::string::String,
 }

@@ -332,6 +332,33 @@ pub struct CancelAnswer {
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
 }
+/// A person says what became of a step in doubt.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalCall {
+    #[prost(uint64, tag = "1")]
+    pub work: u64,
+    /// The number of the step within the work, from 1; 0: the one that is in doubt.
+    #[prost(uint32, tag = "2")]
+    pub sequence: u32,
+    /// Its name; empty: any.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// The code of the reason with which it is resolved.
+    #[prost(uint32, tag = "4")]
+    pub reason: u32,
+    /// What the step came to, if it is done.
+    #[prost(string, tag = "5")]
+    pub output: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SignalAnswer {
+    #[prost(message, optional, tag = "1")]
+    pub work: ::core::option::Option<WorkInfo>,
+    #[prost(uint64, tag = "2")]
+    pub lsn: u64,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListCall {
     #[prost(string, tag = "1")]
@@ -343,6 +370,9 @@ pub struct ListCall {
     pub below: u64,
     #[prost(uint32, tag = "4")]
     pub limit: u32,
+    /// Only works in this state, one that is not final; 0: all.
+    #[prost(uint32, tag = "5")]
+    pub state: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListAnswer {
@@ -517,10 +547,17 @@ pub struct StepInfo {
     pub reason: u32,
     #[prost(string, tag = "9")]
     pub summary: ::prost::alloc::string::String,
+    /// Of a call of a loop, from 1; then there is no phase. Index 0 is the model's call, from 1 on a tool's.
+    #[prost(uint32, tag = "10")]
+    pub round: u32,
+    #[prost(uint32, tag = "11")]
+    pub index: u32,
+    #[prost(string, tag = "12")]
+    pub name: ::prost::alloc::string::String,
 }
-/// A job for a phase pool.
+/// A job for a pool: one attempt at a step.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PhaseJob {
+pub struct StepJob {
     /// Work as text, for logs and keys.
     #[prost(string, tag = "1")]
     pub work: ::prost::alloc::string::String,
@@ -538,14 +575,45 @@ pub struct PhaseJob {
     pub instructions: ::prost::alloc::string::String,
     #[prost(bytes = "bytes", tag = "8")]
     pub input: ::prost::bytes::Bytes,
-    /// The answers of the phases before it, as JSON, in order.
+    /// What the steps before it came to, as JSON, in order.
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub earlier: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(string, repeated, tag = "10")]
     pub findings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of a call of a loop, as in StepInfo.
+    #[prost(uint32, tag = "11")]
+    pub round: u32,
+    #[prost(uint32, tag = "12")]
+    pub index: u32,
+    #[prost(uint32, tag = "13")]
+    pub shard: u32,
+    /// Of the owner that asks.
+    #[prost(uint64, tag = "14")]
+    pub epoch: u64,
+    /// Of a model's call: what it may ask for.
+    #[prost(string, repeated, tag = "15")]
+    pub tools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "16")]
+    pub tool: ::core::option::Option<ToolCall>,
 }
+/// What a tool is called with.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PhaseAnswer {
+pub struct ToolCall {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// JSON.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub arguments: ::prost::bytes::Bytes,
+    /// Only whether an earlier attempt did it.
+    #[prost(bool, tag = "3")]
+    pub is_probe: bool,
+    /// How long before the deadline of the job it may begin at the latest; 0: at any time.
+    #[prost(uint64, tag = "4")]
+    pub begin_before_ms: u64,
+}
+/// What a step came to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepAnswer {
     #[prost(bytes = "bytes", tag = "1")]
     pub output: ::prost::bytes::Bytes,
     #[prost(string, tag = "2")]
@@ -560,6 +628,67 @@ pub struct PhaseAnswer {
     pub input_tokens: u64,
     #[prost(uint64, tag = "7")]
     pub output_tokens: u64,
+    /// Of a probe: 1 done, with its output; 2 not done; 3 the tool does not know.
+    #[prost(uint32, tag = "8")]
+    pub reconciled: u32,
+}
+/// One attempt at a step.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepAttempt {
+    #[prost(string, tag = "1")]
+    pub work: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub phase: u32,
+    #[prost(uint32, tag = "3")]
+    pub cycle: u32,
+    #[prost(uint32, tag = "4")]
+    pub round: u32,
+    #[prost(uint32, tag = "5")]
+    pub index: u32,
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
+    #[prost(uint32, tag = "7")]
+    pub attempt: u32,
+}
+/// A new owner asks a node which steps of its shard it runs, or holds answers of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepsWanted {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StepsHeld {
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<StepHeld>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepHeld {
+    #[prost(message, optional, tag = "1")]
+    pub attempt: ::core::option::Option<StepAttempt>,
+    /// Unset while it runs; then the answer is sent as soon as there is one.
+    #[prost(message, optional, tag = "2")]
+    pub answer: ::core::option::Option<StepAnswer>,
+    /// How long the attempt may still take.
+    #[prost(uint64, tag = "3")]
+    pub left_ms: u64,
+}
+/// An answer on its way to whoever owns the agent now.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepAnswered {
+    #[prost(message, optional, tag = "1")]
+    pub attempt: ::core::option::Option<StepAttempt>,
+    #[prost(message, optional, tag = "2")]
+    pub answer: ::core::option::Option<StepAnswer>,
+    #[prost(string, tag = "3")]
+    pub worker: ::prost::alloc::string::String,
+}
+/// The owner has these answers in the journal: nobody needs to keep them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StepsKept {
+    #[prost(message, repeated, tag = "1")]
+    pub attempts: ::prost::alloc::vec::Vec<StepAttempt>,
 }
 /// Which events a subscriber wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -4,10 +4,10 @@
 pub struct Definition {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// chain is the only behaviour so far.
+    /// chain: phases. loop: the model answers, or asks for tools and is asked again. Default chain.
     #[prost(string, tag = "2")]
     pub behaviour: ::prost::alloc::string::String,
-    /// extractive or noop.
+    /// extractive, noop or script.
     #[prost(string, tag = "3")]
     pub model: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
@@ -24,6 +24,16 @@ pub struct Definition {
     /// How often a step is begun before its work is dead-lettered. Default 5.
     #[prost(int32, tag = "8")]
     pub attempts_max: i32,
+    /// Of a loop: the tools that the model may ask for.
+    #[prost(string, repeated, tag = "9")]
+    pub tools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of a loop: how often the model is asked at most. 1 to 100, default 10.
+    #[prost(int32, tag = "10")]
+    pub rounds_max: i32,
+    /// Of a loop: what becomes of a step whose outcome nobody knows. fail: the work fails. retry: it is run again. ask: it
+    /// waits for a person's Signal. Default ask.
+    #[prost(string, tag = "11")]
+    pub in_doubt: ::prost::alloc::string::String,
 }
 /// A stored version of a definition.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1842,7 +1852,7 @@ pub struct Work {
     pub end_time: ::core::option::Option<::pbjson_types::Timestamp>,
     #[prost(message, optional, tag = "8")]
     pub result: ::core::option::Option<WorkResult>,
-    /// Set by Get only.
+    /// Set by Get only. The last one may be in doubt: then its reason is in_doubt.
     #[prost(message, repeated, tag = "9")]
     pub steps: ::prost::alloc::vec::Vec<Step>,
     /// For people: more about the reason, where there is more.
@@ -1874,10 +1884,10 @@ pub struct Step {
     /// Its number within the work, from 1.
     #[prost(int32, tag = "1")]
     pub sequence: i32,
-    /// phase.
+    /// phase, model or tool.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
-    /// The phase in lower case, e.g. action.
+    /// The phase in lower case, e.g. action; the tool; or model.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
     /// The node that ran it.
@@ -1895,7 +1905,8 @@ pub struct Step {
     pub end_time: ::core::option::Option<::pbjson_types::Timestamp>,
     #[prost(string, tag = "9")]
     pub reason: ::prost::alloc::string::String,
-    /// How many times the chain had gone back to Action before this step.
+    /// Of a phase: how many times the chain had gone back to Action before it. Of a call of a loop: how many rounds were
+    /// before it.
     #[prost(int32, tag = "10")]
     pub cycle: i32,
     /// What the step found, in one line, for people.
@@ -1912,7 +1923,7 @@ pub struct WorkEvent {
     pub cursor: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub time: ::core::option::Option<::pbjson_types::Timestamp>,
-    #[prost(oneof = "work_event::Event", tags = "4, 5, 6, 7")]
+    #[prost(oneof = "work_event::Event", tags = "4, 5, 6, 7, 8")]
     pub event: ::core::option::Option<work_event::Event>,
 }
 /// Nested message and enum types in `WorkEvent`.
@@ -1946,6 +1957,9 @@ pub mod work_event {
         /// The work as it ended. The last event.
         #[prost(message, tag = "7")]
         Result(super::Work),
+        /// A model's or a tool's call that ended, of a loop.
+        #[prost(message, tag = "8")]
+        Step(super::Step),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1993,6 +2007,9 @@ pub struct ListRequest {
     pub page_size: i32,
     #[prost(string, tag = "4")]
     pub page_token: ::prost::alloc::string::String,
+    /// Only works in this state; only the states that are not final can be asked for.
+    #[prost(enumeration = "WorkState", tag = "5")]
+    pub state: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListResponse {
@@ -2024,6 +2041,56 @@ pub struct CancelRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CancelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub work: ::core::option::Option<Work>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Which step; unset: the one in doubt.
+    #[prost(oneof = "signal_request::Step", tags = "2, 3")]
+    pub step: ::core::option::Option<signal_request::Step>,
+    #[prost(oneof = "signal_request::Resolution", tags = "4, 5, 6")]
+    pub resolution: ::core::option::Option<signal_request::Resolution>,
+}
+/// Nested message and enum types in `SignalRequest`.
+pub mod signal_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Done {
+        /// What the tool returned, of at most 1 MiB.
+        #[prost(string, tag = "1")]
+        pub output: ::prost::alloc::string::String,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Retry {}
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Fail {}
+    /// Which step; unset: the one in doubt.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Step {
+        /// Its number within the work, from 1.
+        #[prost(int32, tag = "2")]
+        Sequence(i32),
+        /// Its name, e.g. the tool's.
+        #[prost(string, tag = "3")]
+        Name(::prost::alloc::string::String),
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Resolution {
+        /// It was done, and this is what it came to.
+        #[prost(message, tag = "4")]
+        Done(Done),
+        /// It is run again, under the same idempotency key.
+        #[prost(message, tag = "5")]
+        Retry(Retry),
+        /// The work fails.
+        #[prost(message, tag = "6")]
+        Fail(Fail),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SignalResponse {
     #[prost(message, optional, tag = "1")]
     pub work: ::core::option::Option<Work>,
 }
@@ -2369,6 +2436,29 @@ pub mod work_service_client {
                 .insert(GrpcMethod::new("stagedoor.v1.WorkService", "Cancel"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says what became of a step in doubt, so that its work goes on or ends. Answered with the work as it is then. Refused
+        /// unless the work is in doubt on that step; the same resolution again is answered alike.
+        pub async fn signal(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SignalRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignalResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/stagedoor.v1.WorkService/Signal",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("stagedoor.v1.WorkService", "Signal"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Many submits, cancels and watches on one stream: the cheap way.
         pub async fn open(
             &mut self,
@@ -2440,6 +2530,12 @@ pub mod work_service_server {
             &self,
             request: tonic::Request<super::CancelRequest>,
         ) -> std::result::Result<tonic::Response<super::CancelResponse>, tonic::Status>;
+        /// Says what became of a step in doubt, so that its work goes on or ends. Answered with the work as it is then. Refused
+        /// unless the work is in doubt on that step; the same resolution again is answered alike.
+        async fn signal(
+            &self,
+            request: tonic::Request<super::SignalRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignalResponse>, tonic::Status>;
         /// Server streaming response type for the Open method.
         type OpenStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::OpenResponse, tonic::Status>,
@@ -2736,6 +2832,51 @@ pub mod work_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CancelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/stagedoor.v1.WorkService/Signal" => {
+                    #[allow(non_camel_case_types)]
+                    struct SignalSvc<T: WorkService>(pub Arc<T>);
+                    impl<
+                        T: WorkService,
+                    > tonic::server::UnaryService<super::SignalRequest>
+                    for SignalSvc<T> {
+                        type Response = super::SignalResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SignalRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as WorkService>::signal(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SignalSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -855,6 +855,15 @@ impl serde::Serialize for Definition {
         if self.attempts_max != 0 {
             len += 1;
         }
+        if !self.tools.is_empty() {
+            len += 1;
+        }
+        if self.rounds_max != 0 {
+            len += 1;
+        }
+        if !self.in_doubt.is_empty() {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("stagedoor.v1.Definition", len)?;
         if !self.name.is_empty() {
             struct_ser.serialize_field("name", &self.name)?;
@@ -880,6 +889,15 @@ impl serde::Serialize for Definition {
         if self.attempts_max != 0 {
             struct_ser.serialize_field("attemptsMax", &self.attempts_max)?;
         }
+        if !self.tools.is_empty() {
+            struct_ser.serialize_field("tools", &self.tools)?;
+        }
+        if self.rounds_max != 0 {
+            struct_ser.serialize_field("roundsMax", &self.rounds_max)?;
+        }
+        if !self.in_doubt.is_empty() {
+            struct_ser.serialize_field("inDoubt", &self.in_doubt)?;
+        }
         struct_ser.end()
     }
 }
@@ -900,6 +918,11 @@ impl<'de> serde::Deserialize<'de> for Definition {
             "modality",
             "attempts_max",
             "attemptsMax",
+            "tools",
+            "rounds_max",
+            "roundsMax",
+            "in_doubt",
+            "inDoubt",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -912,6 +935,9 @@ impl<'de> serde::Deserialize<'de> for Definition {
             CyclesMax,
             Modality,
             AttemptsMax,
+            Tools,
+            RoundsMax,
+            InDoubt,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -941,6 +967,9 @@ impl<'de> serde::Deserialize<'de> for Definition {
                             "cyclesMax" | "cycles_max" => Ok(GeneratedField::CyclesMax),
                             "modality" => Ok(GeneratedField::Modality),
                             "attemptsMax" | "attempts_max" => Ok(GeneratedField::AttemptsMax),
+                            "tools" => Ok(GeneratedField::Tools),
+                            "roundsMax" | "rounds_max" => Ok(GeneratedField::RoundsMax),
+                            "inDoubt" | "in_doubt" => Ok(GeneratedField::InDoubt),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -968,6 +997,9 @@ impl<'de> serde::Deserialize<'de> for Definition {
                 let mut cycles_max__ = None;
                 let mut modality__ = None;
                 let mut attempts_max__ = None;
+                let mut tools__ = None;
+                let mut rounds_max__ = None;
+                let mut in_doubt__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Name => {
@@ -1022,6 +1054,26 @@ impl<'de> serde::Deserialize<'de> for Definition {
                                 Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
                             ;
                         }
+                        GeneratedField::Tools => {
+                            if tools__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("tools"));
+                            }
+                            tools__ = Some(map_.next_value()?);
+                        }
+                        GeneratedField::RoundsMax => {
+                            if rounds_max__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("roundsMax"));
+                            }
+                            rounds_max__ = 
+                                Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
+                            ;
+                        }
+                        GeneratedField::InDoubt => {
+                            if in_doubt__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("inDoubt"));
+                            }
+                            in_doubt__ = Some(map_.next_value()?);
+                        }
                     }
                 }
                 Ok(Definition {
@@ -1033,6 +1085,9 @@ impl<'de> serde::Deserialize<'de> for Definition {
                     cycles_max: cycles_max__.unwrap_or_default(),
                     modality: modality__.unwrap_or_default(),
                     attempts_max: attempts_max__.unwrap_or_default(),
+                    tools: tools__.unwrap_or_default(),
+                    rounds_max: rounds_max__.unwrap_or_default(),
+                    in_doubt: in_doubt__.unwrap_or_default(),
                 })
             }
         }
@@ -3430,6 +3485,9 @@ impl serde::Serialize for ListRequest {
         if !self.page_token.is_empty() {
             len += 1;
         }
+        if self.state != 0 {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("stagedoor.v1.ListRequest", len)?;
         if !self.tenant.is_empty() {
             struct_ser.serialize_field("tenant", &self.tenant)?;
@@ -3442,6 +3500,11 @@ impl serde::Serialize for ListRequest {
         }
         if !self.page_token.is_empty() {
             struct_ser.serialize_field("pageToken", &self.page_token)?;
+        }
+        if self.state != 0 {
+            let v = WorkState::try_from(self.state)
+                .map_err(|_| serde::ser::Error::custom(format!("Invalid variant {}", self.state)))?;
+            struct_ser.serialize_field("state", &v)?;
         }
         struct_ser.end()
     }
@@ -3459,6 +3522,7 @@ impl<'de> serde::Deserialize<'de> for ListRequest {
             "pageSize",
             "page_token",
             "pageToken",
+            "state",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -3467,6 +3531,7 @@ impl<'de> serde::Deserialize<'de> for ListRequest {
             Agent,
             PageSize,
             PageToken,
+            State,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -3492,6 +3557,7 @@ impl<'de> serde::Deserialize<'de> for ListRequest {
                             "agent" => Ok(GeneratedField::Agent),
                             "pageSize" | "page_size" => Ok(GeneratedField::PageSize),
                             "pageToken" | "page_token" => Ok(GeneratedField::PageToken),
+                            "state" => Ok(GeneratedField::State),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -3515,6 +3581,7 @@ impl<'de> serde::Deserialize<'de> for ListRequest {
                 let mut agent__ = None;
                 let mut page_size__ = None;
                 let mut page_token__ = None;
+                let mut state__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Tenant => {
@@ -3543,6 +3610,12 @@ impl<'de> serde::Deserialize<'de> for ListRequest {
                             }
                             page_token__ = Some(map_.next_value()?);
                         }
+                        GeneratedField::State => {
+                            if state__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("state"));
+                            }
+                            state__ = Some(map_.next_value::<WorkState>()? as i32);
+                        }
                     }
                 }
                 Ok(ListRequest {
@@ -3550,6 +3623,7 @@ impl<'de> serde::Deserialize<'de> for ListRequest {
                     agent: agent__.unwrap_or_default(),
                     page_size: page_size__.unwrap_or_default(),
                     page_token: page_token__.unwrap_or_default(),
+                    state: state__.unwrap_or_default(),
                 })
             }
         }
@@ -4905,6 +4979,502 @@ impl<'de> serde::Deserialize<'de> for Shard {
             }
         }
         deserializer.deserialize_struct("stagedoor.v1.Shard", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for SignalRequest {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let mut len = 0;
+        if !self.id.is_empty() {
+            len += 1;
+        }
+        if self.step.is_some() {
+            len += 1;
+        }
+        if self.resolution.is_some() {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.SignalRequest", len)?;
+        if !self.id.is_empty() {
+            struct_ser.serialize_field("id", &self.id)?;
+        }
+        if let Some(v) = self.step.as_ref() {
+            match v {
+                signal_request::Step::Sequence(v) => {
+                    struct_ser.serialize_field("sequence", v)?;
+                }
+                signal_request::Step::Name(v) => {
+                    struct_ser.serialize_field("name", v)?;
+                }
+            }
+        }
+        if let Some(v) = self.resolution.as_ref() {
+            match v {
+                signal_request::Resolution::Done(v) => {
+                    struct_ser.serialize_field("done", v)?;
+                }
+                signal_request::Resolution::Retry(v) => {
+                    struct_ser.serialize_field("retry", v)?;
+                }
+                signal_request::Resolution::Fail(v) => {
+                    struct_ser.serialize_field("fail", v)?;
+                }
+            }
+        }
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for SignalRequest {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+            "id",
+            "sequence",
+            "name",
+            "done",
+            "retry",
+            "fail",
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+            Id,
+            Sequence,
+            Name,
+            Done,
+            Retry,
+            Fail,
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                        match value {
+                            "id" => Ok(GeneratedField::Id),
+                            "sequence" => Ok(GeneratedField::Sequence),
+                            "name" => Ok(GeneratedField::Name),
+                            "done" => Ok(GeneratedField::Done),
+                            "retry" => Ok(GeneratedField::Retry),
+                            "fail" => Ok(GeneratedField::Fail),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = SignalRequest;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.SignalRequest")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<SignalRequest, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                let mut id__ = None;
+                let mut step__ = None;
+                let mut resolution__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Id => {
+                            if id__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("id"));
+                            }
+                            id__ = Some(map_.next_value()?);
+                        }
+                        GeneratedField::Sequence => {
+                            if step__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("sequence"));
+                            }
+                            step__ = map_.next_value::<::std::option::Option<::pbjson::private::NumberDeserialize<_>>>()?.map(|x| signal_request::Step::Sequence(x.0));
+                        }
+                        GeneratedField::Name => {
+                            if step__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("name"));
+                            }
+                            step__ = map_.next_value::<::std::option::Option<_>>()?.map(signal_request::Step::Name);
+                        }
+                        GeneratedField::Done => {
+                            if resolution__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("done"));
+                            }
+                            resolution__ = map_.next_value::<::std::option::Option<_>>()?.map(signal_request::Resolution::Done)
+;
+                        }
+                        GeneratedField::Retry => {
+                            if resolution__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("retry"));
+                            }
+                            resolution__ = map_.next_value::<::std::option::Option<_>>()?.map(signal_request::Resolution::Retry)
+;
+                        }
+                        GeneratedField::Fail => {
+                            if resolution__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("fail"));
+                            }
+                            resolution__ = map_.next_value::<::std::option::Option<_>>()?.map(signal_request::Resolution::Fail)
+;
+                        }
+                    }
+                }
+                Ok(SignalRequest {
+                    id: id__.unwrap_or_default(),
+                    step: step__,
+                    resolution: resolution__,
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.SignalRequest", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for signal_request::Done {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let mut len = 0;
+        if !self.output.is_empty() {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.SignalRequest.Done", len)?;
+        if !self.output.is_empty() {
+            struct_ser.serialize_field("output", &self.output)?;
+        }
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for signal_request::Done {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+            "output",
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+            Output,
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                        match value {
+                            "output" => Ok(GeneratedField::Output),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = signal_request::Done;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.SignalRequest.Done")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<signal_request::Done, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                let mut output__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Output => {
+                            if output__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("output"));
+                            }
+                            output__ = Some(map_.next_value()?);
+                        }
+                    }
+                }
+                Ok(signal_request::Done {
+                    output: output__.unwrap_or_default(),
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.SignalRequest.Done", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for signal_request::Fail {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let len = 0;
+        let struct_ser = serializer.serialize_struct("stagedoor.v1.SignalRequest.Fail", len)?;
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for signal_request::Fail {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                            Err(serde::de::Error::unknown_field(value, FIELDS))
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = signal_request::Fail;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.SignalRequest.Fail")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<signal_request::Fail, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                while map_.next_key::<GeneratedField>()?.is_some() {
+                    let _ = map_.next_value::<serde::de::IgnoredAny>()?;
+                }
+                Ok(signal_request::Fail {
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.SignalRequest.Fail", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for signal_request::Retry {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let len = 0;
+        let struct_ser = serializer.serialize_struct("stagedoor.v1.SignalRequest.Retry", len)?;
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for signal_request::Retry {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                            Err(serde::de::Error::unknown_field(value, FIELDS))
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = signal_request::Retry;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.SignalRequest.Retry")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<signal_request::Retry, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                while map_.next_key::<GeneratedField>()?.is_some() {
+                    let _ = map_.next_value::<serde::de::IgnoredAny>()?;
+                }
+                Ok(signal_request::Retry {
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.SignalRequest.Retry", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for SignalResponse {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let mut len = 0;
+        if self.work.is_some() {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.SignalResponse", len)?;
+        if let Some(v) = self.work.as_ref() {
+            struct_ser.serialize_field("work", v)?;
+        }
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for SignalResponse {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+            "work",
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+            Work,
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                        match value {
+                            "work" => Ok(GeneratedField::Work),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = SignalResponse;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.SignalResponse")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<SignalResponse, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                let mut work__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Work => {
+                            if work__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("work"));
+                            }
+                            work__ = map_.next_value()?;
+                        }
+                    }
+                }
+                Ok(SignalResponse {
+                    work: work__,
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.SignalResponse", FIELDS, GeneratedVisitor)
     }
 }
 impl serde::Serialize for StatusRequest {
@@ -6705,6 +7275,9 @@ impl serde::Serialize for WorkEvent {
                 work_event::Event::Result(v) => {
                     struct_ser.serialize_field("result", v)?;
                 }
+                work_event::Event::Step(v) => {
+                    struct_ser.serialize_field("step", v)?;
+                }
             }
         }
         struct_ser.end()
@@ -6725,6 +7298,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             "phase",
             "text",
             "result",
+            "step",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -6736,6 +7310,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             Phase,
             Text,
             Result,
+            Step,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -6764,6 +7339,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
                             "phase" => Ok(GeneratedField::Phase),
                             "text" => Ok(GeneratedField::Text),
                             "result" => Ok(GeneratedField::Result),
+                            "step" => Ok(GeneratedField::Step),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -6833,6 +7409,13 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
                                 return Err(serde::de::Error::duplicate_field("result"));
                             }
                             event__ = map_.next_value::<::std::option::Option<_>>()?.map(work_event::Event::Result)
+;
+                        }
+                        GeneratedField::Step => {
+                            if event__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("step"));
+                            }
+                            event__ = map_.next_value::<::std::option::Option<_>>()?.map(work_event::Event::Step)
 ;
                         }
                     }

@@ -104,7 +104,7 @@ impl State {
         // Whoever drove these works before is gone.
         fold.interrupt();
         for turn in fold.open() {
-            shard.opened(turn.id(), self.args.id.clone(), turn.accepted().deadline_ms);
+            shard.opened(turn.id(), self.args.id.clone(), turn.deadline_ms());
         }
         self.row = row.id;
         self.row_stored = true;
@@ -112,6 +112,7 @@ impl State {
         self.saved_seq = saved_seq;
         self.seq = fold.seq;
         self.fold = Some(fold);
+        self.take_over();
         // Whoever woke it, its works go on.
         _ = self.me.cast(AgentMessage::Drive);
         Ok(())

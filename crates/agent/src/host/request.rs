@@ -1,13 +1,21 @@
 //! What others ask of a shard, read from their messages.
 
+use bytes::Bytes;
 use prost::Message;
 
-use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn};
+use domain::entry::Verdict;
+use domain::round::Returned;
+use domain::turn::doubt::Which;
+use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn, Reason};
 use proto::kind;
 use proto::link::{
-    AgentsCall, CancelCall, Envelope, GetCall, HistoryCall, ListCall, SubmitCall, SubscribeCall,
-    UnsubscribeCall,
+    AgentsCall, CancelCall, Envelope, GetCall, HistoryCall, ListCall, SignalCall, StepAnswered,
+    SubmitCall, SubscribeCall, UnsubscribeCall,
 };
+
+use crate::actor::doubt::Signal;
+use crate::actor::step::Routed;
+use crate::wire;
 
 /// The parts of a submit that have to be valid before anything is done for it.
 pub(super) struct Checked {
@@ -31,6 +39,8 @@ pub(super) enum Request {
     Submit(SubmitCall),
     Get(Lsn),
     Cancel(Lsn),
+    Signal(Lsn, Box<Signal>),
+    Answered(Box<Routed>),
     Subscribe(SubscribeCall),
     Unsubscribe(UnsubscribeCall),
     List(ListCall),
@@ -41,6 +51,11 @@ pub(super) enum Request {
 impl Request {
     pub(super) fn parse(envelope: &Envelope) -> Result<Self, String> {
         let payload = envelope.payload.clone();
+        match envelope.kind {
+            kind::SIGNAL => return signal(payload),
+            kind::STEP_ANSWERED => return answered(payload),
+            _ => {}
+        }
         let request = match envelope.kind {
             kind::SUBMIT => SubmitCall::decode(payload).map(Self::Submit),
             kind::GET => GetCall::decode(payload).map(|call| Self::Get(Lsn(call.work))),
@@ -54,4 +69,22 @@ impl Request {
         };
         request.map_err(|error| format!("a message of kind {} is damaged: {error}", envelope.kind))
     }
+}
+
+fn signal(payload: Bytes) -> Result<Request, String> {
+    let call = SignalCall::decode(payload).map_err(|error| error.to_string())?;
+    let reason = u16::try_from(call.reason).ok().and_then(Reason::from_code);
+    let verdict = reason.and_then(Verdict::from_reason).ok_or("the reason is no verdict")?;
+    let which = Which { sequence: call.sequence, name: call.name };
+    let returned = Returned { output: call.output, is_error: false };
+    Ok(Request::Signal(Lsn(call.work), Box::new(Signal { which, verdict, returned })))
+}
+
+fn answered(payload: Bytes) -> Result<Request, String> {
+    let answered = StepAnswered::decode(payload).map_err(|error| error.to_string())?;
+    let attempt = answered.attempt.as_ref().and_then(wire::read_attempt);
+    let attempt = attempt.ok_or("the attempt of an answer cannot be read")?;
+    let worker = answered.worker.parse().map_err(|error: domain::Error| error.to_string())?;
+    let answer = answered.answer;
+    Ok(Request::Answered(Box::new(Routed { attempt, answer, worker })))
 }

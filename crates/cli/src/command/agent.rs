@@ -137,8 +137,18 @@ fn version(version: &DefinitionVersion) -> String {
         ("cycles_max", number(definition.cycles_max)),
         ("modality", text(definition.modality)),
         ("attempts_max", number(definition.attempts_max)),
+        ("tools", Value::Array(definition.tools.into_iter().map(text).collect())),
+        ("rounds_max", number(definition.rounds_max)),
+        ("in_doubt", text(definition.in_doubt)),
     ];
-    let lines = fields.map(|(name, value)| format!("{name} = {value}"));
+    // What is not set is of the other behaviour.
+    let is_set =
+        |value: &Value| !matches!(value.as_str(), Some("")) && value.as_integer() != Some(0);
+    let is_some = |value: &Value| value.as_array().is_none_or(|list| !list.is_empty());
+    let lines = fields.into_iter().filter(|(name, value)| {
+        matches!(*name, "instructions" | "cycles_max") || (is_set(value) && is_some(value))
+    });
+    let lines: Vec<_> = lines.map(|(name, value)| format!("{name} = {value}")).collect();
     format!("# {} of tenant {}\n{}", version.hash, version.tenant, lines.join("\n"))
 }
 

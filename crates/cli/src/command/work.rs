@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use client::{Client, Error};
 use domain::AgentId;
+use proto::convert;
+use proto::v1::signal_request::{self, Resolution, Step};
 use proto::v1::{
-    ListRequest, ListResponse, OpenWatch, SubmitRequest, Work, WorkEvent, open_response, work_event,
+    ListRequest, ListResponse, OpenWatch, SignalRequest, SubmitRequest, Work, WorkEvent,
+    open_response, work_event,
 };
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -112,8 +115,25 @@ pub(crate) async fn run(args: WorkArgs) -> Result<Exit, Failure> {
             output::print(format, &work, output::work)?;
             Ok(Exit::Ok)
         }
-        WorkCommand::List { agent, limit } => {
-            list(&client, &args.owner, agent, limit, format).await
+        WorkCommand::Signal { id, done, retry, fail: _, step } => {
+            let resolution = match (done, retry) {
+                (Some(output), _) => Resolution::Done(signal_request::Done { output }),
+                (None, true) => Resolution::Retry(signal_request::Retry {}),
+                (None, false) => Resolution::Fail(signal_request::Fail {}),
+            };
+            let step = step.map(|step| match step.parse() {
+                Ok(sequence) => Step::Sequence(sequence),
+                Err(_) => Step::Name(step),
+            });
+            let request = SignalRequest { id: id.to_string(), step, resolution: Some(resolution) };
+            let work = client.signal(request).await?;
+            output::print(format, &work, output::work)?;
+            Ok(Exit::Ok)
+        }
+        WorkCommand::List { agent, limit, state } => {
+            let state = state.map_or(0, |state| convert::api_state(state).into());
+            let request = ListRequest { state, ..list_of(agent, &args.owner) };
+            list(&client, request, limit, format).await
         }
         WorkCommand::Watch { id, cursor } => {
             let id = id.to_string();
@@ -144,18 +164,11 @@ async fn watch(client: &Client, id: &str, cursor: &str, format: Format) -> Resul
 /// Page by page; as JSON each page is one document.
 async fn list(
     client: &Client,
-    owner: &Owner,
-    agent: Option<AgentId>,
+    mut request: ListRequest,
     limit: u32,
     format: Format,
 ) -> Result<Exit, Failure> {
     let mut left = limit;
-    let mut request = ListRequest {
-        // An agent's id names its tenant.
-        tenant: agent.as_ref().map_or(&owner.tenant, |id| &id.tenant).to_string(),
-        agent: agent.map(|id| id.to_string()).unwrap_or_default(),
-        ..ListRequest::default()
-    };
     while 0 < left {
         request.page_size = left.min(PAGE_SIZE_MAX) as i32;
         let page = client.list(request.clone()).await?;
@@ -167,6 +180,15 @@ async fn list(
         request.page_token = page.next_page_token;
     }
     Ok(Exit::Ok)
+}
+
+fn list_of(agent: Option<AgentId>, owner: &Owner) -> ListRequest {
+    ListRequest {
+        // An agent's id names its tenant.
+        tenant: agent.as_ref().map_or(&owner.tenant, |id| &id.tenant).to_string(),
+        agent: agent.map(|id| id.to_string()).unwrap_or_default(),
+        ..ListRequest::default()
+    }
 }
 
 fn works(page: &ListResponse) -> String {

@@ -61,6 +61,7 @@ impl Given {
                 }
                 MessageRole::User => given.text = text,
                 MessageRole::Assistant => given.read_earlier(&text),
+                MessageRole::Tool => {}
             }
         }
         given

@@ -33,6 +33,7 @@ fn request(task: Task, messages: Vec<Message>) -> Request {
         task,
         messages,
         idempotency_key: "w-1/1".to_owned(),
+        tools: vec![],
         max_output_bytes: OUTPUT_BYTES_MAX,
     }
 }

@@ -1,0 +1,160 @@
+//! What nodes say to each other about steps: jobs come in, answers go out.
+//!
+//! An answer that its asker may not have gets to whoever owns the agent now: it is told again and again until it is taken,
+//! refused for good, or too late.
+
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use tokio::sync::oneshot;
+
+use cluster::{Incoming, Peer, Reply};
+use domain::{Epoch, ProcessName, Reason, Role, ShardId};
+use proto::kind;
+use proto::link::{Envelope, StepAnswer, StepAnswered, StepJob, StepsKept, StepsWanted};
+
+use crate::dispatch::{self, Order};
+use crate::held::Route;
+use crate::node::Handle;
+use crate::pool::JobFailure;
+use crate::shard::refusal;
+use crate::{metrics, wire};
+
+const AGAIN: Duration = Duration::from_millis(100);
+const CALL_MAX: Duration = Duration::from_secs(2);
+
+/// What became of one try.
+enum Told {
+    /// The owner has it, or does not want it.
+    Settled,
+    Again,
+}
+
+impl Handle {
+    /// A job for a pool of this node.
+    pub(crate) fn step(&self, incoming: Incoming) {
+        let Incoming { envelope, deadline, reply, .. } = incoming;
+        let (Some(reply), Some(deadline)) = (reply, deadline) else { return };
+        let job = StepJob::decode(envelope.payload).ok();
+        let Some((attempt, job)) = job.and_then(|job| Some((wire::attempt_of(&job)?, job))) else {
+            return reply.refuse(refusal(Reason::Malformed, "the job is damaged"));
+        };
+        let before_ms = job.tool.as_ref().map_or(0, |tool| tool.begin_before_ms);
+        let begin_by_ms = dispatch::begin_by_ms(before_ms, deadline);
+        let traceparent = envelope.traceparent;
+        let done = move |answer: Result<StepAnswer, JobFailure>| match answer {
+            Ok(answer) => reply.send(answer.encode_to_vec().into()),
+            Err(failure) => reply.refuse(refusal(failure.reason, failure.detail)),
+        };
+        let order = Order { job, attempt, traceparent, deadline, begin_by_ms };
+        self.context().dispatcher.take(order, Box::new(done));
+    }
+
+    /// A new owner asks for the steps of its shard.
+    pub(crate) fn steps_wanted(&self, incoming: Incoming) {
+        let Some(reply) = incoming.reply else { return };
+        let Ok(wanted) = StepsWanted::decode(incoming.envelope.payload) else {
+            return reply.refuse(refusal(Reason::Malformed, "the question is damaged"));
+        };
+        let (shard, epoch) = (ShardId(wanted.shard), Epoch(wanted.epoch));
+        let held = self.context().held.of_shard(shard, &incoming.from.name, epoch);
+        reply.send(held.encode_to_vec().into());
+    }
+
+    /// Answers of this node are in a journal.
+    pub(crate) fn steps_kept(&self, incoming: Incoming) {
+        let Ok(kept) = StepsKept::decode(incoming.envelope.payload) else { return };
+        let attempts: Vec<_> = kept.attempts.iter().filter_map(wire::read_attempt).collect();
+        self.context().held.kept(&attempts);
+    }
+
+    /// Takes an answer to its owner, in a task of its own.
+    pub(crate) fn route(&self, route: Route) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            while Instant::now() < route.deadline {
+                let held = this.context().held.answer(&route.attempt);
+                let Some((answer, wanted_by)) = held else { return };
+                let message = StepAnswered {
+                    attempt: Some(wire::attempt(&route.attempt)),
+                    answer,
+                    worker: this.context().name.to_string(),
+                };
+                let deadline = route.deadline.min(Instant::now() + CALL_MAX);
+                let owner = this.owner(route.shard, wanted_by);
+                if let Some(owner) = owner
+                    && let Told::Settled = this.tell(&owner, route.shard, &message, deadline).await
+                {
+                    return this.context().held.kept(&[route.attempt]);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            this.context().held.kept(&[route.attempt]);
+        });
+    }
+
+    /// The newest owner of a shard that is known here.
+    fn owner(
+        &self,
+        shard: ShardId,
+        wanted_by: Option<(ProcessName, Epoch)>,
+    ) -> Option<ProcessName> {
+        let view = self.context().view.load_full();
+        let seen = view.as_ref().and_then(|view| view.owner(shard));
+        let seen = seen.map(|(owner, epoch)| (owner.name.clone(), epoch));
+        seen.into_iter().chain(wanted_by).max_by_key(|(_, epoch)| *epoch).map(|(name, _)| name)
+    }
+
+    async fn tell(
+        &self,
+        owner: &ProcessName,
+        shard: ShardId,
+        message: &StepAnswered,
+        deadline: Instant,
+    ) -> Told {
+        let payload = message.encode_to_vec().into();
+        let envelope =
+            Envelope { kind: kind::STEP_ANSWERED, shard: shard.0, payload, ..Envelope::default() };
+        let peer = Peer::new(Role::Node, owner.clone());
+        let reason = match *owner == self.context().name {
+            true => self.tell_myself(peer, envelope, deadline).await,
+            false => match self.context().wire.call(peer, envelope, deadline).await {
+                Ok(_) => return settled(true),
+                Err(cluster::Error::Refused(refusal)) => cluster::reason_of(&refusal),
+                Err(_) => return Told::Again,
+            },
+        };
+        match reason {
+            None | Some(Reason::Superseded | Reason::NotFound | Reason::Malformed) => {
+                settled(reason.is_none())
+            }
+            Some(_) => Told::Again,
+        }
+    }
+
+    /// None: it was taken.
+    async fn tell_myself(
+        &self,
+        from: Peer,
+        envelope: Envelope,
+        deadline: Instant,
+    ) -> Option<Reason> {
+        let (sender, receiver) = oneshot::channel();
+        let reply = Some(Reply::from_fn(move |answer| _ = sender.send(answer)));
+        self.incoming(Incoming { from, envelope, deadline: Some(deadline), reply });
+        match tokio::time::timeout_at(deadline.into(), receiver).await {
+            Ok(Ok(Ok(_))) => None,
+            Ok(Ok(Err(refusal))) => {
+                Some(cluster::reason_of(&refusal).unwrap_or(Reason::Overloaded))
+            }
+            Ok(Err(_)) | Err(_) => Some(Reason::Overloaded),
+        }
+    }
+}
+
+fn settled(is_taken: bool) -> Told {
+    if is_taken {
+        metrics::ANSWERS_ROUTED.inc();
+    }
+    Told::Settled
+}

@@ -1,0 +1,290 @@
+//! One worker of a pool: calls the model or the tool of a job, unless the job is too old to be begun.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ractor::ActorProcessingErr;
+use ractor::factory::{FactoryRef, Job, Worker, WorkerId};
+use tracing::Instrument;
+
+use domain::chain::PhaseKey;
+use domain::round::{Returned, Said};
+use domain::step::{CallKey, Callee};
+use domain::{Attempt, ErrorKind, Phase, Reason, StepKey};
+use model::{Message, MessageRole, Part, Request};
+use proto::link::{StepAnswer, StepJob};
+
+use crate::awake::{Awake, boot_ms};
+use crate::pool::{JobFailure, PoolJob, Task};
+use crate::{clock, metrics};
+
+/// How a tool's word about a doubt stands on the wire.
+pub(crate) const DONE: u32 = 1;
+pub(crate) const NOT_DONE: u32 = 2;
+pub(crate) const UNKNOWN: u32 = 3;
+
+/// The most that one step may answer.
+const OUTPUT_BYTES_MAX: usize = 2 << 20;
+
+#[derive(Clone)]
+pub(crate) struct StepWorker {
+    pub me: String,
+    pub models: Arc<model::Registry>,
+    pub tools: Arc<tool::Registry>,
+    pub awake: Arc<Awake>,
+}
+
+impl Worker for StepWorker {
+    type Key = ();
+    type Message = PoolJob;
+    type Arguments = ();
+    type State = ();
+
+    async fn pre_start(
+        &self,
+        _: WorkerId,
+        _: &FactoryRef<(), PoolJob>,
+        (): (),
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        _: WorkerId,
+        _: &FactoryRef<(), PoolJob>,
+        job: Job<(), PoolJob>,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        let PoolJob { task, answer } = job.msg;
+        if let Err(failure) = self.check(&task) {
+            metrics::JOBS_LATE.inc();
+            answer.send(Err(failure));
+            return Ok(());
+        }
+        let done = match task.traceparent.is_empty() {
+            true => self.run(task).await,
+            false => {
+                let span = self.span(&task);
+                telemetry::set_parent(&span, Some(&task.traceparent));
+                self.run(task).instrument(span).await
+            }
+        };
+        answer.send(done);
+        Ok(())
+    }
+}
+
+impl StepWorker {
+    /// What is too late to be of use, or may have been begun elsewhere by now, is not begun.
+    fn check(&self, task: &Task) -> Result<(), JobFailure> {
+        let refuse = |reason, why| Err(JobFailure::not_begun(ErrorKind::Unavailable, reason, why));
+        if task.deadline <= Instant::now() {
+            return refuse(
+                Reason::DeadlineExceeded,
+                "the deadline of the step passed in the queue",
+            );
+        }
+        if self.awake.stood_still_since(task.taken_ms) {
+            return refuse(Reason::TooOld, "the process stood still since it took the job");
+        }
+        if task.begin_by_ms.is_some_and(|by_ms| by_ms < boot_ms()) {
+            return refuse(Reason::TooOld, "the intent is too old to be acted on");
+        }
+        Ok(())
+    }
+
+    fn span(&self, task: &Task) -> tracing::Span {
+        let (work, node) = (&task.job.work, &self.me);
+        match task.attempt.step {
+            StepKey::Phase(PhaseKey { phase, .. }) => {
+                tracing::info_span!("phase", phase = phase.as_str(), work, node)
+            }
+            StepKey::Call(CallKey { round, of: Callee::Model }) => {
+                tracing::info_span!("round", round, work, node)
+            }
+            StepKey::Call(CallKey { round, of: Callee::Tool(_) }) => {
+                let tool = task.job.tool.as_ref().map_or("", |tool| tool.name.as_str());
+                tracing::info_span!("tool", tool, round, work, node)
+            }
+        }
+    }
+
+    async fn run(&self, task: Task) -> Result<StepAnswer, JobFailure> {
+        let start_ms = clock::now_ms();
+        let answer = match task.attempt.step {
+            StepKey::Call(CallKey { of: Callee::Tool(_), .. }) => self.tool(task).await?,
+            StepKey::Phase(_) | StepKey::Call(CallKey { of: Callee::Model, .. }) => {
+                self.model(task.attempt, task.job).await?
+            }
+        };
+        Ok(StepAnswer { node: self.me.clone(), start_ms, end_ms: clock::now_ms(), ..answer })
+    }
+
+    async fn model(&self, attempt: Attempt, job: StepJob) -> Result<StepAnswer, JobFailure> {
+        let model = self.models.get(&job.model).ok_or_else(|| {
+            let (model, names) = (&job.model, self.models.names().join(", "));
+            let why = format!("there is no model {model:?}: use one of {names}");
+            JobFailure::not_begun(ErrorKind::Invalid, Reason::ModelRefused, why)
+        })?;
+        let request = request(attempt.step, job)?;
+        let call = model::complete(&*model, &request);
+        let completion = match tracing::Span::current().is_none() {
+            true => call.await,
+            false => call.instrument(tracing::info_span!("model", model = model.name())).await,
+        };
+        let completion = completion.map_err(|error| JobFailure {
+            kind: error.kind(),
+            reason: reason_of(&error),
+            detail: error.to_string(),
+            is_harmless: false,
+        })?;
+        let output = match attempt.step {
+            StepKey::Phase(_) => completion.text.into_bytes(),
+            StepKey::Call(_) => Said { text: completion.text, calls: completion.calls }.to_json(),
+        };
+        Ok(StepAnswer {
+            output: Bytes::from(output),
+            calls: completion.usage.calls,
+            input_tokens: completion.usage.input_tokens,
+            output_tokens: completion.usage.output_tokens,
+            ..StepAnswer::default()
+        })
+    }
+
+    async fn tool(&self, task: Task) -> Result<StepAnswer, JobFailure> {
+        let wanted = task.job.tool.unwrap_or_default();
+        let tool = self.tools.get(&wanted.name).ok_or_else(|| {
+            let why = format!("this node has no tool {:?}", wanted.name);
+            JobFailure::not_begun(ErrorKind::Unavailable, Reason::NoOffer, why)
+        })?;
+        let arguments = serde_json::from_slice(&wanted.arguments).map_err(|error| {
+            let why = format!("the arguments are no JSON: {error}");
+            JobFailure::not_begun(ErrorKind::Invalid, Reason::Malformed, why)
+        })?;
+        let call = tool::Call {
+            idempotency_key: task.attempt.step.idempotency_key(&task.job.work),
+            epoch: task.attempt.epoch,
+            attempt: task.attempt.number,
+            arguments,
+            deadline: task.deadline,
+        };
+        match wanted.is_probe {
+            true => probe(&*tool, &call).await,
+            false => make(&*tool, &call).await,
+        }
+    }
+}
+
+async fn make(tool: &dyn tool::Tool, call: &tool::Call) -> Result<StepAnswer, JobFailure> {
+    metrics::TOOL_CALLS.with_label_values(&[tool.name()]).inc();
+    let returned = match tool.call(call).await {
+        Ok(output) => Returned { output: output.0, is_error: false },
+        // The model is told, and may find another way.
+        Err(error @ tool::Error::Refused { .. }) => {
+            Returned { output: error.to_string(), is_error: true }
+        }
+        Err(error) => return Err(failure(&error)),
+    };
+    if OUTPUT_BYTES_MAX < returned.output.len() {
+        let output = format!("the output has more than {OUTPUT_BYTES_MAX} bytes");
+        return Ok(answer(&Returned { output, is_error: true }, 0));
+    }
+    Ok(answer(&returned, 0))
+}
+
+async fn probe(tool: &dyn tool::Tool, call: &tool::Call) -> Result<StepAnswer, JobFailure> {
+    let none = Returned { output: String::new(), is_error: false };
+    match tool.reconcile(call).await {
+        Ok(tool::Reconciled::Done(output)) => {
+            Ok(answer(&Returned { output: output.0, is_error: false }, DONE))
+        }
+        Ok(tool::Reconciled::NotDone) => Ok(answer(&none, NOT_DONE)),
+        Ok(tool::Reconciled::Unknown) => Ok(answer(&none, UNKNOWN)),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn answer(returned: &Returned, reconciled: u32) -> StepAnswer {
+    StepAnswer { output: returned.to_json().into(), reconciled, ..StepAnswer::default() }
+}
+
+fn failure(error: &tool::Error) -> JobFailure {
+    JobFailure {
+        kind: error.kind(),
+        reason: error.reason(),
+        detail: error.to_string(),
+        is_harmless: error.is_harmless(),
+    }
+}
+
+fn reason_of(error: &model::Error) -> Reason {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Exhausted | ErrorKind::Deadline | ErrorKind::Fenced => {
+            Reason::ModelUnavailable
+        }
+        ErrorKind::Internal => Reason::ModelAnswerInvalid,
+        ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Denied => {
+            Reason::ModelRefused
+        }
+    }
+}
+
+fn invalid(detail: &str) -> JobFailure {
+    JobFailure::not_begun(ErrorKind::Invalid, Reason::Malformed, detail)
+}
+
+fn utf8(bytes: Bytes) -> Result<String, JobFailure> {
+    String::from_utf8(bytes.into()).map_err(|_| invalid("a text of the job is not UTF-8"))
+}
+
+fn request(step: StepKey, job: StepJob) -> Result<Request, JobFailure> {
+    let text = |role, text: String| Message { role, parts: vec![Part::Text(text)] };
+    let idempotency_key = step.idempotency_key(&job.work);
+    let mut messages = vec![text(MessageRole::System, job.instructions)];
+    if !job.findings.is_empty() {
+        let findings = serde_json::json!({ "findings": job.findings });
+        messages.push(text(MessageRole::System, findings.to_string()));
+    }
+    messages.push(text(MessageRole::User, utf8(job.input)?));
+    let task = match step {
+        StepKey::Phase(PhaseKey { phase, .. }) => {
+            for earlier in job.earlier {
+                messages.push(text(MessageRole::Assistant, utf8(earlier)?));
+            }
+            model::Task::Phase(Phase::as_str(phase).to_owned())
+        }
+        StepKey::Call(_) => {
+            said_so_far(job.earlier, &mut messages)?;
+            model::Task::Answer
+        }
+    };
+    Ok(Request {
+        task,
+        messages,
+        tools: job.tools,
+        idempotency_key,
+        max_output_bytes: OUTPUT_BYTES_MAX,
+    })
+}
+
+/// What a loop came to so far: after what the model said in a round stands what each of its tools returned.
+fn said_so_far(earlier: Vec<Bytes>, messages: &mut Vec<Message>) -> Result<(), JobFailure> {
+    let mut returning = 0;
+    for output in earlier {
+        if 0 < returning {
+            returning -= 1;
+            let returned = Returned::parse(&output).map_err(|error| invalid(&error.to_string()))?;
+            messages
+                .push(Message { role: MessageRole::Tool, parts: vec![Part::Returned(returned)] });
+            continue;
+        }
+        let said = Said::parse(&output).map_err(|error| invalid(&error.to_string()))?;
+        returning = said.calls.len();
+        let parts = std::iter::once(Part::Text(said.text));
+        let parts = parts.chain(said.calls.into_iter().map(Part::Call)).collect();
+        messages.push(Message { role: MessageRole::Assistant, parts });
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! Steps that must not be made twice: which of them need an intent, when one is in doubt, and what becomes of it.
+//!
+//! Nobody probes or repeats a step in doubt before its own deadline and five seconds more: its call may be under way
+//! until then.
+
+use bytes::Bytes;
+
+use super::{DOUBT_HOLD_MS, Onward, Turn, ended};
+use crate::definition::Policy;
+use crate::entry::{
+    Ended, Entry, Resolution, Stamp, StepDone, StepDoubted, StepIntended, StepResolved, Usage,
+    Verdict,
+};
+use crate::round::Returned;
+use crate::step::StepKey;
+use crate::{Reason, WorkState};
+
+/// What happens when a step is run twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The same as when it is run once.
+    Idempotent,
+    /// Its effect happens again.
+    Once,
+}
+
+/// What a tool says about an attempt that is in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconciled {
+    Done,
+    NotDone,
+    Unknown,
+}
+
+/// A step that is in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubted<'a> {
+    pub step: StepKey,
+    pub attempt: u32,
+    pub tool: &'a str,
+    /// Its number within the work, from 1.
+    pub sequence: u32,
+}
+
+/// Which step a signal is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Which {
+    /// Its number within the work, from 1; 0: any.
+    pub sequence: u32,
+    /// Empty: any.
+    pub name: String,
+}
+
+impl Which {
+    pub fn is(&self, sequence: u32, name: &str) -> bool {
+        (self.sequence == 0 || self.sequence == sequence)
+            && (self.name.is_empty() || self.name == name)
+    }
+}
+
+/// What to do with a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signalled {
+    Journal(Vec<Entry>),
+    /// It was given before: the work is as it made it.
+    Known,
+    /// The work is not in doubt on that step.
+    Refused,
+}
+
+impl Turn {
+    /// Whether an intent has to be in the journal before the next step is begun.
+    pub fn needs_intent(&self, effect: Effect) -> bool {
+        effect == Effect::Once && !self.is_intended()
+    }
+
+    pub(super) fn is_intended(&self) -> bool {
+        self.intended_until_ms.is_some()
+    }
+
+    /// Until when the answer of the step that was intended is waited for.
+    pub fn intended_until_ms(&self) -> Option<i64> {
+        self.intended_until_ms
+    }
+
+    /// The intent to begin `attempt` of the tool's call that is due.
+    pub fn intend(&self, work: &str, attempt: u32, deadline_ms: i64) -> Option<StepIntended> {
+        let (Onward::Step(step), Some(call)) = (&self.onward, self.tool_call()) else {
+            return None;
+        };
+        let key = step.idempotency_key(work);
+        Some(StepIntended { step: *step, attempt, tool: call.tool.clone(), key, deadline_ms })
+    }
+
+    pub(super) fn doubt(&mut self, doubted: &StepDoubted, stamp: Stamp) {
+        let until_ms = self.intended_until_ms.unwrap_or(stamp.ts_ms);
+        self.attempt(doubted.attempt);
+        self.not_before_ms = until_ms.saturating_add(DOUBT_HOLD_MS);
+        self.doubted_at_ms = stamp.ts_ms;
+        self.enter(WorkState::InDoubt, doubted.reason);
+    }
+
+    pub(super) fn end_doubt(&mut self, stamp: Stamp) {
+        if self.state == WorkState::InDoubt {
+            // The owner's clock may have gone back.
+            self.doubted_ms += stamp.ts_ms.saturating_sub(self.doubted_at_ms).max(0);
+        }
+    }
+
+    /// The step that is in doubt.
+    pub fn doubted(&self) -> Option<Doubted<'_>> {
+        let Onward::Step(step) = self.onward else { return None };
+        if self.state != WorkState::InDoubt {
+            return None;
+        }
+        let tool = self.tool_call().map_or("", |call| call.tool.as_str());
+        let sequence = u32::try_from(self.steps().count() + 1).unwrap_or(u32::MAX);
+        Some(Doubted { step, attempt: self.begun, tool, sequence })
+    }
+
+    /// What becomes of the step in doubt, now that its tool was asked. None: a person has to say.
+    pub fn judge(&self, reconciled: Reconciled) -> Option<Verdict> {
+        match (reconciled, self.limits.in_doubt) {
+            (Reconciled::Done, _) => Some(Verdict::ToolDone),
+            (Reconciled::NotDone, _) => Some(Verdict::ToolNotDone),
+            (Reconciled::Unknown, Policy::Fail) => Some(Verdict::PolicyFail),
+            (Reconciled::Unknown, Policy::Retry) => Some(Verdict::PolicyRetry),
+            (Reconciled::Unknown, Policy::Ask) => None,
+        }
+    }
+
+    /// What is journaled when the doubt is resolved. `returned` is what the step came to if it was done, `node` who says so.
+    pub fn resolve(
+        &self,
+        verdict: Verdict,
+        returned: &Returned,
+        node: &str,
+        now_ms: i64,
+    ) -> Vec<Entry> {
+        let Some(Doubted { step, attempt, tool, .. }) = self.doubted() else { return Vec::new() };
+        let resolved = Entry::StepResolved(StepResolved { step, attempt, verdict });
+        let end = |state, reason| {
+            let detail = format!("whether {step} ({tool}) was done is not known");
+            Entry::Ended(Ended { detail, ..ended(state, reason) })
+        };
+        // A person may try as often as they like.
+        let is_spent = self.limits.attempts_max <= attempt && verdict != Verdict::PersonRetry;
+        match verdict.resolution() {
+            Resolution::Retry if is_spent => {
+                vec![resolved, end(WorkState::DeadLettered, Reason::WorkerLost)]
+            }
+            Resolution::Retry => vec![resolved],
+            Resolution::Fail => vec![resolved, end(WorkState::Failed, Reason::StepInDoubt)],
+            Resolution::Done => {
+                let done = StepDone {
+                    step,
+                    name: tool.to_owned(),
+                    output: Bytes::from(returned.to_json()),
+                    node: node.to_owned(),
+                    attempts: attempt,
+                    start_ms: self.doubted_at_ms,
+                    end_ms: now_ms,
+                    usage: Usage::default(),
+                };
+                vec![resolved, Entry::StepDone(done)]
+            }
+        }
+    }
+
+    /// A person says what became of a step.
+    pub fn signal(
+        &self,
+        which: &Which,
+        verdict: Verdict,
+        returned: &Returned,
+        now_ms: i64,
+    ) -> Signalled {
+        match self.doubted() {
+            Some(doubted) if which.is(doubted.sequence, doubted.tool) => {
+                Signalled::Journal(self.resolve(verdict, returned, "", now_ms))
+            }
+            Some(_) | None if self.was_resolved(which, verdict) => Signalled::Known,
+            Some(_) | None => Signalled::Refused,
+        }
+    }
+
+    fn was_resolved(&self, which: &Which, verdict: Verdict) -> bool {
+        self.verdicts().any(|(sequence, tool, given)| given == verdict && which.is(sequence, tool))
+    }
+
+    /// The verdicts so far, with number and tool of the step of each.
+    fn verdicts(&self) -> impl Iterator<Item = (u32, &str, Verdict)> {
+        let (mut sequence, mut tool) = (1, "");
+        self.entries.iter().filter_map(move |(_, entry)| match entry {
+            Entry::StepDone(_) => {
+                sequence += 1;
+                None
+            }
+            Entry::StepIntended(intended) => {
+                tool = &intended.tool;
+                None
+            }
+            Entry::StepResolved(resolved) => Some((sequence, tool, resolved.verdict)),
+            Entry::ShardOpened(_)
+            | Entry::Accepted(_)
+            | Entry::StepBegan(_)
+            | Entry::StepDoubted(_)
+            | Entry::Waiting(_)
+            | Entry::Resumed(_)
+            | Entry::CancelRequested(_)
+            | Entry::Ended(_) => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

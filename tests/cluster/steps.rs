@@ -1,0 +1,288 @@
+//! Tools whose calls must not be made twice, and the deaths of those who had called them.
+
+use std::fs;
+use std::time::Duration;
+
+use proto::v1::SubmitRequest;
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::harness::{Dev, Options, Output, PATIENCE, eventually};
+
+use crate::{PROGRAM, block_on, list, text};
+
+/// For how long the tool lets its callers wait: all of them are there then, and nobody has an answer.
+const DELAY_MS: u64 = 5_000;
+const TOOL_TIMEOUT_MS: u64 = 7_000;
+/// For a work whose owner died and whose doubt is settled after its deadline and five seconds.
+const SETTLED: Duration = Duration::from_secs(60);
+const WORKS: usize = 9;
+/// A program with one call.
+const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"got {results}"}"#;
+
+/// A cluster whose nodes have the counting tool.
+struct Desk {
+    dev: Dev,
+    folder: TempDir,
+}
+
+/// How the tool behaves.
+#[derive(Clone, Copy, Default)]
+struct Tool {
+    delay_before_ms: u64,
+    delay_ms: u64,
+    reconcile: bool,
+}
+
+impl Desk {
+    fn start(tool: Tool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("calls").display().to_string();
+        let set = |name: &str, value: String| (format!("STAGEDOOR_NODE__{name}"), value);
+        let env = vec![
+            set("TOOLS__COUNT__FILE", file),
+            set("TOOLS__COUNT__RECONCILE", tool.reconcile.to_string()),
+            set("TOOLS__COUNT__DELAY_MS", tool.delay_ms.to_string()),
+            set("TOOLS__COUNT__DELAY_BEFORE_MS", tool.delay_before_ms.to_string()),
+            set("AGENTS__TOOL_TIMEOUT_MS", TOOL_TIMEOUT_MS.to_string()),
+            set("PHASES__WORKERS", "16".to_owned()),
+        ];
+        Self { dev: Dev::start_with(PROGRAM, &Options { env, ..Options::default() }), folder }
+    }
+
+    fn apply(&self, name: &str, rest: &str) {
+        let path = self.dev.scratch().join(format!("{name}.toml"));
+        let tools = "tools = [\"count\", \"echo\"]";
+        let text =
+            format!("name = \"{name}\"\nbehaviour = \"loop\"\nmodel = \"script\"\n{tools}\n{rest}");
+        fs::write(&path, text).unwrap();
+        let output = self.dev.run(&["apply", "-f", path.to_str().unwrap()]);
+        assert_eq!(output.code, Some(0), "{output}");
+    }
+
+    /// The idempotency keys of the calls that were made, in their order.
+    fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
+        text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    }
+
+    fn calls_of(&self, work: &str) -> usize {
+        self.calls().iter().filter(|key| key.starts_with(&format!("{work}/"))).count()
+    }
+
+    /// Submits works to many agents at once: their ids.
+    fn submit_many(&self, agent: &str) -> Vec<String> {
+        let client = self.dev.client();
+        block_on(async {
+            let submits = (0..WORKS).map(|n| {
+                let request = SubmitRequest {
+                    agent: format!("default/{agent}/k{n}"),
+                    input: ONE_CALL.to_owned(),
+                    timeout: Some(Duration::from_secs(300).into()),
+                    ..SubmitRequest::default()
+                };
+                client.submit(request)
+            });
+            let works = futures::future::join_all(submits).await;
+            works.into_iter().map(|work| work.unwrap().id).collect()
+        })
+    }
+
+    fn get(&self, id: &str) -> Value {
+        self.dev.run(&["work", "get", id]).document()
+    }
+
+    fn ended(&self, id: &str) -> Value {
+        eventually(SETTLED, "the work ends", || {
+            let work = self.get(id);
+            if work["endTime"].is_string() { Ok(work) } else { Err(work) }
+        })
+    }
+
+    fn node_of(&self, work: &Value) -> String {
+        let agent = self.dev.run(&["agents", "get", text(&work["agent"])]).document();
+        text(&agent["node"]).to_owned()
+    }
+
+    /// Kills the node that owns most of the agents of `works`: those whose call it had made.
+    fn kill_an_owner(&self, works: &[String]) -> Vec<String> {
+        let owners: Vec<_> = works.iter().map(|id| self.node_of(&self.get(id))).collect();
+        let count = |node: &String| owners.iter().filter(|owner| *owner == node).count();
+        let busiest = owners.iter().max_by_key(|node| count(node)).unwrap();
+        let unfinished = |id: &String| !self.get(id)["endTime"].is_string();
+        self.dev.signal(busiest, Signal::KILL);
+        let of_dead = works.iter().zip(&owners).filter(|(_, owner)| *owner == busiest);
+        let cut: Vec<_> = of_dead.map(|(id, _)| id.clone()).filter(unfinished).collect();
+        assert!(3 <= cut.len(), "{owners:?}");
+        cut
+    }
+
+    fn await_calls(&self, count: usize) {
+        eventually(PATIENCE, "every call is made", || {
+            let calls = self.calls();
+            if count <= calls.len() { Ok(()) } else { Err(calls.join(" ")) }
+        });
+    }
+
+    fn in_doubt(&self) -> Vec<String> {
+        let page = self.dev.run(&["work", "list", "--state", "in_doubt"]).document();
+        let mut ids: Vec<_> =
+            list(&page["works"]).iter().map(|work| text(&work["id"]).to_owned()).collect();
+        ids.sort();
+        ids
+    }
+
+    fn signal(&self, id: &str, rest: &[&str]) -> Output {
+        self.dev.run(&[&["work", "signal", id], rest].concat())
+    }
+
+    /// What `why` says: to which state, and for what reason.
+    fn why(&self, id: &str) -> Vec<(String, String)> {
+        let why = self.dev.run(&["why", "work", id]).document();
+        let pair = |it: &Value| (text(&it["to"]).to_owned(), text(&it["reason"]).to_owned());
+        list(&why["transitions"]).iter().map(pair).collect()
+    }
+}
+
+#[test]
+fn a_loop_calls_its_tools_once_each_and_answers() {
+    let desk = Desk::start(Tool::default());
+    desk.apply("clerk", "");
+    let program = r#"{"calls":[{"tool":"count"},[{"tool":"echo","arguments":7},{"tool":"count"}],
+        {"tool":"stranger"}],"answer":"got {results}"}"#;
+    let args = ["submit", "--agent", "clerk", "--key", "k", "--text", program, "--watch"];
+    let events = desk.dev.run(&args).documents();
+    let result = crate::result_of(&events);
+    assert_eq!(result["state"], "WORK_STATE_SUCCEEDED", "{result}");
+    let answer = text(&result["result"]["text"]);
+    assert!(answer.starts_with("got 1 7 2 there is no tool \"stranger\""), "{answer}");
+    let work = desk.get(text(&result["id"]));
+    let steps: Vec<_> = list(&work["steps"])
+        .iter()
+        .map(|step| format!("{} {}", text(&step["kind"]), text(&step["name"])))
+        .collect();
+    let expected = [
+        "model model",
+        "tool count",
+        "model model",
+        "tool echo",
+        "tool count",
+        "model model",
+        "tool stranger",
+        "model model",
+    ];
+    assert_eq!(steps, expected);
+    assert_eq!(desk.calls().len(), 2);
+}
+
+#[test]
+fn a_step_in_doubt_is_listed_and_a_person_resolves_it() {
+    let desk = Desk::start(Tool { delay_ms: DELAY_MS, ..Tool::default() });
+    desk.apply("clerk", "");
+    let works = desk.submit_many("clerk");
+    desk.await_calls(WORKS);
+    let mut cut = desk.kill_an_owner(&works);
+    cut.sort();
+    eventually(SETTLED, "they are in doubt", || {
+        let listed = desk.in_doubt();
+        if listed == cut { Ok(()) } else { Err(format!("{listed:?}, not {cut:?}")) }
+    });
+    let [done, retry, fail] = [0, 1, 2].map(|index| cut[index].as_str());
+    let work = desk.get(done);
+    let step = list(&work["steps"]).last().unwrap();
+    assert_eq!((text(&step["kind"]), text(&step["reason"])), ("tool", "in_doubt"), "{work}");
+    assert_eq!((step["attempts"].as_i64(), step["sequence"].as_i64()), (Some(1), Some(2)));
+
+    let wrong = desk.signal(done, &["--retry", "--step", "echo"]);
+    assert_eq!(wrong.code, Some(4), "{wrong}");
+    assert!(wrong.to_string().contains("not_in_doubt"), "{wrong}");
+    for (id, rest) in
+        [(done, vec!["--done", "42"]), (retry, vec!["--retry"]), (fail, vec!["--fail"])]
+    {
+        let output = desk.signal(id, &rest);
+        assert_eq!(output.code, Some(0), "{output}");
+    }
+    let [of_done, of_retry, of_fail] = [done, retry, fail].map(|id| desk.ended(id));
+    assert_eq!(text(&of_done["result"]["text"]), "got 42", "{of_done}");
+    assert_eq!(of_retry["state"], "WORK_STATE_SUCCEEDED", "{of_retry}");
+    let failed = (text(&of_fail["state"]), text(&of_fail["reason"]));
+    assert_eq!(failed, ("WORK_STATE_FAILED", "step_in_doubt"));
+    let calls = [done, retry, fail].map(|id| desk.calls_of(id));
+    assert_eq!(calls, [1, 2, 1], "only what a person lets run again is made again");
+    let again = list(&of_retry["steps"]).iter().find(|step| step["kind"] == "tool").unwrap();
+    assert_eq!(again["attempts"].as_i64(), Some(2), "{of_retry}");
+
+    // The same again is answered alike; another one is refused.
+    assert_eq!(desk.signal(fail, &["--fail"]).code, Some(0));
+    assert_eq!(desk.signal(done, &["--done", "42", "--step", "2"]).code, Some(0));
+    assert_eq!(desk.signal(done, &["--fail"]).code, Some(4));
+    let why = desk.why(retry);
+    for pair in [("in_doubt", "owner_died"), ("running", "signalled_retry")] {
+        let pair = (pair.0.to_owned(), pair.1.to_owned());
+        assert!(why.contains(&pair), "{why:?}");
+    }
+    for id in cut.iter().skip(3) {
+        assert_eq!(desk.signal(id, &["--fail"]).code, Some(0));
+    }
+    // Nobody else noticed.
+    for id in works.iter().filter(|id| !cut.contains(id)) {
+        assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
+        assert_eq!(desk.calls_of(id), 1);
+    }
+}
+
+/// All works succeed, each with exactly one call, although an owner was killed in the middle of its calls.
+fn a_tool_settles_it(tool: Tool, reason: &str) {
+    let desk = Desk::start(Tool { reconcile: true, ..tool });
+    desk.apply("clerk", "");
+    let works = desk.submit_many("clerk");
+    match tool.delay_before_ms {
+        0 => desk.await_calls(WORKS),
+        _ => {
+            eventually(PATIENCE, "every call is begun", || {
+                let begun = desk.dev.node_metrics("stagedoor_tool_calls_total", &[]);
+                if WORKS as f64 <= begun { Ok(()) } else { Err(begun) }
+            });
+        }
+    }
+    let cut = desk.kill_an_owner(&works);
+    for id in &works {
+        let work = desk.ended(id);
+        assert_eq!(work["state"], "WORK_STATE_SUCCEEDED", "{work}");
+        assert_eq!(desk.calls_of(id), 1, "{id} of {cut:?}");
+    }
+    for id in &cut {
+        let why = desk.why(id);
+        assert!(why.contains(&("running".to_owned(), reason.to_owned())), "{why:?}");
+    }
+    assert_eq!(desk.in_doubt(), Vec::<String>::new());
+}
+
+#[test]
+fn a_tool_that_says_that_it_was_done_settles_the_doubt() {
+    a_tool_settles_it(Tool { delay_ms: DELAY_MS, ..Tool::default() }, "reconciled_done");
+}
+
+#[test]
+fn a_tool_that_says_that_it_was_not_done_is_called_again() {
+    let tool = Tool { delay_before_ms: DELAY_MS, ..Tool::default() };
+    a_tool_settles_it(tool, "reconciled_not_done");
+}
+
+#[test]
+fn a_definition_settles_doubts_by_itself() {
+    let desk = Desk::start(Tool { delay_ms: DELAY_MS, ..Tool::default() });
+    desk.apply("eager", "in_doubt = \"retry\"");
+    desk.apply("strict", "in_doubt = \"fail\"");
+    let (eager, strict) = (desk.submit_many("eager"), desk.submit_many("strict"));
+    desk.await_calls(2 * WORKS);
+    let all: Vec<_> = eager.iter().chain(&strict).cloned().collect();
+    let cut = desk.kill_an_owner(&all);
+    for id in &all {
+        let work = desk.ended(id);
+        let (is_cut, is_eager) = (cut.contains(id), eager.contains(id));
+        let state = if is_cut && !is_eager { "WORK_STATE_FAILED" } else { "WORK_STATE_SUCCEEDED" };
+        assert_eq!(work["state"], state, "{work}");
+        assert_eq!(desk.calls_of(id), 1 + usize::from(is_cut && is_eager), "{work}");
+    }
+}
