@@ -84,11 +84,11 @@ pub(crate) fn tenant(text: &str) -> Result<Tenant, Failure> {
     required("tenant", text)
 }
 
-/// The seq after which a watch goes on; 0 for the beginning.
-pub(crate) fn watch(request: &v1::WatchRequest) -> Result<(WorkId, u64), Failure> {
+/// The event after which a watch goes on; before the first for the beginning.
+pub(crate) fn watch(request: &v1::WatchRequest) -> Result<Cursor, Failure> {
     let work = work_id(&request.id)?;
     if request.cursor.is_empty() {
-        return Ok((work, 0));
+        return Ok(Cursor { work, seq: 0, offset: 0 });
     }
     let cursor = Cursor::parse(&request.cursor)?;
     if cursor.work != work {
@@ -98,7 +98,7 @@ pub(crate) fn watch(request: &v1::WatchRequest) -> Result<(WorkId, u64), Failure
         );
         return Err(Failure::invalid("cursor", text));
     }
-    Ok((work, cursor.seq))
+    Ok(cursor)
 }
 
 pub(crate) fn page_size(size: i32) -> Result<u32, Failure> {
@@ -212,9 +212,9 @@ mod tests {
         let watched = |id: &str, cursor: &str| {
             watch(&v1::WatchRequest { id: id.to_owned(), cursor: cursor.to_owned() })
         };
-        assert_eq!(watched("w-0-001-1", "").unwrap().1, 0);
-        assert_eq!(watched("w-0-001-1", "w-0-001-1.1f").unwrap().1, 31);
-        let field = |result: Result<(WorkId, u64), Failure>| result.unwrap_err().field;
+        assert_eq!(watched("w-0-001-1", "").unwrap().seq, 0);
+        assert_eq!(watched("w-0-001-1", "w-0-001-1.1f").unwrap().seq, 31);
+        let field = |result: Result<Cursor, Failure>| result.unwrap_err().field;
         assert_eq!(field(watched("w-0-001-1", "w-0-001-2.1f")).as_deref(), Some("cursor"));
         assert_eq!(field(watched("w-0-001-1", "rubbish")).as_deref(), Some("cursor"));
         assert_eq!(field(watched("w-1", "")).as_deref(), Some("id"));

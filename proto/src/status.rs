@@ -10,6 +10,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// The domain of our `ErrorInfo`.
 pub const DOMAIN: &str = "stagedoor.local";
 
+/// Response metadata with the [`domain::Position`] at which an answer about one work was taken.
+pub const POSITION: &str = "stagedoor-position";
+
 /// What a refusal says: its kind, its reason code, a text for people, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

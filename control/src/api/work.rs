@@ -1,6 +1,6 @@
 //! Submit, Get, List, Watch, Cancel, Open.
 
-use domain::{AgentId, WorkId};
+use domain::{AgentId, Position, WorkId};
 use proto::link::{CancelAnswer, CancelCall, GetAnswer, GetCall, ListAnswer, ListCall, WorkInfo};
 use proto::status::Failure;
 use proto::v1::work_service_server::WorkService;
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{parent, positioned, submit_span};
-use crate::desk::{Desk, Position, work_of};
+use crate::desk::{Desk, work_of};
 use crate::network::Views;
 use crate::open::{OpenStream, open};
 use crate::paging::{self, List, Page, Progress};
@@ -99,10 +99,9 @@ pub(crate) async fn get(
     let WorkId { class, slot, lsn } = id;
     let call = Call { work: lsn.0, ..Call::new(kind::GET, At::work(id), deadline) };
     let request = GetCall { work: lsn.0, slot: slot.get().into(), class: class.0.into() };
-    let answer: GetAnswer =
-        desk.router.call(&call, &request).await.map_err(|failure| named(failure, id))?;
-    let position = Position { epoch: answer.epoch, lsn: answer.lsn };
-    let info = answer.work.ok_or_else(|| refusal::unreadable("an answer", &"it has no work"))?;
+    let answer = desk.ask::<GetAnswer>(id, &call, &request).await;
+    let (info, position) = answer.map_err(|failure| named(failure, id))?;
+    let info = info.ok_or_else(|| refusal::unreadable("an answer", &"it has no work"))?;
     // A number may be another slot's: then this work does not exist.
     match convert::work_id(info.class, info.slot, info.lsn) {
         Ok(found) if found == id => Ok((info, position)),
@@ -119,10 +118,10 @@ pub(crate) async fn cancel(
     let WorkId { class, slot, lsn } = id;
     let call = Call { work: lsn.0, ..Call::new(kind::CANCEL, At::work(id), deadline) };
     let request = CancelCall { work: lsn.0, slot: slot.get().into(), class: class.0.into() };
-    let answer: CancelAnswer =
-        desk.router.call(&call, &request).await.map_err(|failure| named(failure, id))?;
-    let (_, work) = work_of(answer.work)?;
-    Ok((work, Position { epoch: answer.epoch, lsn: answer.lsn }))
+    let answer = desk.ask::<CancelAnswer>(id, &call, &request).await;
+    let (info, position) = answer.map_err(|failure| named(failure, id))?;
+    let (_, work) = work_of(info)?;
+    Ok((work, position))
 }
 
 fn no_work(id: WorkId) -> Failure {

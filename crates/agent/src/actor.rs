@@ -137,6 +137,8 @@ pub(crate) struct State {
     hold_until: Option<Instant>,
     /// The end of a work that waits until what is being journaled of it is folded.
     wanted: Option<WantedEnd>,
+    /// The work whose turn it is, and since when by this clock.
+    began: Option<(Lsn, i64)>,
     span: Option<(Lsn, tracing::Span)>,
     quarantined: bool,
 }
@@ -263,6 +265,7 @@ impl State {
             ending: HashSet::new(),
             hold_until: None,
             wanted: None,
+            began: None,
             span: None,
             quarantined: false,
         }

@@ -61,6 +61,15 @@ pub(crate) enum Command {
     /// Show the whole cluster at a glance
     #[command(after_help = example("stagedoor status"))]
     Status(OnlyConnection),
+    /// Keep new shards from a node; what it has it keeps
+    #[command(after_help = example("stagedoor cordon node-2"))]
+    Cordon(NodeArgs),
+    /// Let a node have shards again
+    #[command(after_help = example("stagedoor uncordon node-2"))]
+    Uncordon(NodeArgs),
+    /// Let a node hand everything over and end
+    #[command(after_help = example("stagedoor drain node-2"))]
+    Drain(NodeArgs),
     /// Explain why a work, agent, shard or node is as it is
     #[command(after_help = example("stagedoor why shard 7"))]
     Why(WhyArgs),
@@ -80,6 +89,7 @@ impl Command {
             Self::Agents(args) => Some(&args.connection),
             Self::Capabilities(args) => Some(&args.connection),
             Self::Why(args) => Some(&args.connection),
+            Self::Cordon(args) | Self::Uncordon(args) | Self::Drain(args) => Some(&args.connection),
             Self::Nodes(args) | Self::Shards(args) | Self::Status(args) => Some(&args.connection),
             Self::Store(_)
             | Self::Control(_)
@@ -125,7 +135,10 @@ pub(crate) struct DevArgs {
     /// How many nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub(crate) nodes: u16,
-    /// Where the gRPC API listens: loopback only; port 0 takes a free one
+    /// How many control replicas: one leads, the others serve the API and stand by
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=5))]
+    pub(crate) controls: u16,
+    /// Where the gRPC API of the first replica listens: loopback only; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     pub(crate) api: SocketAddr,
     /// Start a process again when it has died
@@ -201,6 +214,15 @@ pub(crate) struct Owner {
 
 #[derive(Debug, Args)]
 pub(crate) struct OnlyConnection {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The name of the node, as `stagedoor nodes` shows it
+    #[arg(value_name = "NODE")]
+    pub(crate) name: ProcessName,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }

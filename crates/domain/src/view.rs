@@ -42,6 +42,8 @@ pub struct MemberInfo {
     pub incarnation: Incarnation,
     /// host:port of its cluster listener.
     pub address: String,
+    /// host:port of its heartbeat listener, if it has one.
+    pub beat: String,
     pub offers: Arc<[Offer]>,
 }
 
@@ -188,7 +190,8 @@ mod tests {
 
     fn info(incarnation: u64) -> MemberInfo {
         let incarnation = Incarnation(incarnation);
-        MemberInfo { role: Role::Node, incarnation, address: "host:1".into(), offers: [].into() }
+        let (role, offers) = (Role::Node, [].into());
+        MemberInfo { role, incarnation, address: "host:1".into(), beat: String::new(), offers }
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //!
 //! The SQL of the control database stands here and nowhere else. Never decides who leads: it compares and sets.
 
+use std::collections::BTreeMap;
+
 use libsql::{Row, Value};
 use prost::Message;
 use proto::link::control_write::Write;
 use proto::link::read_control::Read;
 use proto::link::{
-    ControlAnswer, ControlBatch, LeaderRow, PutDefinition, PutNode, PutShard, PutTransition,
-    ReadControl, ReadDefinitions, ReadTransitions, TakeLeadership,
+    CapabilityOffer, ControlAnswer, ControlBatch, LeaderRow, PutAudit, PutDefinition, PutNode,
+    PutShard, PutTransition, ReadAudit, ReadControl, ReadDefinitions, ReadTransitions,
+    TakeLeadership,
 };
 
 use crate::engine::{Sql, blob, blob_at, i64_at, number, text, text_at, u32_at, u64_at};
@@ -16,8 +19,9 @@ use crate::shard::passes;
 use crate::shard::read::{Page, limit};
 use crate::{ControlOutcome, Error};
 
-/// Transitions that are kept of each kind of subject.
+/// Transitions that are kept of each kind of subject, and rows of the audit.
 const TRANSITIONS_MAX: u64 = 10_000;
+const AUDIT_MAX: u64 = 100_000;
 /// Rows deleted at once, and how often: by the number of the newest row.
 const TRANSITIONS_SLICE: u64 = 1_000;
 const TRANSITIONS_EVERY: u64 = 64;
@@ -99,6 +103,7 @@ fn apply(sql: &mut Sql, write: &Write) -> Result<bool, Error> {
         Write::Definition(definition) => put_definition(sql, definition)?,
         Write::Transition(transition) => put_transition(sql, transition)?,
         Write::Shard(shard) => put_shard(sql, shard)?,
+        Write::Audit(audit) => put_audit(sql, audit)?,
     }
     Ok(true)
 }
@@ -116,7 +121,6 @@ fn take_leadership(sql: &mut Sql, take: &TakeLeadership) -> Result<bool, Error> 
 }
 
 fn put_node(sql: &mut Sql, node: &PutNode) -> Result<(), Error> {
-    let capabilities = PutNode { capabilities: node.capabilities.clone(), ..PutNode::default() };
     let params = vec![
         text(&node.name),
         number(node.incarnation)?,
@@ -125,10 +129,30 @@ fn put_node(sql: &mut Sql, node: &PutNode) -> Result<(), Error> {
         text(&node.zone),
         text(&node.address),
         Value::Integer(node.capacity.into()),
-        Value::Blob(capabilities.encode_to_vec()),
+        text(&node.admission),
     ];
-    sql.execute("INSERT OR REPLACE INTO nodes VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)", params)
-        .map(drop)
+    sql.execute(
+        "INSERT OR REPLACE INTO nodes VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, X'', ?8)",
+        params,
+    )?;
+    sql.execute("DELETE FROM capabilities WHERE node = ?1", vec![text(&node.name)])?;
+    let name = sql.name().to_owned();
+    let offers = node.capabilities.iter().zip(0_u64..).map(|(offer, place)| {
+        // In one order, so that equal attributes are equal texts.
+        let attributes: BTreeMap<&String, &String> = offer.attributes.iter().collect();
+        let attributes = serde_json::to_string(&attributes);
+        let attributes = attributes.map_err(|error| Error::internal(&name, error))?;
+        Ok(vec![
+            text(&node.name),
+            number(place)?,
+            number(node.incarnation)?,
+            text(&offer.name),
+            Value::Integer(offer.version.into()),
+            Value::Integer(offer.capacity.into()),
+            text(&attributes),
+        ])
+    });
+    sql.execute_each("INSERT INTO capabilities VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)", offers)
 }
 
 /// The newest row of a name is its current version, so putting an old version again makes it the current one.
@@ -157,6 +181,43 @@ fn put_shard(sql: &mut Sql, shard: &PutShard) -> Result<(), Error> {
         text(&shard.database),
     ];
     sql.execute("INSERT OR REPLACE INTO shards VALUES(?1, ?2, ?3, ?4, ?5, ?6)", params).map(drop)
+}
+
+fn put_audit(sql: &mut Sql, put: &PutAudit) -> Result<(), Error> {
+    let params = vec![
+        Value::Integer(put.at_ms),
+        text(&put.actor),
+        text(&put.action),
+        text(&put.subject),
+        number(put.term)?,
+    ];
+    sql.execute(
+        "INSERT INTO audit(at_ms, actor, action, subject, term) VALUES(?1, ?2, ?3, ?4, ?5)",
+        params,
+    )?;
+    sql.execute(
+        "DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1",
+        vec![number(AUDIT_MAX)?],
+    )
+    .map(drop)
+}
+
+/// Newest first.
+fn audit(sql: &mut Sql, asked: &ReadAudit) -> Result<Vec<PutAudit>, Error> {
+    let mut page = Page::new(asked.limit);
+    let mut rows = Vec::new();
+    let newest = "SELECT at_ms, actor, action, subject, term FROM audit ORDER BY id DESC";
+    sql.each(newest, Vec::new(), |row| {
+        let put = PutAudit {
+            at_ms: i64_at(row, 0)?,
+            actor: text_at(row, 1)?,
+            action: text_at(row, 2)?,
+            subject: text_at(row, 3)?,
+            term: u64_at(row, 4)?,
+        };
+        Ok(page.take(put.encoded_len(), || rows.push(put)))
+    })?;
+    Ok(rows)
 }
 
 /// The letters before the first other character: of `node/node-1` and `node node-1`, `node`.
@@ -209,6 +270,7 @@ pub(crate) fn read(sql: &mut Sql, asked: &ReadControl) -> Result<ControlAnswer, 
             Read::Transitions(asked) => answer.transitions = transitions(sql, asked)?,
             Read::Nodes(_) => answer.nodes = nodes(sql)?,
             Read::Shards(_) => answer.shards = shards(sql)?,
+            Read::Audit(asked) => answer.audit = audit(sql, asked)?,
         }
         Ok(answer)
     })
@@ -285,12 +347,11 @@ fn transitions(sql: &mut Sql, asked: &ReadTransitions) -> Result<Vec<PutTransiti
 }
 
 fn nodes(sql: &mut Sql) -> Result<Vec<PutNode>, Error> {
-    let name = sql.name().to_owned();
-    let rows = sql.rows(
-        "SELECT name, incarnation, state, reason, zone, address, capacity, capabilities FROM nodes ORDER BY name",
+    let mut nodes = sql.rows(
+        "SELECT name, incarnation, state, reason, zone, address, capacity, admission FROM nodes ORDER BY name",
         Vec::new(),
         |row| {
-            let node = PutNode {
+            Ok(PutNode {
                 name: text_at(row, 0)?,
                 incarnation: u64_at(row, 1)?,
                 state: text_at(row, 2)?,
@@ -298,17 +359,42 @@ fn nodes(sql: &mut Sql) -> Result<Vec<PutNode>, Error> {
                 zone: text_at(row, 4)?,
                 address: text_at(row, 5)?,
                 capacity: u32_at(row, 6)?,
+                admission: text_at(row, 7)?,
                 capabilities: Vec::new(),
-            };
-            Ok((node, blob_at(row, 7)?))
+            })
         },
     )?;
-    let whole = |(node, capabilities): (PutNode, bytes::Bytes)| {
-        let damaged = |_| Error::Corrupt { what: format!("{name}: node {}", node.name) };
-        let capabilities = PutNode::decode(capabilities).map_err(damaged)?.capabilities;
-        Ok(PutNode { capabilities, ..node })
-    };
-    rows.into_iter().map(whole).collect()
+    let mut offers = capabilities(sql)?;
+    for node in &mut nodes {
+        node.capabilities = offers.remove(&node.name).unwrap_or_default();
+    }
+    Ok(nodes)
+}
+
+/// What each process announced, in its order.
+fn capabilities(sql: &mut Sql) -> Result<BTreeMap<String, Vec<CapabilityOffer>>, Error> {
+    let name = sql.name().to_owned();
+    let rows = sql.rows(
+        "SELECT node, name, version, capacity, attributes FROM capabilities ORDER BY node, number",
+        Vec::new(),
+        |row| {
+            let offer = CapabilityOffer {
+                name: text_at(row, 1)?,
+                version: u32_at(row, 2)?,
+                capacity: u32_at(row, 3)?,
+                ..CapabilityOffer::default()
+            };
+            Ok((text_at(row, 0)?, offer, text_at(row, 4)?))
+        },
+    )?;
+    let mut offers: BTreeMap<String, Vec<CapabilityOffer>> = BTreeMap::new();
+    for (node, offer, attributes) in rows {
+        let attributes = serde_json::from_str(&attributes).map_err(|_| Error::Corrupt {
+            what: format!("{name}: capability {} of {node}", offer.name),
+        })?;
+        offers.entry(node).or_default().push(CapabilityOffer { attributes, ..offer });
+    }
+    Ok(offers)
 }
 
 fn shards(sql: &mut Sql) -> Result<Vec<PutShard>, Error> {

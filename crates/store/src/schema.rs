@@ -9,7 +9,7 @@ use crate::database::Database;
 use crate::engine::{Missing, Sql, text, text_at};
 
 /// The version that this program writes.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Works with a smaller state number are open. Stands in the text of the partial index and in every query that uses it.
 pub(crate) const FINAL_STATE_MIN: u32 = 6;
@@ -61,9 +61,25 @@ CREATE INDEX transition_subject ON transition(subject, id);
 CREATE INDEX transition_kind ON transition(kind, id);
 ";
 
-/// The steps from version n to n + 1, for n from 1. Each adds; none changes what an older program reads.
-const SHARD_MIGRATIONS: &[&str] = &[];
-const CONTROL_MIGRATIONS: &[&str] = &[];
+/// The steps from version n to n + 1, for n from 1. Each adds; none changes what an older program reads. A new database
+/// goes the same way from version 1.
+const SHARD_MIGRATIONS: &[&str] = &[
+    // `parent` is the work that delegated this one, `notify` is 1 until the parent's shard has journaled its end.
+    "ALTER TABLE work ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+     ALTER TABLE work ADD COLUMN notify INTEGER NOT NULL DEFAULT 0;
+     CREATE INDEX work_notify ON work(id) WHERE notify = 1;",
+];
+const CONTROL_MIGRATIONS: &[&str] = &[
+    // What each process announced stands in rows of its own; `nodes.capabilities` stays empty from now on.
+    "CREATE TABLE capabilities(node TEXT NOT NULL, number INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+     name TEXT NOT NULL, version INTEGER NOT NULL, capacity INTEGER NOT NULL, attributes TEXT NOT NULL,
+     PRIMARY KEY(node, number));
+     CREATE TABLE audit(id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
+     subject TEXT NOT NULL, term INTEGER NOT NULL);
+     ALTER TABLE nodes ADD COLUMN admission TEXT NOT NULL DEFAULT '';",
+];
+const _: () = assert!(SHARD_MIGRATIONS.len() + 1 == VERSION as usize);
+const _: () = assert!(CONTROL_MIGRATIONS.len() + 1 == VERSION as usize);
 
 /// Makes the tables, or brings them to this version. Answers whether they were made.
 pub(crate) fn bring_up_to_date(
@@ -79,7 +95,7 @@ pub(crate) fn bring_up_to_date(
         if missing == Missing::Refuse {
             return Err(Error::NotFound { what: format!("database {database}") });
         }
-        create(sql, tables)?;
+        create(sql, tables, migrations)?;
         return Ok(true);
     };
     if VERSION < found {
@@ -88,9 +104,8 @@ pub(crate) fn bring_up_to_date(
         return Err(Error::NewerSchema { what });
     }
     for version in found..VERSION {
-        let step = migrations.get(version as usize - 1).copied().unwrap_or_default();
         sql.transaction(|sql| {
-            sql.batch(step)?;
+            sql.batch(migrations[version as usize - 1])?;
             set_meta(sql, "schema_version", &(version + 1).to_string())
         })?;
         tracing::info!(%database, version = version + 1, "migrated the schema");
@@ -98,10 +113,11 @@ pub(crate) fn bring_up_to_date(
     Ok(false)
 }
 
-fn create(sql: &mut Sql, tables: &str) -> Result<(), Error> {
+fn create(sql: &mut Sql, tables: &str, migrations: &[&str]) -> Result<(), Error> {
     sql.transaction(|sql| {
         sql.batch(META)?;
         sql.batch(tables)?;
+        migrations.iter().try_for_each(|step| sql.batch(step))?;
         set_meta(sql, "schema_version", &VERSION.to_string())?;
         set_meta(sql, "database_id", &uuid::Uuid::new_v4().to_string())
     })

@@ -23,6 +23,8 @@ const CLUSTERS_MAX: usize = 2;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub nodes: u16,
+    /// Control replicas.
+    pub controls: u16,
     /// Whether a process that died is started again.
     pub restart: bool,
     /// What is set in the environment, for the config of the roles.
@@ -31,7 +33,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, restart: false, env: Vec::new() }
+        Self { nodes: 3, controls: 1, restart: false, env: Vec::new() }
     }
 }
 
@@ -246,6 +248,7 @@ fn spawn(program: Program, options: &Options, data_dir: &Path) -> Child {
     let mut command = program.command();
     command.args(["dev", "--output", "json", "--api", "127.0.0.1:0", "--stdin-guard"]);
     command.arg("--nodes").arg(options.nodes.to_string()).arg("--data-dir").arg(data_dir);
+    command.arg("--controls").arg(options.controls.to_string());
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
     if options.restart {
         command.arg("--restart");

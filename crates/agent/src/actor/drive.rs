@@ -29,6 +29,11 @@ impl State {
             return Ok(());
         };
         let work = turn.id();
+        let is_open = !self.ending.contains(&work);
+        if is_open && self.began.is_none_or(|(of, _)| of != work) {
+            self.began(work);
+        }
+        let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return Ok(()) };
         if turn.accepted().deadline_ms <= clock::now_ms() {
             return self.overdue(work);
         }
@@ -317,7 +322,7 @@ impl State {
         self.rooms.remove(&work);
         shard.ended(work);
         if let Some(reply) = reply {
-            super::accept::answer_cancel(reply, info.clone(), shard.epoch);
+            super::accept::answer_cancel(reply, info.clone(), shard.position());
         }
         for watcher in self.watchers.remove(&work).unwrap_or_default() {
             self.send_entries(&watcher, work, shown, Some(info.clone()));

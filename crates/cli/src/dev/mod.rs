@@ -28,7 +28,8 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, Failure> {
         None => default_data_dir()?,
     };
     let is_default = args.data_dir.is_none();
-    let options = Options { data_dir, nodes: args.nodes, api: args.api, restart: args.restart };
+    let DevArgs { nodes, controls, api, restart, .. } = args;
+    let options = Options { data_dir, nodes, controls, api, restart };
     let mut cluster = Cluster::start(options)?;
     let ready = tokio::select! {
         ready = cluster.ready() => Some(ready),

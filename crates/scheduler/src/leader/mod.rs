@@ -3,11 +3,13 @@
 //!
 //! Never waits: whatever takes time is a task of [`hands`]. Never decides: it asks the machines.
 
+mod admission;
 mod answers;
 mod facts;
 mod hands;
 mod load;
 mod publish;
+mod replicas;
 mod reports;
 mod roster;
 
@@ -16,17 +18,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::Peer;
-use domain::membership::{self, Beat, Brake, Held, Membership};
+use domain::brake::Brakes;
+use domain::membership::{self, Beat, Held, Membership};
 use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership};
 use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
-use domain::view::View;
+use domain::view::{MemberInfo, View};
 use domain::{ClusterId, Epoch, Member, ProcessName, Reason, Role, ShardId, Term};
-use proto::link::{JoinRequest, JoinResponse, PutShard, Refusal};
+use proto::link::{JoinRequest, PutShard, Refusal};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+pub use admission::Admit;
 pub use answers::Query;
 pub(crate) use answers::api_node;
 pub(crate) use hands::{Hands, Outcome, read_held};
@@ -35,7 +39,7 @@ pub(crate) use load::{Loaded, load};
 use crate::journal::{Journal, Transition};
 use crate::links::refusal;
 use crate::metrics;
-use crate::shared::{encoded, node_peer};
+use crate::shared::node_peer;
 use facts::{DROPPED, Facts, Fencing, GRANTED, UNOWNED};
 use reports::Reports;
 use roster::{DEAD, LEFT, Roster, SUSPECT, read_join};
@@ -58,10 +62,13 @@ pub(crate) struct Leader {
     /// The view may differ from the published one.
     is_dirty: bool,
     /// To whom the last view could not be sent.
-    behind: BTreeSet<ProcessName>,
+    behind: BTreeSet<Peer>,
+    /// Control replicas that stand by.
+    standbys: BTreeMap<ProcessName, MemberInfo>,
+    brakes: Brakes,
+    successor: Option<ProcessName>,
     began: Millis,
     is_settled: bool,
-    is_braking: bool,
     outranked: Option<Term>,
 }
 
@@ -71,6 +78,8 @@ impl Leader {
         let settings = ownership::Settings {
             settle_ms: config.settle_ms,
             nodes_expected: config.nodes_expected as usize,
+            moves_max: config.moves_max,
+            move_every_ms: config.move_every_ms,
         };
         let facts = |row: PutShard| {
             let id = ShardId(row.shard);
@@ -83,6 +92,9 @@ impl Leader {
         let mut membership = Membership::new();
         for member in roster.buried() {
             membership.buried(&member);
+        }
+        for name in roster.cordoned() {
+            membership.cordon(&name, true);
         }
         let version = domain::view::Version { term: hands.term, number: 0 };
         let mut leader = Self {
@@ -100,9 +112,11 @@ impl Leader {
             granting: BTreeSet::new(),
             is_dirty: true,
             behind: BTreeSet::new(),
+            standbys: BTreeMap::new(),
+            brakes: Brakes::new(),
+            successor: None,
             began: now,
             is_settled: false,
-            is_braking: false,
             outranked: None,
             hands,
         };
@@ -155,18 +169,6 @@ impl Leader {
         }
     }
 
-    fn brake(&mut self, now: Millis) {
-        let brake = self.membership.brake(now);
-        let is_on = brake != Brake::Off;
-        let was_on = std::mem::replace(&mut self.is_braking, is_on);
-        if let (Brake::On { silent, of }, false) = (brake, was_on) {
-            warn!(
-                silent,
-                of, "most nodes fell silent at once: fencing only onto nodes that answer"
-            );
-        }
-    }
-
     pub(crate) fn join(
         &mut self,
         from: &Peer,
@@ -191,13 +193,10 @@ impl Leader {
         self.carry(rest, now);
         self.candidates_changed(now);
         self.is_dirty = true;
-        self.behind.remove(&member.name);
-        self.publish(Some(&member.name));
-        Ok(encoded(&JoinResponse {
-            cluster_id: self.cluster_id.to_string(),
-            view: Some(proto::view::to_message(&self.view.whole())),
-            beats: self.hands.shared.beats.clone(),
-        }))
+        let peer = node_peer(&member.name);
+        self.behind.remove(&peer);
+        self.publish(Some(&peer));
+        Ok(self.welcome())
     }
 
     pub(crate) fn leave(
@@ -283,6 +282,7 @@ impl Leader {
     pub(crate) fn done(&mut self, outcome: Outcome, now: Millis) {
         match outcome {
             Outcome::Loaded(_) => {}
+            Outcome::Sighted(heard) => self.sighted(&heard),
             Outcome::OwnerRead(shard, Some(row)) => {
                 let actions = self.owner_read(shard, row, now);
                 self.act(actions, now);
@@ -360,7 +360,7 @@ impl Leader {
         self.record(member, if reason == Reason::Left { LEFT } else { DEAD }, reason);
         self.roster.remove(member);
         self.reports.forget(member);
-        self.behind.remove(&member.name);
+        self.behind.remove(&node_peer(&member.name));
         self.is_dirty = true;
         // Its successor has the same name, and speaks over the same link already.
         if reason != Reason::Replaced {
@@ -369,12 +369,15 @@ impl Leader {
     }
 
     fn candidates_changed(&mut self, now: Millis) {
+        // Before anything is fenced.
+        self.brake(now);
         self.count_members();
         let candidates = self.membership.nodes().map(|node| Candidate {
             member: node.member().clone(),
             zone: node.joining.zone.clone(),
             capacity: node.joining.capacity,
             standing: node.standing,
+            admission: node.admission,
         });
         let actions = self.ownership.view(candidates.collect(), now);
         self.act(actions, now);

@@ -206,8 +206,8 @@ static INSERT_LOG_CHUNK: LazyLock<String> = LazyLock::new(|| {
 });
 const UPSERT_AGENT: &str = "INSERT INTO agent VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT(id) DO UPDATE SET \
     head = excluded.head, snap_lsn = excluded.snap_lsn, last_work = excluded.last_work, state = excluded.state";
-const UPSERT_WORK: &str = "INSERT INTO work VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT(id) DO UPDATE \
-    SET state = excluded.state, reason = excluded.reason, end_ms = excluded.end_ms, record = excluded.record";
+const UPSERT_WORK: &str = "INSERT INTO work(id, agent, prev_work, slot, state, reason, create_ms, end_ms, definition, \
+    record) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT(id) DO UPDATE SET state = excluded.state, reason = excluded.reason, end_ms = excluded.end_ms, record = excluded.record";
 const END_WORK: &str =
     "UPDATE work SET state = ?2, reason = ?3, end_ms = ?4, record = ?5 WHERE id = ?1";
 const UPSERT_DEDUP: &str = "INSERT INTO dedup VALUES(?1, ?2, ?3, ?4, ?5) ON CONFLICT(agent, key) DO UPDATE SET \
