@@ -7,6 +7,7 @@
 mod agents;
 mod by_hand;
 mod commands;
+mod faults;
 mod intruders;
 mod lifetime;
 mod load;

@@ -4,6 +4,7 @@
 //! of returning errors: who uses it is a test.
 
 mod child;
+mod clients;
 mod dev;
 mod fault;
 pub mod history;
@@ -13,10 +14,12 @@ mod node;
 mod program;
 mod proxy;
 mod pump;
+mod record;
 mod text;
 mod wait;
 
 pub use child::{Child, pids_with_mark};
+pub use clients::{Clients, Heard, Load};
 pub use dev::{Dev, Options};
 pub use fault::{Door, Fault, Flow};
 pub use mesh::{CLIENTS, Mesh, MeshOptions, Port};

@@ -20,7 +20,11 @@ const HELD_MAX: usize = 1 << 20;
 const CHUNK: usize = 16 << 10;
 
 /// Carries both directions until both have ended, or one broke.
-pub(super) async fn join(near: &mut TcpStream, far: &mut TcpStream, mut state: watch::Receiver<State>) -> Door {
+pub(super) async fn join(
+    near: &mut TcpStream,
+    far: &mut TcpStream,
+    mut state: watch::Receiver<State>,
+) -> Door {
     _ = near.set_nodelay(true);
     let (near_read, near_write) = near.split();
     let (far_read, far_write) = far.split();

@@ -33,13 +33,14 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn write(dir: &Path, options: &MeshOptions) -> Self {
-        let names = |role: &str, count| (1..=count).map(move |n| format!("{role}-{n}"));
-        let controls: Vec<_> = names("control", options.controls).collect();
-        let nodes: Vec<_> = names("node", options.nodes).collect();
+        let controls = names("control", options.controls);
+        let nodes = names("node", options.nodes);
         let mut ports = Ports::default();
         ports.add(STORE, Port::Main);
         for name in &controls {
-            [Port::Main, Port::Beat, Port::Api].map(|port| ports.add(name, port));
+            for port in [Port::Main, Port::Beat, Port::Api] {
+                ports.add(name, port);
+            }
         }
         nodes.iter().for_each(|name| ports.add(name, Port::Main));
         let writer = Writer::new(dir, &ports, options, &controls);
@@ -53,6 +54,10 @@ impl Plan {
         let credentials = writer.credentials();
         Self { processes, listeners: ports.taken, credentials }
     }
+}
+
+fn names(role: &str, count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("{role}-{number}")).collect()
 }
 
 /// Two for every listener.
@@ -108,18 +113,13 @@ impl<'a> Writer<'a> {
     }
 
     fn store(&self) -> Table {
-        rows([
-            ("listen", self.ports.real(STORE, Port::Main)),
-            ("data_dir", self.path("store")),
-        ])
+        rows([("listen", self.ports.real(STORE, Port::Main)), ("data_dir", self.path("store"))])
     }
 
     fn control(&self, name: &str) -> Table {
         let count = |count: usize| Value::Integer(i64::try_from(count).expect("a few"));
-        let scheduler = [
-            ("shards", count(self.options.shards)),
-            ("nodes_expected", count(self.options.nodes)),
-        ];
+        let scheduler =
+            [("shards", count(self.options.shards)), ("nodes_expected", count(self.options.nodes))];
         let beat = [
             ("listen", self.ports.real(name, Port::Beat)),
             ("advertise", text(self.ports.shown(name, Port::Beat))),

@@ -81,9 +81,10 @@ impl Mesh {
         let known = Processes::default();
         let plan = Plan::write(dir.path(), options);
         let origin = known.origin(CLIENTS);
-        let proxies = plan.listeners.iter().map(|(of, (real, shown))| {
-            (of.clone(), Proxy::start(*shown, *real, origin.clone()))
-        });
+        let proxies = plan
+            .listeners
+            .iter()
+            .map(|(of, (real, shown))| (of.clone(), Proxy::start(*shown, *real, origin.clone())));
         let proxies = proxies.collect();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -156,6 +157,17 @@ impl Mesh {
         let children = self.children.iter_mut();
         let dead = children.filter_map(|(name, child)| child.status().map(|_| name.clone()));
         dead.collect()
+    }
+
+    /// Takes one of them away; says how it ended.
+    ///
+    /// # Panics
+    /// It has not.
+    pub fn reap(&mut self, name: &str) -> String {
+        let mut child = self.children.remove(name).unwrap_or_else(|| panic!("{name} is not there"));
+        self.known.forget(child.pid());
+        self.listen(name, false);
+        child.wait(PATIENCE).to_string()
     }
 
     /// # Panics
@@ -254,8 +266,7 @@ impl Mesh {
         let request = || ExplainRequest { kind: kind.to_owned(), id: id.to_owned() };
         let client = self.client();
         let what = format!("why {kind} {id} is answered");
-        let answer =
-            eventually(PATIENCE, &what, || self.block_on(client.explain(request())));
+        let answer = eventually(PATIENCE, &what, || self.block_on(client.explain(request())));
         answer.transitions
     }
 
