@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use cluster::beat::BeatSender;
 use cluster::{LinkEvent, Peer};
-use domain::view::{Version, View};
+use domain::view::{Version, View, Word};
 use domain::{Incarnation, Reason, Role, Term};
 use proto::kind;
 use proto::link::{Envelope, JoinRequest, JoinResponse};
@@ -139,10 +139,17 @@ impl Membership {
             self.cluster.forget(gone.clone());
         }
         state.known = known;
-        if state.joined && state.joined_at <= view.version && !view.is_live(&me) {
-            tracing::warn!(%me, "this node was declared dead: it drops its shards and joins anew");
-            self.agents.rejoin(me.incarnation.next());
-            state.joined = false;
+        if !state.joined {
+            return;
+        }
+        match view.word_to(&me, state.joined_at) {
+            Word::Nothing => {}
+            Word::JoinAgain => state.joined = false,
+            Word::Dead => {
+                tracing::warn!(%me, "this node was declared dead: it drops its shards and joins anew");
+                self.agents.rejoin(me.incarnation.next());
+                state.joined = false;
+            }
         }
     }
 

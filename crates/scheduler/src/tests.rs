@@ -258,6 +258,21 @@ async fn a_standby_takes_over_and_leaves_healthy_owners_alone() {
 }
 
 #[tokio::test]
+async fn a_new_leader_tells_those_it_awaits_that_its_term_began() {
+    let world = World::new();
+    let first = world.leader("control-1").await;
+    let nodes = world.three_nodes(&first).await;
+    first.inbox.kill();
+    let second = world.leader("control-2").await;
+    eventually("every node has a view of the new term", async || {
+        let term = |node: &Node| node.played.notes().view.as_ref().map(|view| view.version.term.0);
+        nodes.iter().all(|node| term(node) == Some(2)).then_some(())
+    })
+    .await;
+    second.shutdown().await;
+}
+
+#[tokio::test]
 async fn whom_a_new_leader_awaits_in_vain_is_dead() {
     let world = World::new();
     let first = world.leader("control-1").await;

@@ -108,6 +108,9 @@ impl Leader {
         };
         leader.tick(now);
         leader.publish(None);
+        // Whose link outlived the leader before us would not know that another term began.
+        leader.behind.extend(leader.roster.expected().cloned());
+        leader.catch_up();
         leader
     }
 
@@ -151,7 +154,10 @@ impl Leader {
             warn!(%member, "node did not join the new leader in time: counted as dead");
             self.membership.buried(&member);
             self.record(&member, DEAD, Reason::Silent);
+            self.behind.remove(&member.name);
             self.is_dirty = true;
+            // If it lives, it comes back over another link, and learns that it has to be a new run.
+            self.hands.shared.links.forget(node_peer(&member.name));
         }
     }
 
