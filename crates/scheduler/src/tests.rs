@@ -3,8 +3,8 @@ mod world;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cluster::Peer;
-use domain::{Definition, DefinitionHash, Reason, Role, ShardId};
+use cluster::{LinkEvent, Peer};
+use domain::{Definition, DefinitionHash, Incarnation, Reason, Role, ShardId};
 use prost::Message as _;
 use proto::kind;
 use proto::link::read_control::Read;
@@ -270,6 +270,31 @@ async fn a_new_leader_tells_those_it_awaits_that_its_term_began() {
     })
     .await;
     second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_as_a_new_run_over_its_old_link_gets_shards() {
+    let world = World::new();
+    let config = Config { shards: 1, nodes_expected: 1, tick_ms: 10, ..Config::default() };
+    let leader = world.scheduler_with("control-1", config).await;
+    let mut node = world.node("node-1").await;
+    leader.link(LinkEvent::Up { peer: node.peer(), incarnation: Incarnation(1) });
+    node.join(&leader).await.unwrap();
+    eventually("it is declared dead", async || {
+        (state_of(&leader, "node-1").await?.0 == "dead").then_some(())
+    })
+    .await;
+    node.incarnation = 2;
+    node.played.notes().held.clear();
+    node.join(&leader).await.unwrap();
+    while_beating(&leader, &[&node], "the shard is open again", async || {
+        let view = leader.view()?;
+        let place = &view.shards[&ShardId(0)];
+        let owner = place.owner.as_ref()?;
+        (place.open && owner.incarnation == Incarnation(2)).then_some(())
+    })
+    .await;
+    leader.shutdown().await;
 }
 
 #[tokio::test]

@@ -194,6 +194,8 @@ impl Leader {
         self.carry(replaced, now);
         self.roster.joined(&joined);
         self.hands.shared.links.learn(node_peer(&member.name), vec![joined.joining.address]);
+        // It said so over its link, which may be older than this run of it.
+        self.hands.shared.set_linked(member.name.clone(), Some(member.incarnation));
         self.carry(rest, now);
         self.candidates_changed(now);
         self.is_dirty = true;
