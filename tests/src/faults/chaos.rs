@@ -17,6 +17,8 @@ const WELL_MIN: usize = 2;
 const PAUSE_MS: std::ops::Range<u64> = 100..2_000;
 /// How long a fault lasts, milliseconds.
 const LASTS_MS: std::ops::Range<u64> = 200..5_000;
+/// After the last fault, until all nodes are alive and all shards open.
+const WHOLE_MAX: Duration = Duration::from_secs(60);
 const LATE: Duration = Duration::from_millis(200);
 
 /// Something that can be done to a process or to a link of it.
@@ -77,6 +79,8 @@ pub(super) struct Chaos {
     timeline: Vec<String>,
     nodes: Vec<String>,
     processes: Vec<String>,
+    /// What was missing in the end.
+    broken: Option<String>,
 }
 
 impl Chaos {
@@ -91,6 +95,7 @@ impl Chaos {
             timeline: Vec::new(),
             nodes: mesh.nodes(),
             processes: mesh.names(),
+            broken: None,
         }
     }
 
@@ -100,6 +105,10 @@ impl Chaos {
 
     pub(super) fn exits(&self) -> Vec<String> {
         self.exits.clone()
+    }
+
+    pub(super) fn broken(&self) -> Option<String> {
+        self.broken.clone()
     }
 
     pub(super) fn timeline(&self) -> Vec<String> {
@@ -127,9 +136,23 @@ impl Chaos {
         }
         mesh.heal();
         self.note("all is healed".to_owned());
-        self.revive(mesh);
-        mesh.wait_until_ready();
-        self.note("all is ready".to_owned());
+        self.wait(mesh);
+    }
+
+    /// Until the cluster is whole, for a while. Whether it is shows in the end.
+    fn wait(&mut self, mesh: &mut Mesh) {
+        let began = Instant::now();
+        loop {
+            self.revive(mesh);
+            match mesh.check_ready() {
+                Ok(()) => return self.note("all is ready".to_owned()),
+                Err(missing) if WHOLE_MAX < began.elapsed() => {
+                    self.note(format!("not ready: {missing}"));
+                    return self.broken = Some(missing);
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
     }
 
     fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
@@ -138,6 +161,7 @@ impl Chaos {
 
     fn note(&mut self, what: String) {
         let line = format!("{:8.3} {what}", self.began.elapsed().as_secs_f64());
+        eprintln!("{line}");
         self.timeline.push(line);
     }
 

@@ -14,6 +14,7 @@ use clap::Parser;
 pub use report::Report;
 
 use self::chaos::Chaos;
+use crate::harness::history::History;
 use crate::harness::{Clients, Load, Mesh, MeshOptions, Program};
 
 /// After the last fault, for everything that was acknowledged.
@@ -72,8 +73,16 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     let mut chaos = Chaos::new(options.seed, options.only.clone(), &mesh);
     let began = Instant::now();
     chaos.run(&mut mesh, Duration::from_secs(options.seconds));
-    let heard = clients.finish(&mesh, REST_MAX);
-    let history = mesh.record(&heard, false);
+    let broken = chaos.broken();
+    let heard = clients.finish(&mesh, if broken.is_none() { REST_MAX } else { Duration::ZERO });
+    if let (Some(path), true) = (&options.keep, broken.is_some()) {
+        mesh.keep_logs(path)?;
+    }
+    // A cluster that is not whole does not tell its journals.
+    let history = match &broken {
+        None => mesh.record(&heard, false),
+        Some(_) => History::default(),
+    };
     if let Some(path) = &options.record {
         history.write(path, &format!("recorded with seed {}", options.seed))?;
     }
@@ -83,6 +92,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         happened: chaos.happened(),
         exits: chaos.exits(),
         timeline: chaos.timeline(),
+        broken,
         faults: history.check(),
         unheard: heard.told.iter().filter(|told| told.end.is_none()).cloned().collect(),
         heard,

@@ -25,6 +25,8 @@ pub struct Report {
     pub heard: Heard,
     /// Acknowledged works whose end was not heard.
     pub unheard: Vec<Told>,
+    /// What was missing long after the last fault.
+    pub broken: Option<String>,
     /// What is wrong.
     pub faults: BTreeSet<Fault>,
     pub entries: BTreeMap<String, Vec<HistoryEntry>>,
@@ -32,12 +34,19 @@ pub struct Report {
 
 impl Report {
     pub fn is_sound(&self) -> bool {
-        self.faults.is_empty() && self.unheard.is_empty()
+        self.violations() == 0
     }
 
-    fn violations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn violations(&self) -> usize {
+        self.faults.len() + self.unheard.len() + usize::from(self.broken.is_some())
+    }
+
+    fn show_violations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "timeline:")?;
         self.timeline.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        if let Some(missing) = &self.broken {
+            writeln!(f, "violation: the cluster did not become whole: {missing}")?;
+        }
         for fault in self.faults.iter().take(SHOWN_MAX) {
             writeln!(f, "violation: {fault}")?;
             for (agent, entry) in self.behind(&fault.to_string()) {
@@ -88,12 +97,8 @@ impl fmt::Display for Report {
         if self.is_sound() {
             return writeln!(f, "verdict: sound");
         }
-        self.violations(f)?;
-        writeln!(
-            f,
-            "verdict: {} violations with seed {seed}",
-            self.faults.len() + self.unheard.len()
-        )
+        self.show_violations(f)?;
+        writeln!(f, "verdict: {} violations with seed {seed}", self.violations())
     }
 }
 

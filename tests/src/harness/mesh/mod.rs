@@ -245,17 +245,21 @@ impl Mesh {
     /// # Panics
     /// It does not come to that.
     pub fn wait_until_ready(&self) {
-        eventually(READY_MAX, "all nodes are alive and all shards open", || match self.status() {
-            Ok(status) if self.is_ready(&status) => Ok(()),
-            Ok(status) => Err(format!("{:?} {:?}", status.nodes, status.shards)),
-            Err(error) => Err(error.to_string()),
-        });
+        eventually(READY_MAX, "all nodes are alive and all shards open", || self.check_ready());
     }
 
-    fn is_ready(&self, status: &StatusResponse) -> bool {
-        let alive = status.nodes.iter().filter(|node| node.state == "alive").count();
-        let open = status.shards.iter().filter(|shard| shard.state == "open").count();
-        alive == self.options.nodes && open == self.options.shards
+    /// # Errors
+    /// What is missing: nodes that are not alive, shards that are not open.
+    pub fn check_ready(&self) -> Result<(), String> {
+        let status = self.status().map_err(|error| error.to_string())?;
+        let lost = status.nodes.iter().filter(|node| node.state != "alive");
+        let lost = lost.map(|node| format!("{} is {}", node.name, node.state));
+        let shut = status.shards.iter().filter(|shard| shard.state != "open");
+        let shut = shut.map(|shard| format!("shard {} is {}", shard.id, shard.state));
+        let missing: Vec<_> = lost.chain(shut).collect();
+        let is_whole =
+            status.nodes.len() == self.options.nodes && status.shards.len() == self.options.shards;
+        if is_whole && missing.is_empty() { Ok(()) } else { Err(missing.join(", ")) }
     }
 
     /// The transitions of something, as far as they are stored.
