@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cluster::{LinkEvent, Peer};
-use domain::{Definition, DefinitionHash, Incarnation, Reason, Role, ShardId};
+use domain::{Definition, DefinitionHash, Incarnation, Member, Reason, Role, ShardId};
 use prost::Message as _;
 use proto::kind;
 use proto::link::read_control::Read;
@@ -270,6 +270,24 @@ async fn a_new_leader_tells_those_it_awaits_that_its_term_began() {
     })
     .await;
     second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_beats_and_is_no_member_is_told_so() {
+    let world = World::new();
+    let config = Config { shards: 1, nodes_expected: 1, tick_ms: 10, ..Config::default() };
+    let leader = world.scheduler_with("control-1", config).await;
+    let node = world.node("node-1").await;
+    node.join(&leader).await.unwrap();
+    let member = Member { name: node.name.clone(), incarnation: Incarnation(1) };
+    let is_live = || node.played.notes().view.as_ref().is_some_and(|view| view.is_live(&member));
+    eventually("it is declared dead", async || {
+        (state_of(&leader, "node-1").await?.0 == "dead").then_some(())
+    })
+    .await;
+    assert!(is_live(), "it does not know");
+    while_beating(&leader, &[&node], "it knows", async || (!is_live()).then_some(())).await;
+    leader.shutdown().await;
 }
 
 #[tokio::test]

@@ -86,6 +86,8 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     if let Some(path) = &options.record {
         history.write(path, &format!("recorded with seed {}", options.seed))?;
     }
+    let unheard = heard.told.iter().filter(|told| told.end.is_none() && broken.is_none());
+    let unheard = unheard.cloned().collect();
     let report = Report {
         options: options.clone(),
         took: began.elapsed(),
@@ -94,7 +96,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         timeline: chaos.timeline(),
         broken,
         faults: history.check(),
-        unheard: heard.told.iter().filter(|told| told.end.is_none()).cloned().collect(),
+        unheard,
         heard,
         entries: history.journals,
     };

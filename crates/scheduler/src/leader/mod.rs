@@ -223,7 +223,13 @@ impl Leader {
     pub(crate) fn beat(&mut self, beat: Beat, now: Millis) {
         let member = beat.member.clone();
         let held = beat.held.clone();
-        let Some(effects) = self.membership.beat(beat, now) else { return };
+        let Some(effects) = self.membership.beat(beat, now) else {
+            // It lives, and takes itself for a member: the view tells it that it is none, and it joins anew.
+            if self.membership.node(&member).is_none() {
+                self.behind.insert(member.name);
+            }
+            return;
+        };
         self.carry(effects, now);
         if self.membership.node(&member).is_some() {
             let held = self.reports.beat(&member, &held, now);
