@@ -107,6 +107,11 @@ impl Chaos {
         self.exits.clone()
     }
 
+    /// Whether no node was started again, so that what they counted is whole.
+    pub(super) fn spared_nodes(&self) -> bool {
+        !self.happened.contains_key("kill of node") && self.exits.is_empty()
+    }
+
     pub(super) fn broken(&self) -> Option<String> {
         self.broken.clone()
     }

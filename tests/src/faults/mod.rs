@@ -80,7 +80,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     }
     // A cluster that is not whole does not tell its journals.
     let history = match &broken {
-        None => mesh.record(&heard, false),
+        None => mesh.record(&heard, chaos.spared_nodes()),
         Some(_) => History::default(),
     };
     if let Some(path) = &options.record {

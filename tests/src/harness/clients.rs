@@ -271,13 +271,11 @@ impl One {
     }
 
     fn note(&self, error: &client::Error) {
-        let what = match error {
-            client::Error::Refused { status, reason, .. } => {
-                let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
-                format!("{:?} {reason}", status.code())
-            }
-            other => format!("{:?}", other.kind()),
-        };
+        let mut what = format!("{:?}", error.kind());
+        if let client::Error::Refused { status, reason, .. } = error {
+            let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+            what = format!("{:?} {reason}", status.code());
+        }
         *self.lock().errors.entry(what).or_default() += 1;
     }
 

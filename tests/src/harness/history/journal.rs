@@ -88,8 +88,9 @@ impl Told {
                 let step = (cycle, phase.clone());
                 if self.phases.contains(&step) {
                     faults.insert(Fault::Repeated { work: work(), phase });
+                } else {
+                    self.phases.push(step);
                 }
-                self.phases.push(step);
             }
             "ended" => {
                 self.ended = true;

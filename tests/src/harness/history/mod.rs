@@ -5,6 +5,8 @@
 mod clients;
 mod file;
 mod journal;
+#[cfg(test)]
+mod planted;
 mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
