@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use cluster::beat::BeatSender;
 use cluster::{LinkEvent, Peer};
-use domain::view::{Version, View};
+use domain::view::{Version, View, Word};
 use domain::{Incarnation, Reason, Role, Term};
 use proto::kind;
 use proto::link::{DrainAnswer, Envelope, JoinRequest, JoinResponse};
@@ -178,10 +178,17 @@ impl Membership {
         if !beats.is_empty() {
             self.beats.set_targets(beats);
         }
-        if state.joined.is_some() && state.joined_at <= view.version && !view.is_live(&me) {
-            tracing::warn!(%me, "this node was declared dead: it drops its shards and joins anew");
-            self.agents.rejoin(me.incarnation.next());
-            state.joined = None;
+        if state.joined.is_none() {
+            return;
+        }
+        match view.word_to(&me, state.joined_at) {
+            Word::Nothing => {}
+            Word::JoinAgain => state.joined = None,
+            Word::Dead => {
+                tracing::warn!(%me, "this node was declared dead: it drops its shards and joins anew");
+                self.agents.rejoin(me.incarnation.next());
+                state.joined = None;
+            }
         }
     }
 

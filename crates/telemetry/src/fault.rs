@@ -15,8 +15,11 @@ pub const POINTS: [&str; 10] = [
     "writer-acknowledged",
 ];
 
+/// The same of a leader, when it moves a shard.
+pub const LEADER_POINTS: [&str; 2] = ["leader-before-fence", "leader-fenced"];
+
 /// The variable that says who does what where: `node-1:turn-answered:3:kill`, with `stop` or `block-20000` (milliseconds)
-/// for `kill`. The number says at which pass.
+/// for `kill`. The number says at which pass. A name that ends in `*` stands for every process whose name begins so.
 pub const VARIABLE: &str = "STAGEDOOR_FAULT_POINT";
 
 #[cfg(not(feature = "fault-points"))]
@@ -67,12 +70,11 @@ mod points {
                 Action::Block(Duration::from_millis(other.strip_prefix("block-")?.parse().ok()?))
             }
         };
-        (who == process).then(|| Plan {
-            point: point.to_owned(),
-            pass,
-            passed: AtomicU32::new(0),
-            action,
-        })
+        let is_meant = match who.strip_suffix('*') {
+            Some(beginning) => process.starts_with(beginning),
+            None => process == who,
+        };
+        is_meant.then(|| Plan { point: point.to_owned(), pass, passed: AtomicU32::new(0), action })
     }
 
     /// Does what is planned here, if this is the pass.

@@ -292,10 +292,10 @@ static LEFT: Condvar = Condvar::new();
 
 /// One of the few places for clusters.
 #[derive(Debug)]
-struct Place;
+pub(super) struct Place;
 
 impl Place {
-    fn take() -> Self {
+    pub(super) fn take() -> Self {
         let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
         let mut clusters = LEFT
             .wait_while(clusters, |clusters| CLUSTERS_MAX <= *clusters)

@@ -27,6 +27,7 @@ use domain::time::Millis;
 use domain::view::{MemberInfo, View};
 use domain::{ClusterId, Epoch, Member, ProcessName, Reason, Role, ShardId, Term};
 use proto::link::{JoinRequest, PutShard, Refusal};
+use telemetry::fault::point;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -122,6 +123,9 @@ impl Leader {
         };
         leader.tick(now);
         leader.publish(None);
+        // Whose link outlived the leader before us would not know that another term began.
+        leader.behind.extend(leader.roster.expected().map(node_peer));
+        leader.catch_up();
         leader
     }
 
@@ -165,7 +169,10 @@ impl Leader {
             warn!(%member, "node did not join the new leader in time: counted as dead");
             self.membership.buried(&member);
             self.record(&member, DEAD, Reason::Silent);
+            self.behind.remove(&node_peer(&member.name));
             self.is_dirty = true;
+            // If it lives, it comes back over another link, and learns that it has to be a new run.
+            self.hands.shared.links.forget(node_peer(&member.name));
         }
     }
 
@@ -190,6 +197,8 @@ impl Leader {
         self.carry(replaced, now);
         self.roster.joined(&joined);
         self.hands.shared.links.learn(node_peer(&member.name), vec![joined.joining.address]);
+        // It said so over its link, which may be older than this run of it.
+        self.hands.shared.set_linked(member.name.clone(), Some(member.incarnation));
         self.carry(rest, now);
         self.candidates_changed(now);
         self.is_dirty = true;
@@ -214,7 +223,13 @@ impl Leader {
     pub(crate) fn beat(&mut self, beat: Beat, now: Millis) {
         let member = beat.member.clone();
         let held = beat.held.clone();
-        let Some(effects) = self.membership.beat(beat, now) else { return };
+        let Some(effects) = self.membership.beat(beat, now) else {
+            // It lives, and takes itself for a member: the view tells it that it is none, and it joins anew.
+            if self.membership.node(&member).is_none() {
+                self.behind.insert(node_peer(&member.name));
+            }
+            return;
+        };
         self.carry(effects, now);
         if self.membership.node(&member).is_some() {
             let held = self.reports.beat(&member, &held, now);
@@ -306,6 +321,9 @@ impl Leader {
     }
 
     fn fenced(&mut self, shard: ShardId, result: FenceResult, now: Millis) {
+        if matches!(result, FenceResult::Fenced(_)) {
+            point("leader-fenced");
+        }
         let outcome = match &result {
             FenceResult::Fenced(row) | FenceResult::Lost(row) => {
                 self.note_owner(shard, row);
@@ -433,6 +451,7 @@ impl Leader {
         let owner = facts.owner.as_ref().and_then(|owner| owner.member.as_ref());
         let cause = owner.map(|owner| self.roster.fate(owner)).unwrap_or_default();
         facts.fence = Some(Fencing { expected, to: to.clone(), reason, cause });
+        point("leader-before-fence");
         self.tasks.spawn(self.hands.clone().fence(facts.row.clone(), expected, to));
     }
 

@@ -169,6 +169,11 @@ impl Roster {
         }
     }
 
+    /// Who is awaited.
+    pub(crate) fn expected(&self) -> impl Iterator<Item = &ProcessName> {
+        self.expected.keys()
+    }
+
     /// Whoever has not come until now is not waited for.
     pub(crate) fn give_up(&mut self) -> Vec<Member> {
         let expected: Vec<Member> = std::mem::take(&mut self.expected).into_values().collect();
