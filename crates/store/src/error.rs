@@ -48,7 +48,7 @@ pub enum Error {
     #[error("{what}")]
     Invalid { what: String },
     /// Commits would not survive a power cut.
-    #[error("{what} does not flush its commits; a store must run with synchronous=FULL")]
+    #[error("{what}")]
     NotDurable { what: String },
     #[error("cannot {action} {path}")]
     File {
@@ -104,6 +104,14 @@ impl Error {
 
     pub(crate) fn unknown(what: impl Into<String>) -> Self {
         Self::Unknown { what: what.into() }
+    }
+
+    /// What went wrong before a write was sent leaves no doubt about the write.
+    pub(crate) fn before_the_write(self) -> Self {
+        match self {
+            Self::Unknown { what } => Self::unavailable(what),
+            other => other,
+        }
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
