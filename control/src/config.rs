@@ -100,7 +100,7 @@ impl Config {
     /// A part that is missing or out of its range.
     pub fn check(&self) -> Result<(), Error> {
         self.scheduler.check()?;
-        self.store().map(drop)
+        Ok(self.store()?.check()?)
     }
 
     pub(crate) fn store(&self) -> Result<&store::Config, Error> {
@@ -113,6 +113,7 @@ pub(crate) fn store_url(store: &store::Config) -> String {
     match store.engine {
         store::Engine::Remote => store.address.clone(),
         store::Engine::File => format!("file:{}", store.directory.display()),
+        store::Engine::Hrana => store.url.clone(),
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
         nodes: NODES,
         api: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         restart: false,
+        store: None,
     })?;
     let outcome = tokio::select! {
         outcome = show(&mut cluster, &args, input, began) => outcome,

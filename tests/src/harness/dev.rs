@@ -27,11 +27,13 @@ pub struct Options {
     pub restart: bool,
     /// What is set in the environment, for the config of the roles.
     pub env: Vec<(String, String)>,
+    /// Further arguments.
+    pub args: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, restart: false, env: Vec::new() }
+        Self { nodes: 3, restart: false, env: Vec::new(), args: Vec::new() }
     }
 }
 
@@ -246,6 +248,7 @@ fn spawn(program: Program, options: &Options, data_dir: &Path) -> Child {
     let mut command = program.command();
     command.args(["dev", "--output", "json", "--api", "127.0.0.1:0", "--stdin-guard"]);
     command.arg("--nodes").arg(options.nodes.to_string()).arg("--data-dir").arg(data_dir);
+    command.args(&options.args);
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
     if options.restart {
         command.arg("--restart");

@@ -9,6 +9,7 @@ pub mod history;
 mod metrics;
 mod node;
 mod program;
+mod sqld;
 mod text;
 mod wait;
 
@@ -17,6 +18,7 @@ pub use dev::{Dev, Options};
 pub use metrics::Metrics;
 pub use node::{Node, NodeOptions};
 pub use program::{Output, Program};
+pub use sqld::{ADMIN_KEY, Sqld};
 pub use text::Planted;
 pub use wait::{eventually, eventually_true};
 

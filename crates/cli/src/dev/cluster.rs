@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::children::{Children, Ended, Start};
 use super::home::Home;
 use super::plan::{Plan, Process, check_api};
+use super::server::ServerStore;
 use crate::exit::Failure;
 
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -32,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) api: SocketAddr,
     /// Whether a process that died is started again.
     pub(crate) restart: bool,
+    /// A database server that is there already; without it, a store process is started.
+    pub(crate) store: Option<ServerStore>,
 }
 
 pub(crate) struct Cluster {
@@ -83,7 +86,7 @@ impl Cluster {
         Home::check(&options.data_dir)?;
         check_api(options.api)?;
         let home = Home::open(&options.data_dir)?;
-        let plan = Plan::make(&home, options.nodes, options.api)?;
+        let plan = Plan::make(&home, options.nodes, options.api, options.store.as_ref())?;
         home.certify(plan.processes.iter().map(|process| (process.role, process.name.as_str())))?;
         home.write_api(&plan.api.to_string())?;
         for process in &plan.processes {
@@ -307,7 +310,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("dev");
         let api = held.local_addr().unwrap();
-        let options = Options { data_dir: data_dir.clone(), nodes: 1, api, restart: false };
+        let options =
+            Options { data_dir: data_dir.clone(), nodes: 1, api, restart: false, store: None };
         let failure = Cluster::start(options).map(drop).unwrap_err();
         assert!(failure.to_string().contains(&api.to_string()), "{failure}");
         assert!(!data_dir.exists());
