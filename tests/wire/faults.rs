@@ -1,11 +1,15 @@
 //! What sqld does to us: it expires, refuses, forgets, stops and dies.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use domain::ErrorKind;
+use domain::heads::Heads;
+use domain::{Epoch, ErrorKind, Lsn};
 use proto::link::{Group, ReadHistory};
 use rustix::process::Signal;
+use store::writer::{Append, Limits, NewRow, Opening, WriterHandle, spawn};
 use store::{CommitOutcome, Config, Durability, Error};
+use tokio::sync::watch;
 
 use crate::doors::{Doors, eventually};
 use crate::fixture::{control_config, node_config, store};
@@ -262,4 +266,76 @@ async fn a_fence_overtakes_what_waits() {
     assert_eq!((committed + ended.count(), doors.head().await), (200, committed as u64));
     assert!(committed < 200, "the fence came last");
     doors.end().await;
+}
+
+/// The server dies again and again while a writer commits without a pause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_in_the_middle_of_commits_loses_nothing() {
+    const KILLS: u64 = 6;
+    let Some(mut doors) = owned().await else { return };
+    let opening = Opening { epoch: Epoch(1), head: Lsn(0), heads: Heads::new() };
+    let node = doors.node.clone();
+    let writer = spawn(node, SHARD.to_owned(), opening, Limits::default(), |_| ());
+    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let (stop, stopped) = watch::channel(false);
+    let appending = tokio::spawn(append(writer.clone(), acknowledged.clone(), stopped));
+    for _ in 0..KILLS {
+        let before = acknowledged.lock().unwrap().len();
+        eventually("commits go on", async || before + 20 < acknowledged.lock().unwrap().len())
+            .await;
+        doors.restart().await;
+    }
+    stop.send(true).unwrap();
+    let appended = appending.await.unwrap();
+    writer.settled().await;
+    let acknowledged = acknowledged.lock().unwrap().clone();
+    let expected: Vec<_> = (1..=appended).map(|number| (number, number)).collect();
+    assert!(acknowledged == expected, "an append is lost, repeated or out of order");
+    assert_eq!(doors.head().await, appended);
+    // Each entry is there once and where it was acknowledged.
+    let mut from = appended;
+    while from != 0 {
+        let page =
+            doors.node.history(SHARD, &ReadHistory { from, above: 0, limit: 1_000 }).await.unwrap();
+        assert!(!page.truncated);
+        for row in &page.rows {
+            assert_eq!(row.payload, format!("entry {}", row.lsn));
+        }
+        from = page.rows.last().map_or(0, |row| row.prev);
+    }
+    doors.end().await;
+}
+
+/// One entry after another, a few at a time; how many. Notes what is acknowledged: the number, and where it stands.
+async fn append(
+    writer: WriterHandle,
+    acknowledged: Arc<Mutex<Vec<(u64, u64)>>>,
+    stopped: watch::Receiver<bool>,
+) -> u64 {
+    const WAITING_MAX: u64 = 8;
+    let mut number = 0;
+    while !*stopped.borrow() {
+        number += 1;
+        let (note, told) = (acknowledged.clone(), number);
+        let payload = format!("entry {number}").into();
+        let append = Append {
+            agent: 1,
+            prev: Lsn(0),
+            rows: vec![NewRow { seq: number, work: 0, kind: 1, ts_ms: 5, payload }],
+            agents: Vec::new(),
+            works: Vec::new(),
+            ends: Vec::new(),
+            dedups: Vec::new(),
+            definitions: Vec::new(),
+            done: Box::new(move |result| {
+                note.lock().unwrap().push((told, result.unwrap().last.0));
+            }),
+        };
+        assert!(writer.append(append).is_ok());
+        eventually("the writer has room", async || {
+            number < acknowledged.lock().unwrap().len() as u64 + WAITING_MAX
+        })
+        .await;
+    }
+    number
 }

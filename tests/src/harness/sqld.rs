@@ -129,9 +129,9 @@ impl Sqld {
         self.sign(json!({"p": {"rw": {"ns": [namespace]}}, "exp": exp}))
     }
 
-    /// A token that was good until a minute ago.
+    /// A token that was good until an hour ago: the server bears with a minute.
     pub fn expired_token(&self) -> String {
-        self.sign(json!({"a": "rw", "exp": seconds(SystemTime::now() - Duration::from_secs(60))}))
+        self.sign(json!({"a": "rw", "exp": seconds(SystemTime::now() - TOKEN_AGE)}))
     }
 
     fn sign(&self, claims: Value) -> String {

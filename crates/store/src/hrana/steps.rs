@@ -24,6 +24,8 @@ const GUARD_CHANGED: &str = "INSERT INTO fenced SELECT 'unchanged' WHERE changes
 /// 2 is FULL: every commit is flushed before it is answered. The server tells it, and lets no client set it.
 const GUARD_DURABILITY: &str =
     "INSERT INTO fenced SELECT 'relaxed' WHERE (SELECT synchronous FROM pragma_synchronous) <> 2";
+/// The number of the first statement of ours: one begins the transaction before it.
+const FIRST: usize = 1;
 /// The conditions and what is around the statements.
 const STEP_BYTES: usize = 64;
 
@@ -57,11 +59,12 @@ impl Steps {
         let mut request = Request::new(baton, self.bytes + 1_024);
         let bare = |sql| wire::statement(sql, &[], false);
         let mut last = request.step(&bare("BEGIN IMMEDIATE"), When::Always);
-        if durability == Durability::Check {
-            last = request.step(&bare(GUARD_DURABILITY), When::Ok(last));
-        }
         for step in &self.steps {
             last = request.step(&step.statement, When::Ok(last));
+        }
+        // At the end: the batch may have made the table that this needs.
+        if durability == Durability::Check {
+            last = request.step(&bare(GUARD_DURABILITY), When::Ok(last));
         }
         request.step(&bare("COMMIT"), When::Ok(last));
         request.step(&bare("ROLLBACK"), When::InTransaction);
@@ -76,8 +79,7 @@ impl Steps {
         durability: Durability,
         answer: Answer,
     ) -> (Result<Outcome<B::Answer>, Failed>, bool) {
-        let first = if durability == Durability::Check { 2 } else { 1 };
-        let commit = first + self.steps.len();
+        let commit = FIRST + self.steps.len() + usize::from(durability == Durability::Check);
         if answer.steps.len() != commit + 2 {
             return (Err(Failed::Lost("the answer has another length".to_owned())), false);
         }
@@ -93,7 +95,7 @@ impl Steps {
                     drop::<Rows>(rows);
                 }
                 Some(Ok(rows)) => {
-                    let step = number.checked_sub(first).and_then(|index| self.steps.get(index));
+                    let step = number.checked_sub(FIRST).and_then(|index| self.steps.get(index));
                     if step.is_some_and(|step| step.is_kept) {
                         kept.push(rows);
                     }
@@ -112,7 +114,7 @@ impl Steps {
                 Failed::Busy(why) => Err(Failed::Busy(why)),
                 _ => Err(Failed::Lost(problem.message.into_owned())),
             },
-            Some((number, problem)) => self.stopped(name, number, first, &problem),
+            Some((number, problem)) => self.stopped(name, number, &problem),
             None => Err(Failed::Lost("the batch neither failed nor committed".to_owned())),
         };
         (outcome, is_clean)
@@ -123,12 +125,11 @@ impl Steps {
         &self,
         name: &str,
         number: usize,
-        first: usize,
         problem: &Problem<'_>,
     ) -> Result<Outcome<T>, Failed> {
-        let guard = match number.checked_sub(first) {
+        let guard = match number.checked_sub(FIRST) {
+            Some(index) if index == self.steps.len() => Some(Guard::Durability),
             Some(index) => self.steps.get(index).and_then(|step| step.guard),
-            None if 0 < number => Some(Guard::Durability),
             None => None,
         };
         match guard {

@@ -16,6 +16,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Doors {
     pub(crate) control: Arc<dyn Store>,
     pub(crate) node: Arc<dyn Store>,
+    /// Where those that have files have them.
+    #[allow(dead_code, reason = "not every store has files")]
     pub(crate) folder: TempDir,
     pub(crate) behind: Behind,
 }
