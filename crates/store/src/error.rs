@@ -108,10 +108,7 @@ impl Error {
 
     /// What went wrong before a write was sent leaves no doubt about the write.
     pub(crate) fn before_the_write(self) -> Self {
-        match self {
-            Self::Unknown { what } => Self::unavailable(what),
-            other => other,
-        }
+        if let Self::Unknown { what } = self { Self::unavailable(what) } else { self }
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {

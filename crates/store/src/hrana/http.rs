@@ -114,12 +114,12 @@ impl Http {
             }
         }
         let stream = self.dialer.dial(&place.host, place.port).await;
-        let unreached = |error: net::Error| match error.kind() {
-            ErrorKind::Denied => Error::Denied { what: error.to_string() },
-            _ => {
-                let what = format!("{}:{} was not reached", place.host, place.port);
-                Error::unavailable_because(what, error)
+        let unreached = |error: net::Error| {
+            if error.kind() == ErrorKind::Denied {
+                return Error::Denied { what: error.to_string() };
             }
+            let what = format!("{}:{} was not reached", place.host, place.port);
+            Error::unavailable_because(what, error)
         };
         let stream = stream.map_err(unreached).map_err(not_sent)?;
         metrics::RECONNECTS.inc();

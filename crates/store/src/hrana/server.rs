@@ -266,10 +266,11 @@ impl Failed {
 
 /// The server refused the whole batch. Unless it says why, some of it may have run.
 fn of_batch(name: &str, problem: &Problem<'_>) -> Failed {
-    match Failed::of(name, problem) {
-        Failed::Refused(Error::Internal { detail, .. }) => Failed::Lost(detail),
-        known => known,
+    let failed = Failed::of(name, problem);
+    if let Failed::Refused(Error::Internal { detail, .. }) = failed {
+        return Failed::Lost(detail);
     }
+    failed
 }
 
 fn request(

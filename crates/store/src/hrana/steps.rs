@@ -112,7 +112,9 @@ impl Steps {
             // A commit that failed for another reason than a lock may have reached the disk.
             Some((number, problem)) if number == commit => match Failed::of(name, &problem) {
                 Failed::Busy(why) => Err(Failed::Busy(why)),
-                _ => Err(Failed::Lost(problem.message.into_owned())),
+                Failed::Refused(_) | Failed::Stream(_) | Failed::TooLarge | Failed::Lost(_) => {
+                    Err(Failed::Lost(problem.message.into_owned()))
+                }
             },
             Some((number, problem)) => self.stopped(name, number, &problem),
             None => Err(Failed::Lost("the batch neither failed nor committed".to_owned())),
