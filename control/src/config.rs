@@ -105,7 +105,7 @@ impl Config {
     pub fn check(&self) -> Result<(), Error> {
         self.scheduler.check()?;
         self.replicas()?;
-        self.store().map(drop)
+        Ok(self.store()?.check()?)
     }
 
     /// The other control replicas, and where each is.
@@ -132,6 +132,7 @@ pub(crate) fn store_url(store: &store::Config) -> String {
     match store.engine {
         store::Engine::Remote => store.address.clone(),
         store::Engine::File => format!("file:{}", store.directory.display()),
+        store::Engine::Hrana => store.url.clone(),
     }
 }
 

@@ -26,7 +26,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
 ];
 
 /// Libraries that are the affair of some crates only.
-const RESERVED: [(&str, &[&str]); 17] = [
+const RESERVED: [(&str, &[&str]); 19] = [
     ("ractor_cluster", &["cluster"]),
     ("ractor", &["agent", "cluster", "scheduler"]),
     ("libsql", &["store"]),
@@ -37,6 +37,8 @@ const RESERVED: [(&str, &[&str]); 17] = [
     ("x509-parser", &["net"]),
     ("socket2", &["net"]),
     ("hyper-util", &["net"]),
+    ("rustls-native-certs", &["net"]),
+    ("hyper", &["store"]),
     ("tonic", &["client", "control", "net", "proto", "store"]),
     ("tonic-health", &["control"]),
     ("tonic-reflection", &["control"]),

@@ -144,12 +144,41 @@ pub(crate) struct DevArgs {
     /// Start a process again when it has died
     #[arg(long)]
     pub(crate) restart: bool,
+    #[command(flatten)]
+    pub(crate) store: DevStoreArgs,
     /// How to say that it is ready
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Format,
     /// End when standard input closes
     #[arg(long, hide = true)]
     pub(crate) stdin_guard: bool,
+}
+
+/// A database server in place of the store process.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct DevStoreArgs {
+    /// Keep everything in this sqld or Turso Cloud, e.g. http://127.0.0.1:8080, and start no store process
+    #[arg(long = "store", value_name = "URL", id = "store_url")]
+    pub(crate) url: Option<String>,
+    /// Its admin API, by which missing databases are made, e.g. http://127.0.0.1:8081
+    #[arg(long = "store-admin", value_name = "URL", id = "store_admin", requires = "store_url")]
+    pub(crate) admin_url: Option<String>,
+    /// The file with the token (a JWT) that it asks for
+    #[arg(long = "store-token-file", value_name = "FILE", id = "store_token_file")]
+    #[arg(requires = "store_url")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The file with the key of its admin API
+    #[arg(long = "store-admin-token-file", value_name = "FILE", id = "store_admin_token_file")]
+    #[arg(requires = "store_admin")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+    /// What the names of the databases begin with
+    #[arg(long = "store-prefix", value_name = "TEXT", id = "store_prefix")]
+    #[arg(requires = "store_url")]
+    pub(crate) prefix: Option<String>,
+    /// Do not ask the server whether it flushes its commits: you vouch for it
+    #[arg(long = "store-trusted", id = "store_trusted", requires = "store_url")]
+    pub(crate) trusted: bool,
 }
 
 #[derive(Debug, Args)]

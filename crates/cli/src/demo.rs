@@ -34,6 +34,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
         controls: 1,
         api: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         restart: false,
+        store: None,
     })?;
     let outcome = tokio::select! {
         outcome = show(&mut cluster, &args, input, began) => outcome,

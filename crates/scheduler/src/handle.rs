@@ -279,6 +279,7 @@ impl Handle {
         let answer = self.shared.store.check("control");
         let answer = within(CHECK_MS, "a check of the control database", answer).await?;
         let durability = match answer.synchronous {
+            _ if answer.trusted => "trusted".to_owned(),
             2 | 3 => "full".to_owned(),
             other => format!("synchronous={other}"),
         };

@@ -1091,6 +1091,9 @@ pub struct CheckAnswer {
     pub engine: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub integrity: ::prost::alloc::string::String,
+    /// The server is not asked whether it flushes: the operator vouches for it.
+    #[prost(bool, tag = "6")]
+    pub trusted: bool,
 }
 /// One guarded batch on the control database.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -29,11 +29,13 @@ pub struct Options {
     pub restart: bool,
     /// What is set in the environment, for the config of the roles.
     pub env: Vec<(String, String)>,
+    /// Further arguments.
+    pub args: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, controls: 1, restart: false, env: Vec::new() }
+        Self { nodes: 3, controls: 1, restart: false, env: Vec::new(), args: Vec::new() }
     }
 }
 
@@ -249,6 +251,7 @@ fn spawn(program: Program, options: &Options, data_dir: &Path) -> Child {
     command.args(["dev", "--output", "json", "--api", "127.0.0.1:0", "--stdin-guard"]);
     command.arg("--nodes").arg(options.nodes.to_string()).arg("--data-dir").arg(data_dir);
     command.arg("--controls").arg(options.controls.to_string());
+    command.args(&options.args);
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
     if options.restart {
         command.arg("--restart");

@@ -15,6 +15,7 @@ mod program;
 mod proxy;
 mod pump;
 mod record;
+mod sqld;
 mod text;
 mod wait;
 
@@ -27,6 +28,7 @@ pub use metrics::Metrics;
 pub use node::{Node, NodeOptions};
 pub use program::{Output, Program};
 pub use proxy::{Origin, Proxy};
+pub use sqld::{ADMIN_KEY, Sqld};
 pub use text::Planted;
 pub use wait::{eventually, eventually_true};
 

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::children::{Children, Ended, Start};
 use super::home::Home;
 use super::plan::{Plan, Process, check_api};
+use super::server::ServerStore;
 use crate::exit::Failure;
 
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) api: SocketAddr,
     /// Whether a process that died is started again.
     pub(crate) restart: bool,
+    /// A database server that is there already; without it, a store process is started.
+    pub(crate) store: Option<ServerStore>,
 }
 
 pub(crate) struct Cluster {
@@ -86,7 +89,8 @@ impl Cluster {
         Home::check(&options.data_dir)?;
         check_api(options.api)?;
         let home = Home::open(&options.data_dir)?;
-        let plan = Plan::make(&home, options.nodes, options.controls, options.api)?;
+        let Options { nodes, controls, api, .. } = options;
+        let plan = Plan::make(&home, nodes, controls, api, options.store.as_ref())?;
         home.certify(plan.processes.iter().map(|process| (process.role, process.name.as_str())))?;
         home.write_api(&plan.api())?;
         for process in &plan.processes {
@@ -325,8 +329,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("dev");
         let api = held.local_addr().unwrap();
-        let options =
-            Options { data_dir: data_dir.clone(), nodes: 1, controls: 1, api, restart: false };
+        let options = Options {
+            data_dir: data_dir.clone(),
+            nodes: 1,
+            controls: 1,
+            api,
+            restart: false,
+            store: None,
+        };
         let failure = Cluster::start(options).map(drop).unwrap_err();
         assert!(failure.to_string().contains(&api.to_string()), "{failure}");
         assert!(!data_dir.exists());

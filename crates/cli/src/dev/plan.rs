@@ -6,6 +6,7 @@ use domain::{Phase, Role};
 use toml::{Table, Value};
 
 use super::home::Home;
+use super::server::ServerStore;
 use crate::exit::Failure;
 
 const SHARDS: i64 = 12;
@@ -44,11 +45,13 @@ struct ControlPorts {
 }
 
 impl Plan {
+    /// Without a `server` there is a store process.
     pub(crate) fn make(
         home: &Home,
         nodes: u16,
         controls: u16,
         api: SocketAddr,
+        server: Option<&ServerStore>,
     ) -> Result<Self, Failure> {
         let ports = Ports::take(nodes, controls, api)?;
         let mut admin = ports.admin.iter().copied();
@@ -58,14 +61,21 @@ impl Plan {
             let config = finish(home, role, &name, admin, config);
             processes.push(Process { role, name, admin, config });
         };
-        add(Role::Store, "store-1".to_owned(), store(home, &ports));
+        let ours = || rows([("address", text(ports.store))]);
+        let (for_control, for_node) = match server {
+            Some(server) => (server.for_control(), server.for_node()),
+            None => {
+                add(Role::Store, "store-1".to_owned(), store(home, &ports));
+                (ours(), ours())
+            }
+        };
         for index in 0..ports.controls.len() {
             let name = format!("control-{}", index + 1);
-            add(Role::Control, name, control(home, &ports, index));
+            add(Role::Control, name, control(home, &ports, index, for_control.clone()));
         }
         for index in 0..usize::from(nodes) {
             let name = format!("node-{}", index + 1);
-            add(Role::Node, name, node(home, &ports, index));
+            add(Role::Node, name, node(home, &ports, index, for_node.clone()));
         }
         let apis = ports.controls.iter().map(|control| control.api).collect();
         Ok(Self { apis, processes })
@@ -153,7 +163,7 @@ fn store(home: &Home, ports: &Ports) -> Table {
     rows([("listen", text(ports.store)), ("data_dir", text(home.path("store").display()))])
 }
 
-fn control(home: &Home, ports: &Ports, index: usize) -> Table {
+fn control(home: &Home, ports: &Ports, index: usize, store: Table) -> Table {
     let ControlPorts { api, cluster: link, beat } = &ports.controls[index];
     let nodes = i64::try_from(ports.nodes.len()).expect("16 at most");
     rows([
@@ -161,7 +171,7 @@ fn control(home: &Home, ports: &Ports, index: usize) -> Table {
         ("api", table([("listen", text(api))])),
         ("cluster", cluster(home, *link)),
         ("beat", table([("listen", text(beat)), ("advertise", text(beat))])),
-        ("stores", stores(ports)),
+        ("stores", table([("main", Value::Table(store))])),
         (
             "scheduler",
             table([("shards", Value::Integer(SHARDS)), ("nodes_expected", Value::Integer(nodes))]),
@@ -169,14 +179,14 @@ fn control(home: &Home, ports: &Ports, index: usize) -> Table {
     ])
 }
 
-fn node(home: &Home, ports: &Ports, index: usize) -> Table {
+fn node(home: &Home, ports: &Ports, index: usize, store: Table) -> Table {
     let offered = offered(index, ports.nodes.len());
     let offered = offered.into_iter().map(|phase| text(phase.as_str())).collect();
     rows([
         ("zone", text("local")),
         ("controls", controls(ports)),
         ("cluster", cluster(home, ports.nodes[index])),
-        ("stores", stores(ports)),
+        ("stores", table([("main", Value::Table(store))])),
         ("phases", table([("offer", Value::Array(offered)), ("modality", text("text"))])),
     ])
 }
@@ -201,10 +211,6 @@ fn controls(ports: &Ports) -> Value {
 fn cluster(home: &Home, addr: SocketAddr) -> Value {
     let cookie = home.path("cookie");
     table([("listen", text(addr)), ("advertise", text(addr)), ("cookie", text(cookie.display()))])
-}
-
-fn stores(ports: &Ports) -> Value {
-    table([("main", table([("address", text(ports.store))]))])
 }
 
 fn text(value: impl ToString) -> Value {
@@ -262,7 +268,7 @@ mod tests {
     fn all_processes_listen_on_loopback_and_no_two_on_one_port() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
-        let plan = Plan::make(&home, 3, 2, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let plan = Plan::make(&home, 3, 2, "127.0.0.1:0".parse().unwrap(), None).unwrap();
         let names: Vec<_> = plan.processes.iter().map(|process| process.name.as_str()).collect();
         assert_eq!(names, ["store-1", "control-1", "control-2", "node-1", "node-2", "node-3"]);
         let mut addresses = Vec::new();
@@ -287,7 +293,7 @@ mod tests {
         let home = Home::open(dir.path()).unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = taken.local_addr().unwrap();
-        let failure = Plan::make(&home, 3, 1, addr).unwrap_err();
+        let failure = Plan::make(&home, 3, 1, addr, None).unwrap_err();
         let text = failure.to_string();
         assert!(text.contains(&addr.to_string()) && text.contains("--api"), "{text}");
     }

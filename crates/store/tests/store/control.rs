@@ -11,7 +11,8 @@ use proto::link::{
     ReadLeader, ReadNodes, ReadShards, ReadTransitions, ReleaseLeadership, TakeLeadership,
 };
 
-use crate::fixture::{Doors, SHARD, done, not_leader};
+use crate::doors::Doors;
+use crate::rows::{SHARD, done, not_leader};
 
 promises! {
     leadership_is_compared_and_set

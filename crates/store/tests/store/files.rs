@@ -1,8 +1,11 @@
 //! What files promise besides: a life after the process.
 
+use domain::ErrorKind;
 use store::{EngineConfig, Error, FileStore, Store};
 
-use crate::fixture::{SHARD, agent, fence, group, open, provision};
+use crate::doors::Doors;
+use crate::fixture::open;
+use crate::rows::{SHARD, agent, fence, group, provision};
 
 #[tokio::test]
 async fn reopening_keeps_everything() {
@@ -105,4 +108,18 @@ async fn a_damaged_file_is_named() {
     let refused = store.owner(SHARD).await.unwrap_err();
     assert!(matches!(&refused, Error::Corrupt { what } if what == SHARD), "{refused}");
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_can_be_copied() {
+    let doors = Doors::file();
+    doors.owned().await;
+    doors.control.backup(SHARD, "shard-3.copy").await.unwrap();
+    let copy = doors.folder.path().join("data/backups/shard-3.copy");
+    assert!(0 < std::fs::metadata(&copy).unwrap().len());
+    let again = doors.control.backup(SHARD, "shard-3.copy").await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Invalid);
+    let outside = doors.control.backup(SHARD, "../shard-3.copy").await.unwrap_err();
+    assert_eq!(outside.kind(), ErrorKind::Invalid);
+    doors.end().await;
 }
