@@ -164,8 +164,8 @@ async fn run(cluster: &Cluster, fault: Fault, names: &[String]) -> anyhow::Resul
         .iter()
         .map(|_| Agent { submitted: Instant::now(), back_ms: None, longest_ms: 0.0 })
         .collect();
-    for index in 0..names.len() {
-        agents[index].submitted = Instant::now();
+    for (index, agent) in agents.iter_mut().enumerate() {
+        agent.submitted = Instant::now();
         submit(index).await?;
     }
     let mut trial =

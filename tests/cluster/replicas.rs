@@ -94,7 +94,7 @@ fn what_a_leader_had_fenced_and_not_granted_the_next_one_grants() {
         let dead = mesh.dead();
         if dead.contains(&first) { Ok(dead) } else { Err(format!("{dead:?}")) }
     });
-    assert_eq!(dead, [first.clone()]);
+    assert_eq!(dead, std::slice::from_ref(&first));
     next_leader(&mesh, &first);
     eventually(PATIENCE, "every shard is open on a node that lives", || {
         let status = status(&mesh);
