@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use domain::ProcessName;
+use cluster::Peer;
+use domain::{ProcessName, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -24,6 +25,9 @@ pub struct Config {
     /// Where nodes beat.
     #[serde(default)]
     pub beat: Beat,
+    /// Cluster listeners of all control replicas, `name=host:port`, this one among them or not: they dial each other.
+    #[serde(default)]
+    pub controls: Vec<String>,
     /// Certificate, key and CA.
     pub net: net::Config,
     /// Logs, traces, health and metrics.
@@ -100,7 +104,22 @@ impl Config {
     /// A part that is missing or out of its range.
     pub fn check(&self) -> Result<(), Error> {
         self.scheduler.check()?;
-        self.store().map(drop)
+        self.replicas()?;
+        Ok(self.store()?.check()?)
+    }
+
+    /// The other control replicas, and where each is.
+    pub(crate) fn replicas(&self) -> Result<Vec<(Peer, String)>, Error> {
+        let mut replicas = Vec::new();
+        for text in &self.controls {
+            let wrong = || Error::Replica { text: text.clone() };
+            let (name, address) = text.split_once('=').ok_or_else(wrong)?;
+            let name: ProcessName = name.parse().map_err(|_| wrong())?;
+            if name != self.name {
+                replicas.push((Peer::new(Role::Control, name), address.to_owned()));
+            }
+        }
+        Ok(replicas)
     }
 
     pub(crate) fn store(&self) -> Result<&store::Config, Error> {
@@ -113,6 +132,7 @@ pub(crate) fn store_url(store: &store::Config) -> String {
     match store.engine {
         store::Engine::Remote => store.address.clone(),
         store::Engine::File => format!("file:{}", store.directory.display()),
+        store::Engine::Hrana => store.url.clone(),
     }
 }
 

@@ -1,14 +1,20 @@
 //! What every service of the API stands on.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
-use domain::{ErrorKind, Reason, WorkId};
+use domain::position::Shown;
+use domain::{Epoch, ErrorKind, Lsn, Position, Reason, WorkId};
 use prost::Message;
 use proto::convert;
-use proto::link::{SubmitAnswer, SubmitCall, SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo};
+use proto::link::{
+    CancelAnswer, GetAnswer, SignalAnswer, SubmitAnswer, SubmitCall, SubscribeAnswer,
+    SubscribeCall, WatchMode, WorkInfo,
+};
 use proto::status::Failure;
 use proto::{kind, v1};
-use tokio::time::{Instant, timeout_at};
+use telemetry::metrics::{IntCounter, counter};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::follow::{Follow, without_steps};
@@ -23,16 +29,15 @@ pub(crate) struct Desk {
     pub(crate) router: Router,
     pub(crate) hub: Arc<Hub>,
     catalog: Arc<dyn Catalog>,
+    shown: Arc<Mutex<Shown>>,
     /// Cancelled when the server stops: streams end then.
     pub(crate) stop: CancellationToken,
 }
 
-/// The place in a shard's log that an answer shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) epoch: u64,
-    pub(crate) lsn: u64,
-}
+/// Works of which it is remembered how new the last answer was.
+const SHOWN_MAX: usize = 16_384;
+/// Before an answer that was too old is asked for again.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A work that is durable.
 pub(crate) struct Submitted {
@@ -51,7 +56,9 @@ pub(crate) struct Wanted<'a> {
 
 impl Desk {
     pub(crate) fn new(network: Arc<dyn Network>, hub: Arc<Hub>, catalog: Arc<dyn Catalog>) -> Self {
-        Self { router: Router::new(network), hub, catalog, stop: CancellationToken::new() }
+        let (router, stop) = (Router::new(network), CancellationToken::new());
+        let shown = Arc::new(Mutex::new(Shown::new(SHOWN_MAX)));
+        Self { router, hub, catalog, shown, stop }
     }
 
     /// Has a work accepted. Sent again and again under one key, so that no retry of ours makes a second work.
@@ -97,9 +104,38 @@ impl Desk {
                 message.encode_to_vec().into()
             })
             .await?;
-        let position = Position { epoch: answer.epoch, lsn: answer.lsn };
+        let position = position(answer.epoch, answer.lsn);
         let (id, work) = work_of(answer.work)?;
+        // What a submit answers is what was accepted, which does not age; it is as new as it says all the same.
+        self.shows(id, position);
         Ok(Submitted { id, work, position, ticket })
+    }
+
+    /// Asks about one work until the answer is not older than what this server has said of it: an owner that was
+    /// stopped and lost its shard answers from what it knew before.
+    pub(crate) async fn ask<A: AboutWork>(
+        &self,
+        id: WorkId,
+        call: &Call,
+        request: &impl Message,
+    ) -> Result<(Option<WorkInfo>, Position), Failure> {
+        loop {
+            let answer: A = self.router.call(call, request).await?;
+            let (work, position) = answer.parts();
+            if self.shows(id, position) {
+                return Ok((work, position));
+            }
+            OLD.inc();
+            if call.deadline <= Instant::now() + PAUSE {
+                let text = "only answers older than what was shown before came in time";
+                return Err(Failure::new(ErrorKind::Deadline, Reason::Moved, text));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn shows(&self, id: WorkId, position: Position) -> bool {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(id, position)
     }
 
     /// Asks the owner for the events of a work. They wait in the hub until the ticket is released.
@@ -130,6 +166,38 @@ impl Desk {
             })
             .await?;
         Ok(ticket.expect("a call that was answered was prepared"))
+    }
+}
+
+static OLD: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "Answers dropped because they were older than what was shown before.";
+    counter("stagedoor_control_old_answers_total", help)
+});
+
+fn position(epoch: u64, lsn: u64) -> Position {
+    Position { epoch: Epoch(epoch), lsn: Lsn(lsn) }
+}
+
+/// What an owner answers about a work.
+pub(crate) trait AboutWork: Message + Default {
+    fn parts(self) -> (Option<WorkInfo>, Position);
+}
+
+impl AboutWork for GetAnswer {
+    fn parts(self) -> (Option<WorkInfo>, Position) {
+        (self.work, position(self.epoch, self.lsn))
+    }
+}
+
+impl AboutWork for CancelAnswer {
+    fn parts(self) -> (Option<WorkInfo>, Position) {
+        (self.work, position(self.epoch, self.lsn))
+    }
+}
+
+impl AboutWork for SignalAnswer {
+    fn parts(self) -> (Option<WorkInfo>, Position) {
+        (self.work, position(self.epoch, self.lsn))
     }
 }
 

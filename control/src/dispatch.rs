@@ -54,9 +54,6 @@ impl cluster::Service for Dispatch {
             return refuse(incoming, Reason::ShuttingDown, "this process is starting".to_owned());
         };
         match incoming.envelope.kind {
-            kind::JOIN | kind::VIEW_WANTED | kind::DROPPED | kind::DEFINITION | kind::LEAVE => {
-                parts.scheduler.incoming(incoming);
-            }
             kind::EVENTS if incoming.from.role == Role::Node => {
                 match Events::decode(incoming.envelope.payload) {
                     Ok(events) => parts.hub.events(&incoming.from.name, events),
@@ -65,10 +62,8 @@ impl cluster::Service for Dispatch {
                     }
                 }
             }
-            other => {
-                let text = format!("control does not answer messages of kind {other}");
-                refuse(incoming, Reason::Malformed, text);
-            }
+            // It refuses what is for nobody.
+            _ => parts.scheduler.incoming(incoming),
         }
     }
 

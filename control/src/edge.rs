@@ -90,11 +90,11 @@ pub(crate) fn tenant(text: &str) -> Result<Tenant, Failure> {
     required("tenant", text)
 }
 
-/// The seq after which a watch goes on; 0 for the beginning.
-pub(crate) fn watch(request: &v1::WatchRequest) -> Result<(WorkId, u64), Failure> {
+/// The event after which a watch goes on; before the first for the beginning.
+pub(crate) fn watch(request: &v1::WatchRequest) -> Result<Cursor, Failure> {
     let work = work_id(&request.id)?;
     if request.cursor.is_empty() {
-        return Ok((work, 0));
+        return Ok(Cursor { work, seq: 0, offset: 0 });
     }
     let cursor = Cursor::parse(&request.cursor)?;
     if cursor.work != work {
@@ -104,7 +104,7 @@ pub(crate) fn watch(request: &v1::WatchRequest) -> Result<(WorkId, u64), Failure
         );
         return Err(Failure::invalid("cursor", text));
     }
-    Ok((work, cursor.seq))
+    Ok(cursor)
 }
 
 pub(crate) fn page_size(size: i32) -> Result<u32, Failure> {
@@ -262,9 +262,9 @@ mod tests {
         let watched = |id: &str, cursor: &str| {
             watch(&v1::WatchRequest { id: id.to_owned(), cursor: cursor.to_owned() })
         };
-        assert_eq!(watched("w-0-001-1", "").unwrap().1, 0);
-        assert_eq!(watched("w-0-001-1", "w-0-001-1.1f").unwrap().1, 31);
-        let field = |result: Result<(WorkId, u64), Failure>| result.unwrap_err().field;
+        assert_eq!(watched("w-0-001-1", "").unwrap().seq, 0);
+        assert_eq!(watched("w-0-001-1", "w-0-001-1.1f").unwrap().seq, 31);
+        let field = |result: Result<Cursor, Failure>| result.unwrap_err().field;
         assert_eq!(field(watched("w-0-001-1", "w-0-001-2.1f")).as_deref(), Some("cursor"));
         assert_eq!(field(watched("w-0-001-1", "rubbish")).as_deref(), Some("cursor"));
         assert_eq!(field(watched("w-1", "")).as_deref(), Some("id"));
@@ -309,7 +309,10 @@ mod tests {
     fn works_are_listed_by_the_states_that_are_not_final() {
         assert_eq!(open_state(0).unwrap(), 0);
         let in_doubt = proto::v1::WorkState::InDoubt;
-        assert_eq!(open_state(in_doubt.into()).unwrap(), journal::state_code(WorkState::InDoubt));
+        assert_eq!(
+            open_state(in_doubt.into()).unwrap(),
+            journal::state_code(domain::WorkState::InDoubt)
+        );
         for state in [proto::v1::WorkState::Failed.into(), 99, -1] {
             assert_eq!(open_state(state).unwrap_err().field.as_deref(), Some("state"));
         }

@@ -9,6 +9,8 @@ pub enum Error {
         "config names this process {name}, its certificate {id}: give it the certificate of control/{name}"
     )]
     Name { name: ProcessName, id: String },
+    #[error("controls has {text:?}: write name=host:port")]
+    Replica { text: String },
     #[error("cannot serve the API")]
     Listen(#[source] net::Error),
     #[error(transparent)]
@@ -33,7 +35,7 @@ pub enum Error {
 impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoStore { .. } | Self::Name { .. } => ErrorKind::Invalid,
+            Self::NoStore { .. } | Self::Name { .. } | Self::Replica { .. } => ErrorKind::Invalid,
             Self::Net(source) | Self::Listen(source) => source.kind(),
             Self::Telemetry(source) => source.kind(),
             Self::Store(source) => source.kind(),

@@ -18,10 +18,14 @@ pub(crate) struct Follow {
     pub(crate) tag: i64,
     pub(crate) work: WorkId,
     pub(crate) mode: WatchMode,
-    /// Events up to here are known to the client already. They are read all the same: steps are counted.
-    known: u64,
+    /// Events up to here, seq and offset, are known to the client already. They are read all the same: steps are counted.
+    known: (u64, u64),
     /// The last entry that was read.
     last: u64,
+    /// The entry of the acceptance; 0 until it was read.
+    accepted: u64,
+    /// The beginning of its turn was told, or is told no more.
+    has_begun: bool,
     /// Steps so far.
     steps: i32,
     /// Its place among the works that one stream may follow at once.
@@ -39,9 +43,16 @@ pub(crate) enum Next {
 }
 
 impl Follow {
-    /// Follows a work from after the entry `known`; 0: from its beginning.
-    pub(crate) fn new(tag: i64, work: WorkId, mode: WatchMode, known: u64) -> Self {
-        Self { tag, work, mode, known, last: 0, steps: 0, _place: None }
+    /// Follows a work from its beginning.
+    pub(crate) fn new(tag: i64, work: WorkId, mode: WatchMode) -> Self {
+        let (known, last, accepted, steps) = ((0, 0), 0, 0, 0);
+        Self { tag, work, mode, known, last, accepted, has_begun: false, steps, _place: None }
+    }
+
+    /// Follows a work from after the event that `cursor` marks.
+    pub(crate) fn after(tag: i64, cursor: Cursor) -> Self {
+        let known = (cursor.seq, cursor.offset);
+        Self { known, ..Self::new(tag, cursor.work, WatchMode::All) }
     }
 
     pub(crate) fn with_place(self, place: OwnedSemaphorePermit) -> Self {
@@ -70,8 +81,17 @@ impl Follow {
             if self.mode == WatchMode::End {
                 continue;
             }
+            if entry.lsn == self.work.lsn.0 {
+                self.accepted = entry.seq;
+            }
+            if let Some(at_ms) = convert::shows_turn(entry)? {
+                out.extend(self.begin(at_ms));
+            }
             let event = convert::event(self.work, entry, &mut self.steps)?;
-            out.extend(event.filter(|_| self.known < entry.seq));
+            out.extend(event.filter(|_| self.known < (entry.seq, 0)));
+        }
+        if events.began_ms != 0 && self.mode == WatchMode::All {
+            out.extend(self.begin(events.began_ms));
         }
         if let Some(ended) = events.ended {
             out.extend(self.result(ended));
@@ -80,16 +100,23 @@ impl Follow {
         Ok(if events.closed.is_some() { Next::Again } else { Next::More })
     }
 
+    /// Its turn began. That has no entry of its own, so it stands after the acceptance, whoever shows it first.
+    fn begin(&mut self, at_ms: i64) -> Option<v1::WorkEvent> {
+        let is_news = !std::mem::replace(&mut self.has_begun, true) && self.accepted != 0;
+        (is_news && self.known < (self.accepted, 1))
+            .then(|| convert::began(self.work, self.accepted, at_ms))
+    }
+
     /// The last event, unless the client has it.
     fn result(&self, ended: WorkInfo) -> Option<v1::WorkEvent> {
         let seq = if self.last == 0 { SEQ_LAST } else { self.last };
-        if seq <= self.known {
+        if (seq, 0) <= self.known {
             return None;
         }
         let time = convert::timestamp(ended.end_ms);
         Some(v1::WorkEvent {
             work: self.work.to_string(),
-            cursor: Cursor { work: self.work, seq }.to_text(),
+            cursor: Cursor { work: self.work, seq, offset: 0 }.to_text(),
             time,
             event: Some(work_event::Event::Result(without_steps(ended))),
         })
@@ -107,9 +134,9 @@ pub(crate) mod tests {
     use super::*;
     use bytes::Bytes;
     use domain::Reason;
-    use domain::entry::{Entry, StepDone, Usage};
+    use domain::entry::{Accepted, Entry, StepDone, Usage};
     use domain::turn;
-    use domain::{Phase, StepKey, WorkState};
+    use domain::{Class, DefinitionHash, Phase, Slot, StepKey, WorkState};
     use proto::journal;
     use proto::link::{LogEntry, Refusal};
 
@@ -131,12 +158,26 @@ pub(crate) mod tests {
         entry(seq, &Entry::StepDone(done))
     }
 
+    pub(crate) fn accepted(seq: u64) -> LogEntry {
+        let accepted = Accepted {
+            definition: DefinitionHash([0; 32]),
+            input: Bytes::new(),
+            key: "k".parse().unwrap(),
+            deadline_ms: 1,
+            traceparent: None,
+            class: Class(0),
+            slot: Slot::new(1).unwrap(),
+        };
+        LogEntry { lsn: 1, ..entry(seq, &Entry::Accepted(accepted)) }
+    }
+
     pub(crate) fn last(seq: u64) -> LogEntry {
         entry(seq, &Entry::Ended(turn::ended(WorkState::Succeeded, Reason::Completed)))
     }
 
     fn entry(seq: u64, entry: &Entry) -> LogEntry {
-        LogEntry { seq, lsn: seq, epoch: 1, work: 1, ts_ms: 5, entry: journal::encode(entry) }
+        let lsn = 100 + seq;
+        LogEntry { seq, lsn, epoch: 1, work: 1, ts_ms: 5, entry: journal::encode(entry) }
     }
 
     pub(crate) fn ended() -> Option<WorkInfo> {
@@ -163,13 +204,17 @@ pub(crate) mod tests {
         (out.iter().map(short).collect(), next)
     }
 
+    fn after(seq: u64, offset: u64) -> Follow {
+        Follow::after(0, Cursor { work: work(), seq, offset })
+    }
+
     fn sent(entries: Vec<LogEntry>) -> Events {
         Events { entries, ..Events::default() }
     }
 
     #[test]
     fn no_entry_is_told_twice() {
-        let mut follow = Follow::new(0, work(), WatchMode::All, 0);
+        let mut follow = Follow::new(0, work(), WatchMode::All);
         let first = sent(vec![phase(2, Phase::Action), phase(4, Phase::Experience)]);
         assert_eq!(read(&mut follow, first.clone()), (vec![(2, 1), (4, 2)], Next::More));
         assert_eq!(read(&mut follow, first), (vec![], Next::More));
@@ -179,14 +224,14 @@ pub(crate) mod tests {
 
     #[test]
     fn the_result_is_the_last_event_and_has_a_cursor() {
-        let mut follow = Follow::new(0, work(), WatchMode::All, 0);
+        let mut follow = Follow::new(0, work(), WatchMode::All);
         let events = Events { ended: ended(), ..sent(vec![phase(7, Phase::Yield), last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![(7, 1), (8, 0)], Next::End));
     }
 
     #[test]
     fn a_watch_that_goes_on_counts_the_steps_that_it_does_not_tell() {
-        let mut follow = Follow::new(0, work(), WatchMode::All, 4);
+        let mut follow = after(4, 0);
         let events = sent(vec![
             phase(2, Phase::Action),
             phase(4, Phase::Experience),
@@ -199,28 +244,52 @@ pub(crate) mod tests {
 
     #[test]
     fn after_the_result_there_is_nothing() {
-        let mut follow = Follow::new(0, work(), WatchMode::All, 8);
+        let mut follow = after(8, 0);
         let events = Events { ended: ended(), ..sent(vec![phase(7, Phase::Yield), last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![], Next::End));
     }
 
     #[test]
     fn a_work_whose_entries_are_gone_still_has_its_result() {
-        let mut follow = Follow::new(0, work(), WatchMode::All, 5);
+        let mut follow = after(5, 0);
         let events = Events { ended: ended(), ..Events::default() };
         assert_eq!(read(&mut follow, events), (vec![(SEQ_LAST, 0)], Next::End));
     }
 
     #[test]
     fn who_wants_the_end_is_told_the_end() {
-        let mut follow = Follow::new(0, work(), WatchMode::End, 0);
+        let mut follow = Follow::new(0, work(), WatchMode::End);
         let events = Events { ended: ended(), ..sent(vec![phase(7, Phase::Yield), last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![(8, 0)], Next::End));
     }
 
     #[test]
+    fn the_beginning_of_a_turn_is_told_once_whoever_shows_it() {
+        let begun = |follow: &mut Follow, events: Events| {
+            let mut out = Vec::new();
+            follow.read(events, &mut out).unwrap();
+            out.into_iter().map(|event| event.cursor).collect::<Vec<_>>()
+        };
+        let at = |seq: u64, offset: u64| Cursor { work: work(), seq, offset }.to_text();
+        let live = || Events { began_ms: 7, ..Events::default() };
+        let first = || sent(vec![accepted(2)]);
+        let phases = || sent(vec![accepted(2), phase(4, Phase::Action)]);
+        let mut follow = Follow::new(0, work(), WatchMode::All);
+        assert_eq!(begun(&mut follow, first()), [at(2, 0)]);
+        assert_eq!(begun(&mut follow, live()), [at(2, 1)]);
+        assert_eq!(begun(&mut follow, live()), [""; 0]);
+        assert_eq!(begun(&mut follow, phases()), [at(4, 0)]);
+        // Without the owner's word the first step shows it.
+        let mut late = Follow::new(0, work(), WatchMode::All);
+        assert_eq!(begun(&mut late, phases()), [at(2, 0), at(2, 1), at(4, 0)]);
+        assert_eq!(begun(&mut after(2, 0), phases()), [at(2, 1), at(4, 0)]);
+        assert_eq!(begun(&mut after(2, 1), phases()), [at(4, 0)]);
+        assert_eq!(begun(&mut after(4, 0), phases()), [""; 0]);
+    }
+
+    #[test]
     fn a_closed_subscription_is_made_anew() {
-        let mut follow = Follow::new(0, work(), WatchMode::All, 0);
+        let mut follow = Follow::new(0, work(), WatchMode::All);
         let closed =
             Events { closed: Some(Refusal::default()), ..sent(vec![phase(2, Phase::Action)]) };
         assert_eq!(read(&mut follow, closed), (vec![(2, 1)], Next::Again));

@@ -351,7 +351,7 @@ mod tests {
     }
 
     fn follow() -> Follow {
-        Follow::new(0, work(), WatchMode::All, 0)
+        Follow::new(0, work(), WatchMode::All)
     }
 
     fn sent(subscription: u64, seqs: &[u64]) -> Events {

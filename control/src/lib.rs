@@ -110,12 +110,16 @@ impl Process {
             store,
             store_name: config::STORE.to_owned(),
             cluster: cluster.clone(),
-            beats: vec![advertised],
+            beat: advertised,
         });
         let scheduler = Box::pin(scheduler).await?;
         let network = Arc::new(Links { cluster: cluster.clone(), scheduler: scheduler.clone() });
         let hub = Hub::spawn(network.clone());
         dispatch.start(scheduler.clone(), hub.clone());
+        for (peer, address) in config.replicas()? {
+            cluster.learn(peer.clone(), vec![address]);
+            cluster.keep(peer);
+        }
         let desk = Desk::new(network, hub, Arc::new(Definitions(scheduler.clone())));
         Ok(Self { cluster, beats, scheduler, desk, listener })
     }

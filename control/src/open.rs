@@ -206,7 +206,7 @@ impl Session {
         self.send(tag, open_response::Response::Accepted(submitted.work)).await?;
         drop(unanswered);
         if let (Some((mode, place)), Some(ticket)) = (watch, submitted.ticket) {
-            let follow = Follow::new(tag, submitted.id, mode, 0).with_place(place);
+            let follow = Follow::new(tag, submitted.id, mode).with_place(place);
             ticket.release(&self.inbox, follow);
         }
         Ok(())
@@ -232,14 +232,14 @@ impl Session {
         place: OwnedSemaphorePermit,
         _unanswered: OwnedSemaphorePermit,
     ) {
-        let (work, known) = match edge::watch(&request) {
-            Ok(watch) => watch,
+        let cursor = match edge::watch(&request) {
+            Ok(cursor) => cursor,
             Err(failure) => {
                 let _ = self.refuse(tag, failure).await;
                 return;
             }
         };
-        let follow = Follow::new(tag, work, WatchMode::All, known).with_place(place);
+        let follow = Follow::after(tag, cursor).with_place(place);
         match self.desk.subscribe(&self.inbox, &follow, deadline::by_default()).await {
             Ok(ticket) => ticket.release(&self.inbox, follow),
             Err(failure) => _ = self.refuse(tag, failure).await,

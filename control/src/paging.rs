@@ -348,6 +348,7 @@ mod tests {
             number: |work| work.lsn,
             tenant: String::new(),
             agent: String::new(),
+            state: 0,
         }
     }
 

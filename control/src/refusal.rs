@@ -38,7 +38,8 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::WorkerLost
         | Reason::LeaderFree
         | Reason::LeaderSilent
-        | Reason::BeatUnwritten => ErrorKind::Unavailable,
+        | Reason::BeatUnwritten
+        | Reason::HearsFewer => ErrorKind::Unavailable,
         // Nobody refuses a request for one of these; whoever does has a bug.
         Reason::StoreRolledBack
         | Reason::ModelAnswerInvalid
@@ -71,10 +72,15 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::RuntimeStalled
         | Reason::Replaced
         | Reason::BeatsAgain
+        | Reason::DrainRequested
+        | Reason::Cordoned
+        | Reason::Uncordoned
         | Reason::FirstPlacement
         | Reason::OwnerDied
         | Reason::OwnerDropped
         | Reason::ShardOpened
+        | Reason::Rebalanced
+        | Reason::OwnerDraining
         | Reason::Activated
         | Reason::Idle => ErrorKind::Internal,
     }

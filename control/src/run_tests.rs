@@ -80,6 +80,7 @@ fn config(ca: &Ca, dir: &Path) -> Config {
     };
     Config {
         name: "control-1".parse().unwrap(),
+        controls: Vec::new(),
         api: Api { listen: any, ..Api::default() },
         cluster: cluster::Config { listen: any, cookie, ..cluster::Config::default() },
         beat: Beat { listen: any, ..Beat::default() },

@@ -1,6 +1,5 @@
 //! The stream of one watch: the events of one work, until it ends.
 
-use proto::link::WatchMode;
 use proto::status::Failure;
 use proto::v1::{WatchRequest, WatchResponse, WorkEvent};
 use tokio::sync::mpsc;
@@ -39,8 +38,7 @@ pub(crate) async fn watch(
     request: &WatchRequest,
     deadline: Instant,
 ) -> Result<WatchStream, Failure> {
-    let (work, known) = edge::watch(request)?;
-    let follow = Follow::new(0, work, WatchMode::All, known);
+    let follow = Follow::after(0, edge::watch(request)?);
     let inbox = Inbox::new(ROOM);
     let ticket = desk.subscribe(&inbox, &follow, deadline).await?;
     ticket.release(&inbox, follow);

@@ -26,6 +26,9 @@ pub struct Config {
     pub net: net::Config,
     #[serde(default)]
     pub telemetry: telemetry::Config,
+    /// How long a node that was told to end may take to hand everything over, milliseconds.
+    #[serde(default = "drain_timeout_ms")]
+    pub drain_timeout_ms: u64,
     /// By their names in grants.
     pub stores: BTreeMap<String, store::Config>,
     #[serde(default)]
@@ -57,6 +60,11 @@ impl Config {
 
 fn one() -> u32 {
     1
+}
+
+/// Less than what Kubernetes gives a pod before it kills it.
+fn drain_timeout_ms() -> u64 {
+    25_000
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use cluster::{Incoming, LinkEvent};
-use domain::Reason;
+use domain::{Reason, Role};
+use proto::kind;
 use proto::link::Refusal;
 
 use crate::membership::{Event, Events};
@@ -20,7 +21,7 @@ impl Service {
 
 impl cluster::Service for Service {
     fn handle(&self, incoming: Incoming) {
-        let Some((agents, _)) = self.0.get() else {
+        let Some((agents, events)) = self.0.get() else {
             if let Some(reply) = incoming.reply {
                 let message = "the node is starting".to_owned();
                 let reason = Reason::ShuttingDown.code().into();
@@ -28,6 +29,9 @@ impl cluster::Service for Service {
             }
             return;
         };
+        if incoming.envelope.kind == kind::DRAIN_WANTED && incoming.from.role == Role::Control {
+            return events.send(Event::DrainWanted);
+        }
         agents.incoming(incoming);
     }
 

@@ -134,16 +134,21 @@ impl From<disk::StepRecord> for link::StepInfo {
     }
 }
 
-/// A bookmark in the events of a work: the seq of the last entry that was seen.
+/// A bookmark in the events of a work: the seq of the last entry that was seen, and how many events that have no entry
+/// of their own were seen after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub work: WorkId,
     pub seq: u64,
+    pub offset: u64,
 }
 
 impl Cursor {
     pub fn to_text(self) -> String {
-        format!("{}.{:x}", self.work, self.seq)
+        match self.offset {
+            0 => format!("{}.{:x}", self.work, self.seq),
+            offset => format!("{}.{:x}.{offset:x}", self.work, self.seq),
+        }
     }
 
     /// # Errors
@@ -155,9 +160,11 @@ impl Cursor {
                 format!("cursor {text:.80?} is not one that an event carried"),
             )
         };
-        let (work, seq) = text.split_once('.').ok_or_else(wrong)?;
-        let seq = u64::from_str_radix(seq, 16).map_err(|_| wrong())?;
-        Ok(Self { work: work.parse().map_err(|_| wrong())?, seq })
+        let (work, place) = text.split_once('.').ok_or_else(wrong)?;
+        let (seq, offset) = place.split_once('.').unwrap_or((place, "0"));
+        let number = |text| u64::from_str_radix(text, 16).map_err(|_| wrong());
+        let (seq, offset) = (number(seq)?, number(offset)?);
+        Ok(Self { work: work.parse().map_err(|_| wrong())?, seq, offset })
     }
 }
 
@@ -203,10 +210,44 @@ pub fn event(
     };
     Ok(Some(v1::WorkEvent {
         work: work.to_string(),
-        cursor: Cursor { work, seq: entry.seq }.to_text(),
+        cursor: Cursor { work, seq: entry.seq, offset: 0 }.to_text(),
         time: timestamp(entry.ts_ms),
         event: Some(event),
     }))
+}
+
+/// The event of a turn that began at `at_ms`. It has no entry of its own and stands after the acceptance, `accepted`.
+pub fn began(work: WorkId, accepted: u64, at_ms: i64) -> v1::WorkEvent {
+    let change = v1::work_event::StateChange {
+        state: v1::WorkState::Running.into(),
+        reason: Reason::TurnBegan.to_string(),
+    };
+    v1::WorkEvent {
+        work: work.to_string(),
+        cursor: Cursor { work, seq: accepted, offset: 1 }.to_text(),
+        time: timestamp(at_ms),
+        event: Some(v1::work_event::Event::StateChange(change)),
+    }
+}
+
+/// When the turn of a work had begun at the latest, if this entry shows that it had.
+///
+/// # Errors
+/// A payload that cannot be read.
+pub fn shows_turn(entry: &link::LogEntry) -> Result<Option<i64>, journal::Error> {
+    Ok(match journal::decode(entry.entry.clone())? {
+        Entry::StepDone(done) => Some(done.start_ms),
+        Entry::StepBegan(_)
+        | Entry::StepIntended(_)
+        | Entry::StepDoubted(_)
+        | Entry::StepResolved(_)
+        | Entry::Waiting(_)
+        | Entry::Resumed(_) => Some(entry.ts_ms),
+        Entry::Accepted(_)
+        | Entry::CancelRequested(_)
+        | Entry::Ended(_)
+        | Entry::ShardOpened(_) => None,
+    })
 }
 
 /// The content of an entry as JSON, for people.
@@ -451,8 +492,10 @@ mod tests {
 
     #[test]
     fn a_cursor_reads_back() {
-        let cursor = Cursor { work: "w-0-0ff-1c2".parse().unwrap(), seq: 17 };
-        assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
+        for offset in [0, 1] {
+            let cursor = Cursor { work: "w-0-0ff-1c2".parse().unwrap(), seq: 17, offset };
+            assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
+        }
         assert!(Cursor::parse("w-0-0ff-1c2").is_err());
         assert!(Cursor::parse("").is_err());
     }

@@ -17,6 +17,17 @@ pub const DEFINITION: u32 = 6;
 /// Node to leader: I am leaving (payload: JoinRequest).
 pub const LEAVE: u32 = 7;
 
+/// Control replica to leader: I stand by (payload: StandbyRequest; the answer is a JoinResponse).
+pub const STANDBY: u32 = 9;
+/// Leader to control replica: how many nodes do you hear (the answer is a SightAnswer).
+pub const SIGHT: u32 = 10;
+/// Leader to control replica: I step back, lead now.
+pub const TAKE_OVER: u32 = 11;
+/// Node to leader: I am about to leave, give my shards to others (payload: JoinRequest).
+pub const DRAIN: u32 = 12;
+/// Leader to node: an operator wants you to drain and end.
+pub const DRAIN_WANTED: u32 = 13;
+
 /// API server to owner.
 pub const SUBMIT: u32 = 20;
 pub const GET: u32 = 21;
@@ -38,3 +49,14 @@ pub const STEPS_WANTED: u32 = 41;
 pub const STEP_ANSWERED: u32 = 42;
 /// Owner to a node: these answers are in the journal.
 pub const STEPS_KEPT: u32 = 43;
+
+/// What an API server that does not lead asks the leader for a client. The payload is a LeaderCall, whose payload is the
+/// request of the API, and the answer is that of the API; for APPLY both are a PutDefinition.
+pub const ASK_NODES: u32 = 60;
+pub const ASK_SHARDS: u32 = 61;
+pub const ASK_FIND: u32 = 62;
+pub const ASK_PLACEMENT: u32 = 63;
+pub const ASK_APPLY: u32 = 64;
+pub const ASK_CORDON: u32 = 65;
+pub const ASK_UNCORDON: u32 = 66;
+pub const ASK_DRAIN: u32 = 67;

@@ -10,6 +10,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// The domain of our `ErrorInfo`.
 pub const DOMAIN: &str = "stagedoor.local";
 
+/// Response metadata with the [`domain::Position`] at which an answer about one work was taken.
+pub const POSITION: &str = "stagedoor-position";
+
 /// What a refusal says: its kind, its reason code, a text for people, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -69,9 +72,9 @@ impl From<Failure> for Status {
             details.add_quota_failure_violation(failure.reason.as_str(), failure.message.clone());
         }
         // The one refusal for which the state of what was named is to blame, and not the request.
-        let code = match failure.reason {
-            Reason::NotInDoubt => Code::FailedPrecondition,
-            _ => code(failure.kind),
+        let code = match failure.reason == Reason::NotInDoubt {
+            true => Code::FailedPrecondition,
+            false => code(failure.kind),
         };
         Status::with_error_details(code, failure.message, details)
     }

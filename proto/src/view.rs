@@ -52,6 +52,7 @@ fn member_to_message(name: String, info: &MemberInfo) -> link::MemberView {
         address: info.address.clone(),
         capabilities: info.offers.iter().map(offer_to_message).collect(),
         loads: Vec::new(),
+        beat: info.beat.clone(),
     }
 }
 
@@ -100,6 +101,7 @@ pub fn from_message(view: link::View) -> Result<Delta, Error> {
             role: member.role.parse()?,
             incarnation: Incarnation(member.incarnation),
             address: member.address,
+            beat: member.beat,
             offers: Arc::from(offers?),
         };
         delta.members.push((member.name.parse()?, info));
@@ -161,6 +163,7 @@ mod tests {
             role: Role::Node,
             incarnation: Incarnation(9),
             address: "host:1".into(),
+            beat: "host:2".into(),
             offers: [offer].into(),
         };
         first.members.insert("node-1".parse().unwrap(), info);

@@ -42,10 +42,16 @@ impl Cluster {
         nodes: u16,
         env: Vec<(String, String)>,
     ) -> anyhow::Result<Self> {
-        let options = Options { nodes, env, ..Options::default() };
-        let dev = Dev::start_with(Program(program), &options);
+        Self::start_with_options(program, &Options { nodes, env, ..Options::default() })
+    }
+
+    pub(crate) fn start_with_options(
+        program: &'static str,
+        options: &Options,
+    ) -> anyhow::Result<Self> {
+        let dev = Dev::start_with(Program(program), options);
         let mut config = client::Config::new(dev.credentials());
-        config.api = vec![dev.api().to_owned()];
+        config.api = client::addresses_of(dev.api());
         config.timeouts.call = Duration::from_secs(120);
         let client = client::Client::connect(&config)?;
         let before = BTreeMap::new();

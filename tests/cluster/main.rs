@@ -7,11 +7,13 @@
 mod agents;
 mod by_hand;
 mod commands;
+mod faults;
 mod intruders;
 mod lifetime;
 mod load;
 mod offers;
 mod refusals;
+mod replicas;
 mod run;
 mod steps;
 mod tracing;

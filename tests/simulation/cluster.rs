@@ -200,6 +200,7 @@ impl Cluster {
                 self.world.happen(Fault::SessionReset);
                 self.session_lost(index);
             }
+            Plan::Drain(index) => self.world.is_draining[index] = true,
             Plan::AgentCrash(index) => {
                 if let Some(node) = &mut self.nodes[index].inner {
                     node.crash_agent(&mut self.world);
@@ -229,6 +230,7 @@ impl Cluster {
                 }
                 process.crash();
                 self.world.is_up[index] = false;
+                self.world.is_draining[index] = false;
                 self.session_lost(index);
             }
             Address::Control(index) => {

@@ -102,6 +102,14 @@ impl Config {
                 }
             }
         }
+        if world.chance.permille(250) {
+            let index = world.chance.index(nodes);
+            let from = world.chance.between(1_500, until);
+            let to = from + world.chance.between(200, 1_500);
+            world.at(from, Event::Plan(Plan::Drain(index)));
+            world.at(to, Event::Plan(Plan::Crash(Address::Node(index))));
+            world.at(to + 100, Event::Plan(Plan::Start(Address::Node(index))));
+        }
         for index in 0..controls {
             if world.chance.permille(350) {
                 crash(world, Address::Control(index), until);
@@ -256,6 +264,10 @@ faults! {
     GrantLost,
     GrantRepeated,
     ShardMoved,
+    /// A shard left a node that lived, because that was about to go.
+    ShardDrained,
+    /// A shard left a node that lived, for one that had too few.
+    ShardRebalanced,
     ShardDropped,
     AgentCrashed,
     AgentEvicted,

@@ -96,9 +96,22 @@ impl Control {
             let effects = lead.membership.tick(now);
             self.members_changed(world, effects);
         }
+        self.drain(world);
         if let Some(lead) = self.acting(world) {
             let actions = lead.ownership.tick(now);
             self.own(world, actions);
+        }
+    }
+
+    fn drain(&mut self, world: &mut World) {
+        let is_draining = world.is_draining.clone();
+        let Some(lead) = self.acting(world) else { return };
+        let members = lead.membership.nodes().map(|node| node.member().clone());
+        let members: Vec<Member> =
+            members.filter(|member| is_draining[node::index_of(member)]).collect();
+        let is_news = members.iter().filter(|member| lead.membership.drain(member)).count() != 0;
+        if is_news {
+            self.candidates_changed(world);
         }
     }
 
@@ -290,7 +303,9 @@ impl Control {
             world.happen(Fault::TwoLeaders);
         }
         let table = ShardTable::single(world.config.shards).unwrap();
-        let settings = Settings { settle_ms: 1_500, nodes_expected: world.config.nodes };
+        let nodes_expected = world.config.nodes;
+        let settings =
+            Settings { settle_ms: 1_500, nodes_expected, moves_max: 2, move_every_ms: 50 };
         let ownership = Ownership::new(term, table.shards(), settings, self.clock(world));
         let (membership, granted) = (Membership::new(), BTreeSet::new());
         self.lead = Some(Lead { term, membership, ownership, is_ready: false, granted });
@@ -325,6 +340,10 @@ impl Control {
                 Effect::Alive { .. } | Effect::Suspect { .. } => {}
             }
         }
+        self.candidates_changed(world);
+    }
+
+    fn candidates_changed(&mut self, world: &mut World) {
         let now = self.clock(world);
         let Some(lead) = self.acting(world) else { return };
         let candidates = lead.membership.nodes().map(|node| Candidate {
@@ -332,6 +351,7 @@ impl Control {
             zone: node.joining.zone.clone(),
             capacity: node.joining.capacity,
             standing: node.standing,
+            admission: node.admission,
         });
         let candidates = candidates.collect();
         let actions = lead.ownership.view(candidates, now);
@@ -354,7 +374,12 @@ impl Control {
                 ownership::Action::ReadOwner { shard } => {
                     self.ask(world, Ask::Owner(shard), Purpose::Owner { term, shard });
                 }
-                ownership::Action::Fence { shard, expected_epoch, to, term, .. } => {
+                ownership::Action::Fence { shard, expected_epoch, to, term, reason } => {
+                    match reason {
+                        Reason::OwnerDraining => world.happen(Fault::ShardDrained),
+                        Reason::Rebalanced => world.happen(Fault::ShardRebalanced),
+                        _ => {}
+                    }
                     let ask = Ask::Fence { shard, expected: expected_epoch, to, term };
                     self.ask(world, ask, Purpose::Fence { term, shard });
                 }

@@ -59,7 +59,7 @@ impl Host {
     }
 
     /// Asks the tool what became of an attempt; where it does not know, the definition decides, or a person does.
-    pub(crate) fn settle(
+    pub(crate) fn settle_doubt(
         &mut self,
         world: &mut World,
         asks: &mut Asks,

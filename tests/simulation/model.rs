@@ -381,7 +381,8 @@ impl Model {
         let Some(work) = self.work(agent, job.work) else { return };
         let once = work.once.entry(job.step).or_default();
         let is_intended = once.intended.get(&attempt).is_some_and(|since| *since <= epoch);
-        let is_again = once.started.contains(&attempt) || once.is_in_doubt;
+        // A doubt may have come meanwhile: it is left alone until such a call can be under way no more.
+        let is_again = once.started.contains(&attempt);
         once.started.push(attempt);
         let detail = format!("agent {agent}: {} of work {}, {once:?}", job.step, job.work);
         if is_again {

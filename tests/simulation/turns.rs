@@ -46,7 +46,7 @@ impl Host {
                 return;
             }
             Next::Settle { step, attempt, .. } => {
-                return self.settle(world, asks, agent, step, attempt);
+                return self.settle_doubt(world, asks, agent, step, attempt);
             }
             Next::Run { .. } if turn.state() == WorkState::Waiting => {
                 Entry::Resumed(Reason::OfferAppeared)

@@ -62,6 +62,8 @@ pub(crate) enum Plan {
     StoreDown,
     StoreUp,
     SessionReset(usize),
+    /// An operator wants the node to give everything away, until it has ended.
+    Drain(usize),
     AgentCrash(usize),
     ShardCrash(usize),
 }
@@ -106,6 +108,8 @@ pub(crate) struct World {
     pub(crate) model: Model,
     /// Which node processes exist: what a TCP connect to their port finds.
     pub(crate) is_up: Vec<bool>,
+    /// Which nodes are told to give everything away.
+    pub(crate) is_draining: Vec<bool>,
     pub(crate) is_leading: [bool; 2],
     queue: BTreeMap<(u64, u64), Event>,
     numbers: u64,
@@ -121,6 +125,7 @@ impl World {
             now: 0,
             model: Model::new(&config),
             is_up: vec![false; config.nodes],
+            is_draining: vec![false; config.nodes],
             is_leading: [false; 2],
             chance,
             config,

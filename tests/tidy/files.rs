@@ -55,7 +55,8 @@ fn collect(dir: &Path, paths: &mut Vec<PathBuf>) {
             if !SKIPPED.iter().any(|skipped| name == *skipped) {
                 collect(&entry.path(), paths);
             }
-        } else if kind.is_file() {
+        } else if kind.is_file() && name != ".git" {
+            // In a second work tree `.git` is a file.
             paths.push(entry.path());
         }
     }

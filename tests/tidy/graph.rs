@@ -30,7 +30,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
 ];
 
 /// Libraries that are the affair of some crates only.
-const RESERVED: [(&str, &[&str]); 17] = [
+const RESERVED: [(&str, &[&str]); 19] = [
     ("ractor_cluster", &["cluster"]),
     ("ractor", &["agent", "cluster", "scheduler"]),
     ("libsql", &["store"]),
@@ -41,6 +41,8 @@ const RESERVED: [(&str, &[&str]); 17] = [
     ("x509-parser", &["net"]),
     ("socket2", &["net"]),
     ("hyper-util", &["net"]),
+    ("rustls-native-certs", &["net"]),
+    ("hyper", &["store"]),
     ("tonic", &["client", "control", "net", "proto", "store"]),
     ("tonic-health", &["control"]),
     ("tonic-reflection", &["control"]),

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::caller;
 use crate::desk::Desk;
 use crate::network::Views;
 use crate::paging::{self, List, Page, Progress};
@@ -36,13 +37,17 @@ impl AgentService for Agents {
         &self,
         request: Request<ApplyDefinitionRequest>,
     ) -> Result<Response<ApplyDefinitionResponse>, Status> {
+        let actor = caller(&request);
         let request = request.into_inner();
         let tenant = edge::tenant(&request.tenant)?;
         let missing = || Failure::invalid("definition", "the definition is missing");
         let definition = convert::definition(&request.definition.ok_or_else(missing)?)?;
         let definition = edge::known_model(definition)?;
-        let applied =
-            self.scheduler.apply_definition(tenant, definition).await.map_err(Failure::from)?;
+        let applied = self
+            .scheduler
+            .apply_definition(actor, tenant, definition)
+            .await
+            .map_err(Failure::from)?;
         Ok(Response::new(ApplyDefinitionResponse { version: Some(version(applied)?) }))
     }
 

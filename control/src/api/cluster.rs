@@ -1,18 +1,20 @@
 //! The cluster itself: who leads, who is there, and why things are as they are.
 
-use domain::{AgentId, ShardId, WorkId};
+use domain::{AgentId, ProcessName, ShardId, WorkId};
 use proto::convert;
 use proto::link::{LogEntry, PutTransition};
 use proto::status::Failure;
 use proto::v1::cluster_service_server::ClusterService;
 use proto::v1::{
-    ExplainRequest, ExplainResponse, Leader, ListNodesRequest, ListNodesResponse,
-    ListShardsRequest, ListShardsResponse, StatusRequest, StatusResponse, Store, Transition,
+    CordonRequest, CordonResponse, DrainRequest, DrainResponse, ExplainRequest, ExplainResponse,
+    Leader, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse, Node,
+    StatusRequest, StatusResponse, Store, Transition, UncordonRequest, UncordonResponse,
 };
+use scheduler::Admit;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{agent, work};
+use super::{agent, caller, work};
 use crate::desk::Desk;
 use crate::explain::{self, Owners};
 use crate::{deadline, edge, refusal};
@@ -68,6 +70,30 @@ impl ClusterService for Cluster {
         Ok(Response::new(ListShardsResponse { shards }))
     }
 
+    async fn cordon(
+        &self,
+        request: Request<CordonRequest>,
+    ) -> Result<Response<CordonResponse>, Status> {
+        let node = self.admit(caller(&request), &request.get_ref().name, Admit::Cordon).await?;
+        Ok(Response::new(CordonResponse { node: Some(node) }))
+    }
+
+    async fn uncordon(
+        &self,
+        request: Request<UncordonRequest>,
+    ) -> Result<Response<UncordonResponse>, Status> {
+        let node = self.admit(caller(&request), &request.get_ref().name, Admit::Uncordon).await?;
+        Ok(Response::new(UncordonResponse { node: Some(node) }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<DrainResponse>, Status> {
+        let node = self.admit(caller(&request), &request.get_ref().name, Admit::Drain).await?;
+        Ok(Response::new(DrainResponse { node: Some(node) }))
+    }
+
     async fn explain(
         &self,
         request: Request<ExplainRequest>,
@@ -90,6 +116,11 @@ impl ClusterService for Cluster {
 }
 
 impl Cluster {
+    async fn admit(&self, actor: String, name: &str, admit: Admit) -> Result<Node, Failure> {
+        let name: ProcessName = edge::required("name", name)?;
+        Ok(self.scheduler.admit(actor, name, admit).await?)
+    }
+
     async fn stored(&self, kind: &str, id: &str) -> Result<ExplainResponse, Failure> {
         let (transitions, placement) = self.scheduler.explain(kind, id).await?;
         Ok(ExplainResponse {

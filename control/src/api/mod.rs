@@ -7,15 +7,11 @@ mod registry;
 mod serve;
 pub(crate) mod work;
 
-use domain::AgentId;
+use domain::{AgentId, Position};
+use proto::status::POSITION;
 use tonic::{Extensions, Request, Response};
 
 pub(crate) use serve::{Services, serve};
-
-use crate::desk::Position;
-
-/// The place in the log that an answer shows, as metadata: `<epoch>.<lsn>`.
-const POSITION: &str = "stagedoor-position";
 
 /// The span of one submit, a child of the caller's.
 pub(crate) fn submit_span(agent: &AgentId, parent: Option<&str>) -> tracing::Span {
@@ -29,9 +25,15 @@ fn parent<T>(request: &Request<T>) -> Option<String> {
     proto::trace::extract(request.metadata()).map(str::to_owned)
 }
 
+/// Who calls, as the audit names it: the SPIFFE id of the certificate.
+fn caller<T>(request: &Request<T>) -> String {
+    let peer = request.extensions().get::<net::grpc::PeerInfo>();
+    peer.map(|peer| peer.id.to_string()).unwrap_or_default()
+}
+
 fn positioned<T>(message: T, position: Position) -> Response<T> {
     let mut metadata = tonic::metadata::MetadataMap::new();
-    if let Ok(text) = format!("{}.{}", position.epoch, position.lsn).parse() {
+    if let Ok(text) = position.to_string().parse() {
         metadata.insert(POSITION, text);
     }
     Response::from_parts(metadata, message, Extensions::new())
@@ -39,11 +41,13 @@ fn positioned<T>(message: T, position: Position) -> Response<T> {
 
 #[cfg(test)]
 mod tests {
+    use domain::{Epoch, Lsn};
+
     use super::*;
 
     #[test]
     fn an_answer_tells_its_position() {
-        let response = positioned((), Position { epoch: 3, lsn: 17 });
+        let response = positioned((), Position { epoch: Epoch(3), lsn: Lsn(17) });
         assert_eq!(response.metadata().get(POSITION).unwrap(), "3.17");
     }
 }

@@ -1,6 +1,6 @@
 //! Submit, Get, List, Watch, Cancel, Signal, Open.
 
-use domain::{AgentId, WorkId};
+use domain::{AgentId, Position, WorkId};
 use proto::link::{
     CancelAnswer, CancelCall, GetAnswer, GetCall, ListAnswer, ListCall, SignalAnswer, WorkInfo,
 };
@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::{parent, positioned, submit_span};
-use crate::desk::{Desk, Position, work_of};
+use crate::desk::{Desk, work_of};
 use crate::network::Views;
 use crate::open::{OpenStream, open};
 use crate::paging::{self, List, Page, Progress};
@@ -110,10 +110,9 @@ pub(crate) async fn get(
     let WorkId { class, slot, lsn } = id;
     let call = Call { work: lsn.0, ..Call::new(kind::GET, At::work(id), deadline) };
     let request = GetCall { work: lsn.0, slot: slot.get().into(), class: class.0.into() };
-    let answer: GetAnswer =
-        desk.router.call(&call, &request).await.map_err(|failure| named(failure, id))?;
-    let position = Position { epoch: answer.epoch, lsn: answer.lsn };
-    let info = answer.work.ok_or_else(|| refusal::unreadable("an answer", &"it has no work"))?;
+    let answer = desk.ask::<GetAnswer>(id, &call, &request).await;
+    let (info, position) = answer.map_err(|failure| named(failure, id))?;
+    let info = info.ok_or_else(|| refusal::unreadable("an answer", &"it has no work"))?;
     // A number may be another slot's: then this work does not exist.
     match convert::work_id(info.class, info.slot, info.lsn) {
         Ok(found) if found == id => Ok((info, position)),
@@ -130,10 +129,10 @@ pub(crate) async fn cancel(
     let WorkId { class, slot, lsn } = id;
     let call = Call { work: lsn.0, ..Call::new(kind::CANCEL, At::work(id), deadline) };
     let request = CancelCall { work: lsn.0, slot: slot.get().into(), class: class.0.into() };
-    let answer: CancelAnswer =
-        desk.router.call(&call, &request).await.map_err(|failure| named(failure, id))?;
-    let (_, work) = work_of(answer.work)?;
-    Ok((work, Position { epoch: answer.epoch, lsn: answer.lsn }))
+    let answer = desk.ask::<CancelAnswer>(id, &call, &request).await;
+    let (info, position) = answer.map_err(|failure| named(failure, id))?;
+    let (_, work) = work_of(info)?;
+    Ok((work, position))
 }
 
 /// A person says what became of a step.
@@ -145,10 +144,10 @@ async fn signal(
     let id = edge::work_id(&request.id)?;
     let request = edge::signal(id, request)?;
     let call = Call { work: id.lsn.0, ..Call::new(kind::SIGNAL, At::work(id), deadline) };
-    let answer: SignalAnswer =
-        desk.router.call(&call, &request).await.map_err(|failure| named(failure, id))?;
-    let (_, work) = work_of(answer.work)?;
-    Ok((work, Position { epoch: answer.epoch, lsn: answer.lsn }))
+    let answer = desk.ask::<SignalAnswer>(id, &call, &request).await;
+    let (info, position) = answer.map_err(|failure| named(failure, id))?;
+    let (_, work) = work_of(info)?;
+    Ok((work, position))
 }
 
 fn no_work(id: WorkId) -> Failure {

@@ -148,6 +148,8 @@ pub(crate) struct State {
     asked: Option<Attempt>,
     /// The end of a work that waits until what is being journaled of it is folded.
     wanted: Option<WantedEnd>,
+    /// The work whose turn it is, and since when by this clock.
+    began: Option<(Lsn, i64)>,
     span: Option<(Lsn, tracing::Span)>,
     quarantined: bool,
 }
@@ -298,6 +300,7 @@ impl State {
             intended: None,
             asked: None,
             wanted: None,
+            began: None,
             span: None,
             quarantined: false,
         }

@@ -37,9 +37,12 @@ struct Step {
     deadline: Instant,
     outcome: Outcome,
     /// A later owner that asked for it.
-    wanted_by: Option<(ProcessName, Epoch)>,
+    wanted_by: Option<WantedBy>,
     is_routed: bool,
 }
+
+/// A node, and the epoch in which it owns the shard.
+type WantedBy = (ProcessName, Epoch);
 
 enum Outcome {
     Running,
@@ -148,12 +151,17 @@ impl Held {
         done.filter_map(|(attempt, step)| step.route(*attempt, Some(view))).collect()
     }
 
+    /// Whether no answer is on its way to a later owner.
+    pub(crate) fn is_settled(&self) -> bool {
+        lock(&self.inner).steps.values().all(|step| !step.is_routed)
+    }
+
     /// The answer of a step that is routed (none if it came to nothing), and who asked for it last. None if nobody needs it
     /// any more.
     pub(crate) fn answer(
         &self,
         attempt: &Attempt,
-    ) -> Option<(Option<StepAnswer>, Option<(ProcessName, Epoch)>)> {
+    ) -> Option<(Option<StepAnswer>, Option<WantedBy>)> {
         let inner = lock(&self.inner);
         let step = inner.steps.get(attempt)?;
         let answer = match &step.outcome {

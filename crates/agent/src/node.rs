@@ -83,6 +83,8 @@ enum NodeMessage {
     Start(Arc<Inner>),
     Grant(Grant, Option<Reply>),
     Report(ShardId, Epoch, HostReport),
+    /// The view has the shard under a later epoch than this.
+    Moved(ShardId, Epoch),
     DropAll,
 }
 
@@ -272,8 +274,13 @@ impl Handle {
             self.route(route);
         }
         let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for host in hosts.values() {
-            _ = host.actor.cast(HostMessage::ViewChanged);
+        for (shard, host) in hosts.iter() {
+            let now = view.owner(*shard).map(|(_, epoch)| epoch);
+            if now.is_some_and(|now| host.epoch < now) {
+                _ = self.supervisor.cast(NodeMessage::Moved(*shard, host.epoch));
+            } else {
+                _ = host.actor.cast(HostMessage::ViewChanged);
+            }
         }
     }
 
@@ -321,6 +328,16 @@ impl Handle {
             loads: self.inner.pools.loads(),
             ..Beat::default()
         }
+    }
+
+    /// Whether nothing is hosted here, no job of anybody runs, and no answer is on its way to a later owner.
+    pub fn is_idle(&self) -> bool {
+        let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let jobs = self.inner.pools.loads();
+        let is_settled = self.inner.context.held.is_settled();
+        is_settled
+            && hosts.is_empty()
+            && jobs.iter().all(|load| load.running == 0 && load.queued == 0)
     }
 
     /// This node was declared dead: it drops every shard and is a new incarnation from now on.
@@ -372,6 +389,7 @@ impl Actor for Node {
             NodeMessage::Start(inner) => state.inner = Some(inner),
             NodeMessage::Grant(grant, reply) => state.grant(grant, reply).await,
             NodeMessage::Report(shard, epoch, report) => state.report(shard, epoch, report),
+            NodeMessage::Moved(shard, epoch) => state.moved(shard, epoch),
             NodeMessage::DropAll => state.drop_all(),
         }
         Ok(())
@@ -464,6 +482,15 @@ impl NodeState {
                     inner.tell_controls(kind::DROPPED, shard, epoch, reason);
                 }
             }
+        }
+    }
+
+    /// The leader gave it to another node: whatever is still on its way here the store refuses.
+    fn moved(&mut self, shard: ShardId, epoch: Epoch) {
+        let Some(inner) = self.inner.clone() else { return };
+        if inner.host(shard).is_some_and(|host| host.epoch == epoch) {
+            tracing::info!(%shard, epoch = epoch.0, "shard went to another node");
+            self.drop_shard(&inner, shard);
         }
     }
 

@@ -59,7 +59,7 @@ pub(crate) async fn work(shard: &Shard, work: Lsn) -> Result<WorkInfo, Refusal> 
 
 pub(crate) async fn get(shard: &Shard, lsn: Lsn, reply: Reply) {
     match work(shard, lsn).await {
-        Ok(info) => answer_get(reply, info, shard.epoch),
+        Ok(info) => answer_get(reply, info, shard.position()),
         Err(refusal) => reply.refuse(refusal),
     }
 }
@@ -68,7 +68,7 @@ pub(crate) async fn get(shard: &Shard, lsn: Lsn, reply: Reply) {
 pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
     match work(shard, lsn).await {
         Ok(info) if !is_final(info.state) => reply.refuse(not_yet(lsn)),
-        Ok(info) => answer_cancel(reply, info, shard.epoch),
+        Ok(info) => answer_cancel(reply, info, shard.position()),
         Err(refusal) => reply.refuse(refusal),
     }
 }
@@ -77,7 +77,7 @@ pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
 pub(crate) async fn signalled(shard: &Shard, lsn: Lsn, signal: &Signal, reply: Reply) {
     match work(shard, lsn).await {
         Ok(info) if !is_final(info.state) => reply.refuse(not_yet(lsn)),
-        Ok(info) if was_resolved(&info, signal) => answer_signal(reply, info, shard.epoch),
+        Ok(info) if was_resolved(&info, signal) => answer_signal(reply, info, shard.position()),
         Ok(_) => reply.refuse(refusal(Reason::NotInDoubt, "the work has ended")),
         Err(refusal) => reply.refuse(refusal),
     }
@@ -107,11 +107,9 @@ pub(crate) async fn watch_ended(shard: &Shard, call: SubscribeCall, from: Peer) 
     let (subscription, work) = (call.subscription, call.work);
     let events = match ended_events(shard, &call).await {
         Ok((entries, info)) => {
-            Events { subscription, work, entries, ended: Some(info), closed: None }
+            Events { subscription, work, entries, ended: Some(info), ..Events::default() }
         }
-        Err(closed) => {
-            Events { subscription, work, entries: Vec::new(), ended: None, closed: Some(closed) }
-        }
+        Err(closed) => Events { subscription, work, closed: Some(closed), ..Events::default() },
     };
     send(shard, &watcher, events);
 }

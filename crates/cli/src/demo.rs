@@ -31,8 +31,10 @@ pub(crate) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
     let mut cluster = Cluster::start(Options {
         data_dir: dir.path().to_owned(),
         nodes: NODES,
+        controls: 1,
         api: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         restart: false,
+        store: None,
     })?;
     let outcome = tokio::select! {
         outcome = show(&mut cluster, &args, input, began) => outcome,

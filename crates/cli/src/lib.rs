@@ -71,6 +71,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Capabilities(args) => block_on(command::cluster::capabilities(args)),
         Command::Status(args) => block_on(command::cluster::status(args)),
         Command::Why(args) => block_on(command::cluster::why(args)),
+        Command::Cordon(args) => block_on(command::cluster::cordon(args)),
+        Command::Uncordon(args) => block_on(command::cluster::uncordon(args)),
+        Command::Drain(args) => block_on(command::cluster::drain(args)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! What an open stream owes its caller: every request that is not done, and what to send for it on the next connection.
 //!
+//! Of one agent one submit is on its way at a time. Otherwise one that is refused for now would be overtaken by those
+//! sent after it, and works of one stream would not be accepted in their order.
+//!
 //! Pure: requests and responses go in, what to send and what to pass on comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use domain::Reason;
 use proto::v1::{
@@ -17,6 +20,10 @@ use crate::Error;
 /// Requests by tag. `P` is held by a submit until it is answered.
 pub(crate) struct Ledger<P> {
     entries: BTreeMap<i64, Entry<P>>,
+    /// Submits that are not answered, by agent, in their order: the first of each is on its way.
+    lanes: BTreeMap<String, VecDeque<i64>>,
+    /// Those that have become the first of their agents.
+    freed: Vec<i64>,
     begun: u64,
 }
 
@@ -65,21 +72,55 @@ pub(crate) enum Heard {
 
 impl<P> Ledger<P> {
     pub(crate) fn new() -> Self {
-        Self { entries: BTreeMap::new(), begun: 0 }
+        Self { entries: BTreeMap::new(), lanes: BTreeMap::new(), freed: Vec::new(), begun: 0 }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
+    /// What to send now: nothing, if another submit to the agent is not answered yet.
     pub(crate) fn submit(
         &mut self,
         tag: i64,
         request: SubmitRequest,
         watch: OpenWatch,
         permit: P,
-    ) -> Result<OpenRequest, Error> {
-        self.begin(tag, Stands::Submitted { request, watch, _permit: permit })
+    ) -> Result<Option<OpenRequest>, Error> {
+        let agent = request.agent.clone();
+        let sent = self.begin(tag, Stands::Submitted { request, watch, _permit: permit })?;
+        let lane = self.lanes.entry(agent).or_default();
+        lane.push_back(tag);
+        Ok((lane.len() == 1).then_some(sent))
+    }
+
+    /// What may be sent since the last answers.
+    pub(crate) fn freed(&mut self) -> Vec<OpenRequest> {
+        let freed = std::mem::take(&mut self.freed);
+        freed.into_iter().filter_map(|tag| self.repeat(tag)).collect()
+    }
+
+    /// The submit of this tag is answered, or will not be.
+    fn leave_lane(&mut self, tag: i64) {
+        let Some(Entry { stands: Stands::Submitted { request, .. }, .. }) = self.entries.get(&tag)
+        else {
+            return;
+        };
+        let agent = request.agent.clone();
+        let Some(lane) = self.lanes.get_mut(&agent) else { return };
+        let was_first = lane.front() == Some(&tag);
+        lane.retain(|waiting| *waiting != tag);
+        match lane.front() {
+            Some(next) if was_first => self.freed.push(*next),
+            Some(_) => {}
+            None => _ = self.lanes.remove(&agent),
+        }
+    }
+
+    /// Whether it waits behind another submit to its agent.
+    fn is_behind(&self, tag: i64, stands: &Stands<P>) -> bool {
+        let Stands::Submitted { request, .. } = stands else { return false };
+        self.lanes.get(&request.agent).is_some_and(|lane| lane.front() != Some(&tag))
     }
 
     pub(crate) fn cancel(&mut self, tag: i64, id: String) -> Result<OpenRequest, Error> {
@@ -96,8 +137,11 @@ impl<P> Ledger<P> {
     }
 
     /// What to send on a new connection.
-    pub(crate) fn again(&self) -> Vec<OpenRequest> {
-        let mut entries: Vec<_> = self.entries.iter().collect();
+    pub(crate) fn again(&mut self) -> Vec<OpenRequest> {
+        // It is all among the rest.
+        self.freed.clear();
+        let sent = self.entries.iter().filter(|(tag, entry)| !self.is_behind(**tag, &entry.stands));
+        let mut entries: Vec<_> = sent.collect();
         entries.sort_by_key(|(_, entry)| entry.order);
         entries.into_iter().map(|(tag, entry)| request_for(*tag, &entry.stands)).collect()
     }
@@ -109,11 +153,15 @@ impl<P> Ledger<P> {
 
     /// A request that will not be repeated.
     pub(crate) fn give_up(&mut self, tag: i64) {
+        self.leave_lane(tag);
         self.entries.remove(&tag);
     }
 
     pub(crate) fn hear(&mut self, response: &OpenResponse) -> Heard {
         let tag = response.tag;
+        if is_answer(response) {
+            self.leave_lane(tag);
+        }
         let Some(entry) = self.entries.get_mut(&tag) else { return Heard::Nothing };
         match &response.response {
             None => Heard::Nothing,
@@ -179,6 +227,18 @@ fn request_for<P>(tag: i64, stands: &Stands<P>) -> OpenRequest {
     OpenRequest { tag, request: Some(request) }
 }
 
+/// Whether a submit of this tag is done with it.
+fn is_answer(response: &OpenResponse) -> bool {
+    match &response.response {
+        Some(open_response::Response::Accepted(_)) => true,
+        Some(open_response::Response::Refused(refused)) => {
+            refused.reason != Reason::ShuttingDown.as_str()
+                && Code::from(refused.code) != Code::Unavailable
+        }
+        Some(open_response::Response::Event(_)) | None => false,
+    }
+}
+
 fn is_followed<P>(stands: &Stands<P>) -> bool {
     matches!(stands, Stands::Followed { .. })
 }
@@ -210,9 +270,58 @@ mod unit {
     use proto::v1::Refused;
 
     fn submit(ledger: &mut Ledger<()>, tag: i64, watch: OpenWatch) -> OpenRequest {
-        let request =
-            SubmitRequest { idempotency_key: format!("key-{tag}"), ..SubmitRequest::default() };
+        let sent = submit_to(ledger, &format!("agent-{tag}"), tag, watch);
+        sent.expect("nothing else is submitted to that agent")
+    }
+
+    fn submit_to(
+        ledger: &mut Ledger<()>,
+        agent: &str,
+        tag: i64,
+        watch: OpenWatch,
+    ) -> Option<OpenRequest> {
+        let request = SubmitRequest {
+            agent: agent.to_owned(),
+            idempotency_key: format!("key-{tag}"),
+            ..SubmitRequest::default()
+        };
         ledger.submit(tag, request, watch, ()).unwrap()
+    }
+
+    fn refused(tag: i64, code: Code, reason: Reason) -> OpenResponse {
+        let reason = reason.to_string();
+        let refused = Refused { code: code.into(), reason, ..Refused::default() };
+        response(tag, open_response::Response::Refused(refused))
+    }
+
+    fn tags(requests: &[OpenRequest]) -> Vec<i64> {
+        requests.iter().map(|request| request.tag).collect()
+    }
+
+    #[test]
+    fn a_submit_waits_for_the_one_before_it_to_the_same_agent() {
+        let mut ledger = Ledger::new();
+        assert!(submit_to(&mut ledger, "ann", 1, OpenWatch::End).is_some());
+        for tag in 2..=4 {
+            assert!(submit_to(&mut ledger, "ann", tag, OpenWatch::End).is_none());
+        }
+        assert!(submit_to(&mut ledger, "bob", 5, OpenWatch::End).is_some());
+        // Refused for now, the first is still the first, also on a new connection.
+        let later = refused(1, Code::Unavailable, Reason::StoreUnavailable);
+        assert_eq!(ledger.hear(&later), Heard::Later);
+        assert_eq!((tags(&ledger.freed()), tags(&ledger.again())), (vec![], vec![1, 5]));
+        passes(&mut ledger, accepted(1));
+        assert_eq!(tags(&ledger.freed()), [2]);
+        assert_eq!(ledger.hear(&accepted(1)), Heard::Nothing, "told twice, it frees nothing more");
+        assert!(ledger.freed().is_empty());
+        passes(&mut ledger, refused(2, Code::ResourceExhausted, Reason::QueueFull));
+        assert_eq!(tags(&ledger.freed()), [3]);
+        ledger.give_up(3);
+        // What was freed and not sent when the connection broke is sent on the next one, once.
+        assert_eq!(tags(&ledger.again()), [1, 4, 5]);
+        assert!(ledger.freed().is_empty());
+        passes(&mut ledger, accepted(4));
+        assert!(ledger.freed().is_empty());
     }
 
     fn response(tag: i64, response: open_response::Response) -> OpenResponse {

@@ -19,14 +19,18 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use domain::position::Shown;
+use domain::{Position, WorkId};
+use proto::status::POSITION;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient as Agents;
 use proto::v1::cluster_service_client::ClusterServiceClient as Cluster;
 use proto::v1::registry_service_client::RegistryServiceClient as Registry;
 use proto::v1::work_service_client::WorkServiceClient as Works;
+use tonic::{Response, Status};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -46,7 +50,11 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub struct Client {
     pool: Arc<Pool>,
     timeouts: Timeouts,
+    shown: Arc<Mutex<Shown>>,
 }
+
+/// Works of which it is remembered how new the last answer was.
+const SHOWN_MAX: usize = 4_096;
 
 /// Declares the calls that ask one thing and get one answer.
 macro_rules! calls {
@@ -76,6 +84,12 @@ calls! {
     agents, Agents, list_agents, ListAgentsRequest -> ListAgentsResponse;
     /// What the processes of the cluster offer.
     find, Registry, find, FindRequest -> FindResponse;
+    /// Keeps new shards from a node.
+    cordon, Cluster, cordon, CordonRequest -> CordonResponse;
+    /// Lets a node have shards again.
+    uncordon, Cluster, uncordon, UncordonRequest -> UncordonResponse;
+    /// Lets a node give everything away and end.
+    drain, Cluster, drain, DrainRequest -> DrainResponse;
     /// Why something is as it is.
     explain, Cluster, explain, ExplainRequest -> ExplainResponse;
 }
@@ -88,7 +102,8 @@ impl Client {
     /// Credentials that are missing or cannot be used; no address, or one that is none.
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let pool = Pool::new(config)?;
-        Ok(Self { pool: Arc::new(pool), timeouts: config.timeouts.clone() })
+        let shown = Arc::new(Mutex::new(Shown::new(SHOWN_MAX)));
+        Ok(Self { pool: Arc::new(pool), timeouts: config.timeouts.clone(), shown })
     }
 
     /// The same client with another deadline for each call.
@@ -116,7 +131,8 @@ impl Client {
     pub async fn get(&self, id: &str) -> Result<v1::Work, Error> {
         let request = v1::GetRequest { id: id.to_owned() };
         let answer = self.call("GetRequest", request, |channel, request| async move {
-            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).get(request).await
+            let mut works = Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            self.shows(id, works.get(request).await?)
         });
         answer.await?.work.ok_or(Error::Answer { what: "work" })
     }
@@ -125,17 +141,34 @@ impl Client {
     pub async fn cancel(&self, id: &str) -> Result<v1::Work, Error> {
         let request = v1::CancelRequest { id: id.to_owned() };
         let answer = self.call("CancelRequest", request, |channel, request| async move {
-            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).cancel(request).await
+            let mut works = Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            self.shows(id, works.cancel(request).await?)
         });
         answer.await?.work.ok_or(Error::Answer { what: "work" })
     }
 
     /// Says what became of a step in doubt; the work as it is then.
     pub async fn signal(&self, request: v1::SignalRequest) -> Result<v1::Work, Error> {
-        let answer = self.call("SignalRequest", request, |channel, request| async move {
-            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).signal(request).await
+        let id = request.id.clone();
+        let answer = self.call("SignalRequest", request, |channel, request| async {
+            let mut works = Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            self.shows(&id, works.signal(request).await?)
         });
         answer.await?.work.ok_or(Error::Answer { what: "work" })
+    }
+
+    /// Gives an answer about a work back, unless a later one was shown before: an API server that was cut off may not
+    /// know what another one has told already. Then it is asked for again, elsewhere.
+    fn shows<A>(&self, work: &str, answer: Response<A>) -> Result<Response<A>, Status> {
+        let position = answer.metadata().get(POSITION).and_then(|text| text.to_str().ok());
+        let position = position.and_then(|text| text.parse::<Position>().ok());
+        let (Some(position), Ok(work)) = (position, work.parse::<WorkId>()) else {
+            return Ok(answer);
+        };
+        match self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(work, position) {
+            true => Ok(answer),
+            false => Err(Status::unavailable("the answer is older than one that was shown before")),
+        }
     }
 
     /// The events of a work after `cursor` (empty: from its beginning) until it ends.

@@ -256,6 +256,7 @@ impl Driver {
                     if let Some(end) = self.hear(heard, &lane).await {
                         return end;
                     }
+                    self.backlog.extend(self.ledger.freed());
                 }
             }
         }
@@ -269,10 +270,10 @@ impl Driver {
                 let begun = self.ledger.submit(tag, request, watch, permit);
                 begun.inspect(|_| self.later.begin(tag, limit))
             }
-            What::Cancel(id) => self.ledger.cancel(tag, id),
-            What::Watch(id, cursor) => self.ledger.watch(tag, id, cursor),
+            What::Cancel(id) => self.ledger.cancel(tag, id).map(Some),
+            What::Watch(id, cursor) => self.ledger.watch(tag, id, cursor).map(Some),
         };
-        let answer = request.map(|request| self.backlog.push_back(request));
+        let answer = request.map(|request| self.backlog.extend(request));
         // A caller that did not wait for the answer has its request all the same.
         let _ = taken.send(answer);
     }

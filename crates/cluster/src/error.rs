@@ -76,7 +76,7 @@ fn reason_text(refusal: &Refusal) -> String {
 }
 
 /// What the caller can do about it. A reason that is not listed is one with which no peer should refuse.
-fn kind_of(refusal: &Refusal) -> ErrorKind {
+pub fn kind_of(refusal: &Refusal) -> ErrorKind {
     const KINDS: [(Reason, ErrorKind); 28] = [
         (Reason::QueueFull, ErrorKind::Exhausted),
         (Reason::NodeFull, ErrorKind::Exhausted),

@@ -36,7 +36,7 @@ use domain::Incarnation;
 use proto::link::Envelope;
 
 pub use config::Config;
-pub use error::{Error, reason_of};
+pub use error::{Error, kind_of, reason_of};
 pub use handle::{Handle, spawn};
 pub use peer::Peer;
 pub use reply::Reply;

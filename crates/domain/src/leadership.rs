@@ -59,9 +59,21 @@ struct Seen {
 
 #[derive(Debug)]
 enum State {
-    Standby { seen: Option<Seen>, looked: Option<Millis> },
-    Taking { expected_term: Term, sent: Millis },
-    Leading { term: Term, raised: Millis, written: Millis },
+    /// `not_before`: a free row is another's to take until then.
+    Standby {
+        seen: Option<Seen>,
+        looked: Option<Millis>,
+        not_before: Millis,
+    },
+    Taking {
+        expected_term: Term,
+        sent: Millis,
+    },
+    Leading {
+        term: Term,
+        raised: Millis,
+        written: Millis,
+    },
     Resigned,
 }
 
@@ -78,7 +90,7 @@ impl Default for Leadership {
 }
 
 impl State {
-    const STANDBY: Self = Self::Standby { seen: None, looked: None };
+    const STANDBY: Self = Self::Standby { seen: None, looked: None, not_before: Millis(0) };
 }
 
 impl Leadership {
@@ -101,9 +113,9 @@ impl Leadership {
     ///
     /// Our own name in it means nothing: an earlier run of ours may have written it.
     pub fn observe(&mut self, row: Option<&LeaderRow>, now: Millis) -> Vec<Action> {
-        let State::Standby { seen, .. } = &mut self.state else { return Vec::new() };
+        let State::Standby { seen, not_before, .. } = &mut self.state else { return Vec::new() };
         let (term, beat) = row.map_or((Term(0), 0), |row| (row.term, row.beat));
-        let is_free = row.is_none_or(|row| row.name.is_none());
+        let is_free = row.is_none_or(|row| row.name.is_none()) && *not_before <= now;
         let known = seen.as_ref().filter(|seen| (seen.term, seen.beat) == (term, beat));
         let silent_ms = known.map_or(0, |seen| now.since(seen.since));
         if is_free {
@@ -187,6 +199,22 @@ impl Leadership {
                 vec![Action::RaiseBeat { term: *term, sent: now }]
             }
             State::Resigned => Vec::new(),
+        }
+    }
+
+    /// Another replica is in a better place to lead: the row is freed for it, and not taken back at once.
+    pub fn step_back(&mut self, now: Millis) -> Vec<Action> {
+        let State::Leading { term, .. } = self.state else { return Vec::new() };
+        let not_before = now.plus(2 * SILENT_MS);
+        self.state = State::Standby { seen: None, looked: Some(now), not_before };
+        vec![Action::Ended(Reason::HearsFewer), Action::Release { term }]
+    }
+
+    /// The leader steps back in favour of this replica: it looks at once instead of when it is due.
+    pub fn invited(&mut self) -> Vec<Action> {
+        match &mut self.state {
+            State::Standby { .. } => vec![Action::Observe],
+            State::Taking { .. } | State::Leading { .. } | State::Resigned => Vec::new(),
         }
     }
 
@@ -309,6 +337,27 @@ mod tests {
         replica.observe(None, Millis(0));
         assert_eq!(replica.taken(Taken::Won, Millis(1_500)), []);
         assert_eq!(replica.leads(Millis(1_500)), None);
+    }
+
+    #[test]
+    fn who_steps_back_leaves_the_row_to_another_for_a_while() {
+        let mut replica = leading();
+        let expected = [Action::Ended(Reason::HearsFewer), Action::Release { term: Term(1) }];
+        assert_eq!(replica.step_back(Millis(1_000)), expected);
+        assert_eq!(replica.observe(Some(&free(1, 3)), Millis(1_600)), []);
+        // Nobody took it: then it is better led from here than from nowhere.
+        assert_eq!(
+            replica.observe(Some(&free(1, 3)), Millis(5_000)),
+            take(1, 3, Reason::LeaderFree)
+        );
+    }
+
+    #[test]
+    fn who_is_invited_looks_at_once() {
+        let mut replica = Leadership::new();
+        replica.tick(Millis(0));
+        assert_eq!(replica.invited(), [Action::Observe]);
+        assert_eq!(leading().invited(), []);
     }
 
     #[test]

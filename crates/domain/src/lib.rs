@@ -4,6 +4,7 @@
 //! a socket, a file, a thread or a source of randomness; every rule can be tested without any of them.
 
 pub mod agent;
+pub mod brake;
 pub mod capability;
 pub mod chain;
 pub mod contest;
@@ -16,6 +17,7 @@ pub mod leadership;
 pub mod membership;
 pub mod ownership;
 pub mod place;
+pub mod position;
 pub mod restart;
 pub mod round;
 pub mod slot;
@@ -31,6 +33,7 @@ pub use chain::{Phase, PhaseKey};
 pub use definition::Definition;
 pub use error::{Error, ErrorKind};
 pub use id::*;
+pub use position::Position;
 pub use slot::{Class, ShardId, Slot};
 pub use step::{Attempt, StepKey, StepKind};
 pub use work::{Reason, WorkState};

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::place::Admission;
 use crate::time::Millis;
 use crate::{CapabilitySet, Epoch, Incarnation, Member, ProcessName, Reason, ShardId};
 
@@ -112,6 +113,7 @@ pub enum Standing {
 pub struct NodeView {
     pub joining: Joining,
     pub standing: Standing,
+    pub admission: Admission,
     pub last_beat: Millis,
     pub beat_number: u64,
     pub held: Vec<Held>,
@@ -136,6 +138,8 @@ pub enum Brake {
 #[derive(Debug, Default)]
 pub struct Membership {
     nodes: BTreeMap<ProcessName, NodeView>,
+    /// Nodes that an operator cordoned, by name: also what joins under it later.
+    cordoned: BTreeSet<ProcessName>,
     /// The latest dead incarnation of each name: it and all before it never come back.
     dead: BTreeMap<ProcessName, Incarnation>,
     /// When nodes fell silent, for the brake; also of those that are dead since.
@@ -177,7 +181,11 @@ impl Membership {
             let old = known.joining.member.clone();
             effects.extend(self.bury(&old, Reason::Replaced));
         }
-        self.nodes.insert(member.name.clone(), NodeView::new(joining, now));
+        let mut node = NodeView::new(joining, now);
+        if self.cordoned.contains(&member.name) {
+            node.admission = Admission::Cordoned;
+        }
+        self.nodes.insert(member.name.clone(), node);
         effects.push(Effect::Alive { member, reason: Reason::Joined });
         Ok(effects)
     }
@@ -237,6 +245,27 @@ impl Membership {
             (Probe::Refused, Some(Standing::Answering) | None)
             | (Probe::Connected | Probe::Failed, _) => Vec::new(),
         }
+    }
+
+    /// An operator keeps new shards from a node, or lets it have them again. False: it is so already, or it is leaving.
+    pub fn cordon(&mut self, name: &ProcessName, is_cordoned: bool) -> bool {
+        let is_news = match is_cordoned {
+            true => self.cordoned.insert(name.clone()),
+            false => self.cordoned.remove(name),
+        };
+        let node = self.nodes.get_mut(name);
+        if let Some(node) = node.filter(|node| node.admission != Admission::Draining) {
+            node.admission = if is_cordoned { Admission::Cordoned } else { Admission::Open };
+        }
+        is_news
+    }
+
+    /// This run of a node is about to leave: it gives everything away. False: it is known already, or not in.
+    pub fn drain(&mut self, member: &Member) -> bool {
+        let node = self.node_mut(member);
+        node.is_some_and(|node| {
+            std::mem::replace(&mut node.admission, Admission::Draining) != Admission::Draining
+        })
     }
 
     /// It said that it leaves.
@@ -299,11 +328,36 @@ impl Membership {
     }
 }
 
+/// Which nodes a replica that does not lead hears: what a leader asks for when most of its own fall silent.
+#[derive(Debug, Default)]
+pub struct Sightings(BTreeMap<ProcessName, Millis>);
+
+impl Sightings {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn heard(&mut self, name: &ProcessName, now: Millis) {
+        self.0.insert(name.clone(), now);
+    }
+
+    pub fn lost(&mut self, name: &ProcessName) {
+        self.0.remove(name);
+    }
+
+    /// How many beat at `now`. Forgets the others.
+    pub fn count(&mut self, now: Millis) -> usize {
+        self.0.retain(|_, heard| now.since(*heard) < SUSPECT_MS);
+        self.0.len()
+    }
+}
+
 impl NodeView {
     fn new(joining: Joining, now: Millis) -> Self {
         Self {
             joining,
             standing: Standing::Answering,
+            admission: Admission::Open,
             last_beat: now,
             beat_number: 0,
             held: Vec::new(),
@@ -463,5 +517,45 @@ mod tests {
         check(&[(0, 10), (1, 20)], 30, Brake::Off);
         check(&[(0, 10), (1, 20), (2, 30)], 40, Brake::On { silent: 3, of: 4 });
         check(&[(0, 10), (1, 20), (2, 3_000)], 3_010, Brake::Off);
+    }
+
+    #[test]
+    fn a_cordon_is_by_name_and_outlasts_the_run() {
+        let mut membership = Membership::new();
+        let admission =
+            |membership: &Membership| membership.nodes().next().map(|node| node.admission).unwrap();
+        assert!(membership.cordon(&member("ann", 1).name, true));
+        assert!(!membership.cordon(&member("ann", 1).name, true), "it is so already");
+        membership.joined(joining(&member("ann", 1)), Millis(0)).unwrap();
+        assert_eq!(admission(&membership), Admission::Cordoned);
+        membership.joined(joining(&member("ann", 2)), Millis(10)).unwrap();
+        assert_eq!(admission(&membership), Admission::Cordoned);
+        assert!(membership.cordon(&member("ann", 1).name, false));
+        assert_eq!(admission(&membership), Admission::Open);
+    }
+
+    #[test]
+    fn a_drain_is_of_one_run() {
+        let mut membership = Membership::new();
+        membership.joined(joining(&member("ann", 1)), Millis(0)).unwrap();
+        assert!(membership.drain(&member("ann", 1)));
+        assert!(!membership.drain(&member("ann", 1)), "it is so already");
+        assert!(!membership.drain(&member("ann", 2)), "it is not in");
+        membership.cordon(&member("ann", 1).name, true);
+        assert_eq!(membership.nodes().next().unwrap().admission, Admission::Draining);
+        membership.cordon(&member("ann", 1).name, false);
+        membership.joined(joining(&member("ann", 2)), Millis(10)).unwrap();
+        assert_eq!(membership.nodes().next().unwrap().admission, Admission::Open);
+    }
+
+    #[test]
+    fn who_was_not_heard_for_three_beats_is_not_counted() {
+        let mut sightings = Sightings::new();
+        sightings.heard(&"ann".parse().unwrap(), Millis(0));
+        sightings.heard(&"bob".parse().unwrap(), Millis(1_000));
+        assert_eq!(sightings.count(Millis(1_499)), 2);
+        assert_eq!(sightings.count(Millis(1_500)), 1);
+        sightings.lost(&"bob".parse().unwrap());
+        assert_eq!(sightings.count(Millis(1_500)), 0);
     }
 }

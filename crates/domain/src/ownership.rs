@@ -1,12 +1,15 @@
 //! Which node owns which shard: what a leader reads, fences and grants, and when.
 //!
 //! The owner row in the shard's own database is the truth, and what is known here a cache of it; so a leader may die
-//! between any two steps, and the next one finds out and goes on. Never acts for a shard whose row it has not read,
-//! never has two fences of a shard in flight, never moves a shard away from a node that lives.
+//! between any two steps, and the next one finds out and goes on. Never acts for a shard whose row it has not read, never
+//! has two fences of a shard in flight, and moves a shard away from a node that lives only to a better place, a few at a
+//! time.
+
+mod moves;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::membership::{Held, Standing};
+use crate::membership::Held;
 use crate::place::{Candidate, Decision, Placement, place};
 use crate::time::Millis;
 use crate::{Epoch, Member, ProcessName, Reason, ShardId, Term};
@@ -59,6 +62,10 @@ pub struct Settings {
     pub settle_ms: u64,
     /// Shards that were never owned are placed as soon as so many nodes are in.
     pub nodes_expected: usize,
+    /// How many shards may be on their way from one live node to another.
+    pub moves_max: usize,
+    /// How long after one move the next may begin.
+    pub move_every_ms: u64,
 }
 
 /// Who owns a shard, as far as is known.
@@ -115,6 +122,11 @@ pub struct Ownership {
     version: u64,
     is_changed: bool,
     outranked: Option<Term>,
+    /// Nothing is fenced: see [`crate::brake`].
+    is_held: bool,
+    /// Some shard may have a better place than the one where it is.
+    may_move: bool,
+    last_move: Option<Millis>,
 }
 
 impl Ownership {
@@ -143,7 +155,15 @@ impl Ownership {
             version: 0,
             is_changed: false,
             outranked: None,
+            is_held: false,
+            may_move: false,
+            last_move: None,
         }
+    }
+
+    /// Fences nothing from now on, or again.
+    pub fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
     }
 
     /// Everybody who is not dead, on every change of that.
@@ -154,6 +174,7 @@ impl Ownership {
         if self.first_join.is_none() && !self.view.is_empty() {
             self.first_join = Some(now);
         }
+        self.may_move = true;
         self.advance(now)
     }
 
@@ -203,6 +224,7 @@ impl Ownership {
             match report.filter(|report| report.epoch == row.epoch) {
                 Some(report) => {
                     self.is_changed |= shard.is_open != report.is_open;
+                    self.may_move |= shard.is_open != report.is_open;
                     shard.is_held = true;
                     shard.is_open = report.is_open;
                 }
@@ -268,6 +290,7 @@ impl Ownership {
             return;
         }
         self.is_changed |= row.member.is_some();
+        self.may_move = true;
         *shard = Shard {
             stage: Stage::Known,
             row: Some(row),
@@ -284,9 +307,12 @@ impl Ownership {
             return vec![Action::Outranked { term }];
         }
         let mut actions = self.read(now);
-        let homeless = self.homeless(now);
-        if !homeless.is_empty() {
-            actions.extend(self.fence(&homeless, now));
+        if !self.is_held {
+            let homeless = self.homeless(now);
+            if !homeless.is_empty() {
+                actions.extend(self.fence(&homeless, now));
+            }
+            actions.extend(self.move_some(now));
         }
         actions.extend(self.grant(now));
         if std::mem::take(&mut self.is_changed) {
@@ -357,7 +383,7 @@ impl Ownership {
 
     fn answers(&self, member: &Member) -> bool {
         let seen = self.view.get(&member.name).filter(|seen| seen.member == *member);
-        seen.is_some_and(|seen| seen.standing == Standing::Answering)
+        seen.is_some_and(Candidate::takes)
     }
 
     fn grant(&mut self, now: Millis) -> Vec<Action> {

@@ -19,6 +19,36 @@ pub struct Candidate {
     pub capacity: u32,
     /// A suspect keeps what it has and gets nothing new.
     pub standing: Standing,
+    pub admission: Admission,
+}
+
+/// Whether an operator lets a node have shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    #[default]
+    Open,
+    /// It keeps what it has and gets nothing new, until it is uncordoned.
+    Cordoned,
+    /// It is about to leave: everything that it has goes elsewhere.
+    Draining,
+}
+
+impl Admission {
+    /// As it is stored; the usual one is nothing.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl Candidate {
+    /// Whether it may get something new.
+    pub fn takes(&self) -> bool {
+        self.standing == Standing::Answering && self.admission == Admission::Open
+    }
 }
 
 /// Why a shard goes where it goes.
@@ -46,6 +76,10 @@ pub enum Verdict {
     ZoneFull,
     /// It is suspected: nothing new for it.
     Suspect,
+    /// It is cordoned: nothing new for it.
+    Cordoned,
+    /// It is about to leave.
+    Draining,
 }
 
 /// One node's rank for one shard.
@@ -156,11 +190,11 @@ impl<'a> Node<'a> {
 
 /// Sets every node's bound, its share rounded up, and gives the zones with theirs.
 ///
-/// Shares are of the nodes that answer: rounded up they add up to at least all shards, so that there is always a node
-/// with room while one answers.
+/// Shares are of the nodes that may get something: rounded up they add up to at least all shards, so that there is always
+/// a node with room while there is one.
 fn bound<'a>(nodes: &mut [Node<'a>], shards: usize) -> Zones<'a> {
-    let answering = nodes.iter().filter(|node| node.candidate.standing == Standing::Answering);
-    let total: u64 = answering.map(|node| u64::from(node.candidate.capacity)).sum();
+    let takers = nodes.iter().filter(|node| node.candidate.takes());
+    let total: u64 = takers.map(|node| u64::from(node.candidate.capacity)).sum();
     let share = |capacity: u64| {
         let share = (shards as u64 * capacity).div_ceil(total.max(1));
         u32::try_from(share).unwrap_or(u32::MAX)
@@ -168,7 +202,11 @@ fn bound<'a>(nodes: &mut [Node<'a>], shards: usize) -> Zones<'a> {
     let mut zones = Zones::new();
     for node in nodes {
         let capacity = u64::from(node.candidate.capacity);
-        node.load_max = share(capacity);
+        node.load_max = match node.candidate.admission {
+            Admission::Open => share(capacity),
+            Admission::Cordoned => u32::MAX,
+            Admission::Draining => 0,
+        };
         zones.entry(node.candidate.zone.as_str()).or_default().capacity += capacity;
     }
     for zone in zones.values_mut() {
@@ -243,8 +281,11 @@ fn choose<'a>(shard: ShardId, nodes: &mut [Node<'a>], zones: &mut Zones<'a>) -> 
 impl Node<'_> {
     /// What speaks against this node, if it is not simply outranked.
     fn verdict(&self, zones: &Zones<'_>) -> Verdict {
-        if self.candidate.standing == Standing::Suspect {
-            return Verdict::Suspect;
+        match (self.candidate.standing, self.candidate.admission) {
+            (Standing::Suspect, _) => return Verdict::Suspect,
+            (Standing::Answering, Admission::Cordoned) => return Verdict::Cordoned,
+            (Standing::Answering, Admission::Draining) => return Verdict::Draining,
+            (Standing::Answering, Admission::Open) => {}
         }
         if !self.has_room() {
             return Verdict::Full;
@@ -271,7 +312,8 @@ mod tests {
     fn candidate(name: usize, zone: usize, capacity: u32) -> Candidate {
         let name = format!("node-{name}").parse().unwrap();
         let member = Member { name, incarnation: Incarnation(1) };
-        Candidate { member, zone: format!("z{zone}"), capacity, standing: Standing::Answering }
+        let (standing, admission) = (Standing::Answering, Admission::Open);
+        Candidate { member, zone: format!("z{zone}"), capacity, standing, admission }
     }
 
     fn shards(count: u32) -> Vec<ShardId> {

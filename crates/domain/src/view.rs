@@ -42,6 +42,8 @@ pub struct MemberInfo {
     pub incarnation: Incarnation,
     /// host:port of its cluster listener.
     pub address: String,
+    /// host:port of its heartbeat listener, if it has one.
+    pub beat: String,
     pub offers: Arc<[Offer]>,
 }
 
@@ -160,6 +162,18 @@ impl View {
         self.members.get(&member.name).is_some_and(|info| info.incarnation == member.incarnation)
     }
 
+    /// What this view says to a run that joined with the view `joined_at`.
+    pub fn word_to(&self, member: &Member, joined_at: Version) -> Word {
+        if self.version < joined_at {
+            return Word::Nothing;
+        }
+        match (self.is_live(member), joined_at.term < self.version.term) {
+            (false, _) => Word::Dead,
+            (true, true) => Word::JoinAgain,
+            (true, false) => Word::Nothing,
+        }
+    }
+
     /// Every live offer that meets `query`, by process name.
     pub fn offers<'a>(
         &'a self,
@@ -172,6 +186,17 @@ impl View {
                 .map(move |offer| (name, offer))
         })
     }
+}
+
+/// What a view says to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// All is as it was, or the view is older than what is known.
+    Nothing,
+    /// Another leadership began: it awaits everybody, and counts as dead who does not come.
+    JoinAgain,
+    /// It was declared dead.
+    Dead,
 }
 
 #[cfg(test)]
@@ -188,7 +213,8 @@ mod tests {
 
     fn info(incarnation: u64) -> MemberInfo {
         let incarnation = Incarnation(incarnation);
-        MemberInfo { role: Role::Node, incarnation, address: "host:1".into(), offers: [].into() }
+        let (role, offers) = (Role::Node, [].into());
+        MemberInfo { role, incarnation, address: "host:1".into(), beat: String::new(), offers }
     }
 
     #[test]
@@ -207,6 +233,27 @@ mod tests {
         assert_eq!((delta.shards.len(), delta.members.len(), delta.gone.len()), (1, 1, 1));
         assert_eq!(View::apply(&mut held, delta), Applied::Changed);
         assert_eq!(held, Some(second));
+    }
+
+    #[test]
+    fn a_member_of_an_earlier_term_is_asked_to_join_again_unless_it_is_dead() {
+        let node = |incarnation| Member {
+            name: "node-1".parse().unwrap(),
+            incarnation: Incarnation(incarnation),
+        };
+        let mut view = view(5);
+        view.version = version(2, 5);
+        view.members.insert(node(1).name, info(1));
+        let check = |incarnation, joined_at, word| {
+            assert_eq!(view.word_to(&node(incarnation), joined_at), word);
+        };
+        check(1, version(1, 9), Word::JoinAgain);
+        check(1, version(2, 5), Word::Nothing);
+        check(1, version(2, 6), Word::Nothing);
+        check(2, version(1, 9), Word::Dead);
+        check(2, version(2, 5), Word::Dead);
+        check(2, version(2, 6), Word::Nothing);
+        check(2, version(3, 1), Word::Nothing);
     }
 
     #[test]

@@ -191,6 +191,12 @@ reasons! {
     Replaced = 67 "replaced",
     /// Alive again before the verdict.
     BeatsAgain = 68 "beats_again",
+    /// Draining: an operator asked for it, or the process was told to end.
+    DrainRequested = 69 "drain_requested",
+    /// It gets no new shards: an operator asked for it.
+    Cordoned = 70 "cordoned",
+    /// It gets shards again.
+    Uncordoned = 71 "uncordoned",
 
     // Shards.
     /// Granted for the first time.
@@ -205,6 +211,10 @@ reasons! {
     StoreRolledBack = 84 "store_rolled_back",
     /// No live node may have it.
     NoTarget = 85 "no_target",
+    /// Moved to a node that has fewer than its share.
+    Rebalanced = 86 "rebalanced",
+    /// Moved because its node is about to leave.
+    OwnerDraining = 87 "owner_draining",
 
     // Agents.
     Activated = 100 "activated",
@@ -220,6 +230,8 @@ reasons! {
     LeaderSilent = 121 "leader_silent",
     /// It could not write its beat for 1.5 seconds.
     BeatUnwritten = 122 "beat_unwritten",
+    /// Handed over to a replica that hears more nodes.
+    HearsFewer = 123 "hears_fewer",
 }
 
 impl Reason {

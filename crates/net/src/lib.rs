@@ -2,9 +2,10 @@
 //!
 //! Every connection between two processes begins here: TLS 1.3, both sides verified, the identity of the peer checked,
 //! before either side sees a byte. [`Listener`] lets peers in, [`Dialer`] reaches them, [`pki`] makes the certificates.
+//! [`WebDialer`] reaches servers that are no processes of the cluster, such as a database on the web.
 //!
 //! Never decides what a peer may do beyond its role, never speaks a protocol of its own above TLS but for one byte of
-//! greeting, and has no mode without verification. No other crate builds a TLS configuration.
+//! greeting, and has no mode without verification between processes. No other crate builds a TLS configuration.
 
 mod dialer;
 mod error;
@@ -14,6 +15,7 @@ mod refusal;
 mod sealed;
 mod spiffe;
 mod tls;
+mod web;
 
 pub mod grpc;
 pub mod pki;
@@ -31,6 +33,7 @@ pub use refusal::Refusal;
 pub use sealed::sealed;
 pub use spiffe::SpiffeId;
 pub use tls::install_crypto_provider;
+pub use web::{Stream, WebDialer, WebStream};
 
 /// What is spoken over a connection. Each has its own port and its own ALPN name, so that a peer at the wrong port
 /// is told so.

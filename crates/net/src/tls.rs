@@ -16,7 +16,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
-    ServerConfig, SignatureScheme,
+    RootCertStore, ServerConfig, SignatureScheme,
 };
 
 use crate::refusal::Refusal;
@@ -85,6 +85,17 @@ pub(crate) fn client_config(identity: &Identity, protocol: Protocol) -> ClientCo
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified())));
     config.alpn_protocols = vec![protocol.alpn().to_vec()];
     config.resumption = Resumption::disabled();
+    config
+}
+
+/// For servers that are no processes of ours: known by their DNS names and a CA of the web.
+pub(crate) fn web_client_config(roots: RootCertStore) -> ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider offers TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
 

@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cluster::Peer;
 use domain::leadership::{Action, LeaderRow, Leadership, Taken};
 use domain::time::Millis;
-use domain::{Epoch, ProcessName, Reason, ShardId, Term};
+use domain::{Epoch, ProcessName, Reason, Role, ShardId, Term};
 use proto::kind;
-use proto::link::{Held, JoinRequest};
+use proto::link::{Held, JoinRequest, JoinResponse, SightAnswer, StandbyRequest};
 use proto::v1;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,12 +20,13 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::journal::{Journal, Transition};
-use crate::leader::{Hands, Leader, Outcome, Query, load, read_held};
+use crate::leader::{Admit, Hands, Leader, Outcome, Query, load, read_held};
 use crate::links::{Request, malformed, overloaded, refusal};
 use crate::metrics;
 use crate::read::{read_beat, read_message, why_dropped};
-use crate::shared::{Shared, Status, envelope};
-use crate::steps;
+use crate::shared::{Shared, Status, encoded, envelope};
+use crate::standby::{Standby, control_peer};
+use crate::{Error, steps};
 
 pub(crate) type Inbox = ActorRef<Message>;
 
@@ -37,8 +39,11 @@ pub(crate) enum Message {
     /// Send out the view, if it changed.
     Publish,
     Request(Request, OwnedSemaphorePermit),
-    /// The link to a node is up.
-    Linked(ProcessName),
+    /// The link to a peer is up, or that to another control replica is gone.
+    Linked(Peer),
+    Unlinked(Peer),
+    /// The leader of this term took note of us.
+    Announced(ProcessName, Term, Box<JoinResponse>),
     Pulse(Pulse, OwnedSemaphorePermit),
     /// What a look at the leader row gave; none: the store does not answer.
     Observed(Option<steps::Observed>),
@@ -53,6 +58,8 @@ pub(crate) enum Message {
     Shards(RpcReplyPort<Vec<v1::Shard>>),
     Find(Query, RpcReplyPort<Vec<v1::Capability>>),
     Placement(ShardId, RpcReplyPort<Vec<String>>),
+    /// Who wants what of which node.
+    Admit(String, ProcessName, Admit, RpcReplyPort<Result<v1::Node, Error>>),
     Shutdown(RpcReplyPort<()>),
 }
 
@@ -89,11 +96,14 @@ pub(crate) struct State {
     inbox: Inbox,
     leadership: Leadership,
     part: Part,
+    standby: Standby,
     /// Why we take the leadership, while we do.
     taking: Option<Reason>,
     is_looking: bool,
     is_publish_due: bool,
     waiting: VecDeque<(Request, OwnedSemaphorePermit)>,
+    /// In whose favour we step back.
+    successor: Option<ProcessName>,
     /// Who waits for our end, and what has to be written before.
     shutdown: Option<RpcReplyPort<()>>,
     closing: Option<Journal>,
@@ -125,10 +135,12 @@ impl Actor for Scheduler {
             inbox: myself,
             leadership: Leadership::new(),
             part: Part::Standby,
+            standby: Standby::default(),
             taking: None,
             is_looking: false,
             is_publish_due: false,
             waiting: VecDeque::new(),
+            successor: None,
             shutdown: None,
             closing: None,
             is_over: false,
@@ -148,7 +160,9 @@ impl Actor for Scheduler {
             Message::Tick => state.tick(now),
             Message::Publish => state.publish(),
             Message::Request(request, room) => state.request(request, room, now),
-            Message::Linked(name) => state.linked(&name),
+            Message::Linked(peer) => state.linked(&peer),
+            Message::Unlinked(peer) => state.unlinked(&peer),
+            Message::Announced(leader, term, welcome) => state.announced(leader, term, *welcome),
             Message::Pulse(pulse, _room) => state.pulse(pulse),
             Message::Observed(observed) => state.observed(observed, now),
             Message::Taken(taken) => state.taken(taken, now),
@@ -172,9 +186,14 @@ impl Actor for Scheduler {
                 _ = reply
                     .send(state.leader().map(|leader| leader.placement(shard)).unwrap_or_default());
             }
+            Message::Admit(actor, node, admit, reply) => {
+                let done = state.leader_mut().map(|leader| leader.admit(actor, &node, admit, now));
+                let nobody = || Error::NotLeader { leader: String::new() };
+                _ = reply.send(done.unwrap_or_else(|| Err(nobody())));
+            }
             Message::Shutdown(reply) => state.shut_down(reply),
         }
-        state.follow_up();
+        state.follow_up(now);
         Ok(())
     }
 }
@@ -213,8 +232,10 @@ impl State {
     fn tick(&mut self, now: Millis) {
         let actions = self.leadership.tick(now);
         self.carry(actions);
-        if let Some(leader) = self.leader_mut() {
-            leader.tick(now);
+        match &mut self.part {
+            Part::Leading(leader) => leader.tick(now),
+            Part::Standby => self.standby.tick(&self.shared, &self.inbox, now),
+            Part::Loading(_) => {}
         }
         self.waiting.retain(|(request, _)| {
             request.deadline.is_none_or(|deadline| Instant::now() < deadline)
@@ -222,7 +243,12 @@ impl State {
     }
 
     /// What may follow from any message.
-    fn follow_up(&mut self) {
+    fn follow_up(&mut self, now: Millis) {
+        if let Some(successor) = self.leader().and_then(Leader::successor).cloned() {
+            self.successor = Some(successor);
+            let actions = self.leadership.step_back(now);
+            self.carry(actions);
+        }
         if self.leader().is_some_and(|leader| leader.outranked().is_some()) {
             let actions = self.leadership.deposed();
             self.carry(actions);
@@ -347,7 +373,19 @@ impl State {
             status.leads = false;
             status.leader.clear();
         });
-        if reason == Reason::ShuttingDown {
+        self.standby.resume(self.shared.view());
+        if reason == Reason::HearsFewer {
+            journal.transition(Transition {
+                subject: format!("leader/{}", self.shared.me.name),
+                from: "leader",
+                to: "standby",
+                reason,
+                cause: String::new(),
+                epoch: Epoch(0),
+                node: String::new(),
+            });
+        }
+        if [Reason::ShuttingDown, Reason::HearsFewer].contains(&reason) {
             self.closing = Some(journal);
         } else {
             journal.abandon();
@@ -397,12 +435,20 @@ impl State {
     fn release(&mut self, term: Term) {
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         let (journal, reply) = (self.closing.take(), self.shutdown.take());
+        let (successor, ends) = (self.successor.take(), self.is_over || reply.is_some());
         tokio::spawn(async move {
-            steps::release(shared, term, journal).await;
+            steps::release(shared.clone(), term, journal).await;
+            if let Some(successor) = successor {
+                let invitation = envelope(kind::TAKE_OVER, &());
+                // Without it the successor looks half a second later.
+                _ = shared.links.cast(&control_peer(&successor), invitation);
+            }
             if let Some(reply) = reply {
                 _ = reply.send(());
             }
-            inbox.stop(None);
+            if ends {
+                inbox.stop(None);
+            }
         });
     }
 
@@ -437,7 +483,46 @@ impl State {
     // What other processes say.
 
     fn request(&mut self, request: Request, room: OwnedSemaphorePermit, now: Millis) {
-        let Some(leader) = self.leader_mut() else { return self.redirect(request, room) };
+        if let Some(request) = self.request_of_replica(request, now)
+            && let Some(request) = self.request_of_leader(request, now)
+        {
+            self.redirect(request, room);
+        }
+    }
+
+    /// What one control replica wants of another, whichever of them leads. Gives back what is not of that kind.
+    fn request_of_replica(&mut self, request: Request, now: Millis) -> Option<Request> {
+        if request.from.role != Role::Control {
+            return Some(request);
+        }
+        match request.envelope.kind {
+            kind::SIGHT => {
+                let heard = match self.leader() {
+                    Some(leader) => leader.answering(),
+                    None => self.standby.sightings.count(now),
+                };
+                let nodes = u32::try_from(heard).unwrap_or(u32::MAX);
+                request.answer(Ok(encoded(&SightAnswer { nodes })));
+            }
+            kind::TAKE_OVER => {
+                let actions = self.leadership.invited();
+                self.carry(actions);
+                request.answer(Ok(bytes::Bytes::new()));
+            }
+            kind::VIEW => {
+                if matches!(self.part, Part::Standby) {
+                    let payload = request.envelope.payload.clone();
+                    self.standby.view_message(&self.shared, &request.from, payload);
+                }
+            }
+            _ => return Some(request),
+        }
+        None
+    }
+
+    /// What any process wants of the leader. Gives it back where we do not lead.
+    fn request_of_leader(&mut self, request: Request, now: Millis) -> Option<Request> {
+        let Some(leader) = self.leader_mut() else { return Some(request) };
         let (from, payload) = (&request.from, request.envelope.payload.clone());
         let answer = match request.envelope.kind {
             kind::JOIN => {
@@ -460,9 +545,14 @@ impl State {
             }),
             kind::HELD => read_message(payload)
                 .and_then(|held: Held| leader.opened(from, read_held(held), now)),
+            kind::DRAIN => read_message(payload)
+                .and_then(|join: JoinRequest| leader.drain_asked(from, join, now)),
+            kind::STANDBY => read_message(payload)
+                .and_then(|standby: StandbyRequest| leader.standby(from, standby)),
             other => Err(malformed(format!("kind {other} is not for the leader"))),
         };
         self.answer(request, answer);
+        None
     }
 
     fn answer(&self, request: Request, answer: Result<bytes::Bytes, proto::link::Refusal>) {
@@ -494,18 +584,34 @@ impl State {
         self.waiting.push_back((request, room));
     }
 
-    fn linked(&mut self, name: &ProcessName) {
+    fn linked(&mut self, peer: &Peer) {
         if let Some(leader) = self.leader_mut() {
-            leader.linked(name);
+            leader.linked(peer);
+        }
+    }
+
+    fn unlinked(&mut self, peer: &Peer) {
+        self.standby.unlinked(&peer.name);
+        if let Some(leader) = self.leader_mut() {
+            leader.unlinked(&peer.name);
+        }
+    }
+
+    fn announced(&mut self, leader: ProcessName, term: Term, welcome: JoinResponse) {
+        if matches!(self.part, Part::Standby) {
+            self.standby.announced(&self.shared, leader, term, welcome);
         }
     }
 
     fn pulse(&mut self, pulse: Pulse) {
         let at = self.shared.clock.at(pulse.at);
-        let Some(leader) = self.leader_mut() else { return };
-        match pulse.beat {
-            Some(beat) => leader.beat(read_beat(pulse.from, beat), at),
-            None => leader.session_lost(&pulse.from, at),
+        match (&mut self.part, pulse.beat) {
+            (Part::Leading(leader), Some(beat)) => leader.beat(read_beat(pulse.from, beat), at),
+            (Part::Leading(leader), None) => leader.session_lost(&pulse.from, at),
+            (Part::Standby | Part::Loading(_), Some(_)) => {
+                self.standby.sightings.heard(&pulse.from, at);
+            }
+            (Part::Standby | Part::Loading(_), None) => self.standby.sightings.lost(&pulse.from),
         }
     }
 }

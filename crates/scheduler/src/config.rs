@@ -10,6 +10,10 @@ pub struct Config {
     pub nodes_expected: u32,
     /// How long a new leader waits for owners that have not joined it yet, milliseconds.
     pub settle_ms: u64,
+    /// Shards that may be on their way from one live node to another at once.
+    pub moves_max: usize,
+    /// How long after one such move the next may begin, milliseconds.
+    pub move_every_ms: u64,
     /// How often time passes for the machines, milliseconds; at most 100.
     pub tick_ms: u64,
     /// How long a TCP connect to a suspect may take, milliseconds.
@@ -32,6 +36,8 @@ impl Default for Config {
             shards: 64,
             nodes_expected: 1,
             settle_ms: 2_000,
+            moves_max: 4,
+            move_every_ms: 20,
             tick_ms: 50,
             probe_timeout_ms: 300,
             grant_timeout_ms: 500,
@@ -59,6 +65,7 @@ impl Config {
         let counts = [
             ("journal_rows_max", self.journal_rows_max),
             ("messages_max", self.messages_max),
+            ("moves_max", self.moves_max),
             ("store_calls_max", self.store_calls_max),
         ];
         for (field, count) in counts {

@@ -9,8 +9,8 @@ use domain::{Definition, DefinitionHash, DefinitionName, Tenant};
 use prost::Message as _;
 use proto::link::read_control::Read;
 use proto::link::{
-    DefinitionRequest, DefinitionResponse, Envelope, PutDefinition, ReadDefinitions, Refusal,
-    control_write::Write,
+    DefinitionRequest, DefinitionResponse, Envelope, PutAudit, PutDefinition, ReadDefinitions,
+    Refusal, control_write::Write,
 };
 use store::ControlOutcome;
 
@@ -73,12 +73,14 @@ impl Bodies {
 }
 
 impl Handle {
-    /// Makes `definition` the current one of its name. The same content again changes nothing.
+    /// Makes `definition` the current one of its name, and notes that `actor` did. The same content again changes
+    /// nothing.
     ///
     /// # Errors
     /// Its name is a built-in one's; this replica does not lead; the store does not answer.
     pub async fn apply_definition(
         &self,
+        actor: String,
         tenant: Tenant,
         definition: Definition,
     ) -> Result<PutDefinition, Error> {
@@ -97,18 +99,38 @@ impl Handle {
             body,
             create_ms: wall_ms(),
         };
-        self.write_definition(put.clone()).await?;
+        let put = match self.shared.status().leads {
+            true => self.put_definition(&actor, put).await?,
+            false => self.apply_at_leader(&actor, &put).await?,
+        };
         self.shared.bodies.keep(hash, put.body.clone());
         Ok(put)
     }
 
-    async fn write_definition(&self, put: PutDefinition) -> Result<(), Error> {
+    /// Writes a definition that was checked, as the leader.
+    pub(crate) async fn put_definition(
+        &self,
+        actor: &str,
+        put: PutDefinition,
+    ) -> Result<PutDefinition, Error> {
+        self.write_definition(actor.to_owned(), put.clone()).await?;
+        Ok(put)
+    }
+
+    async fn write_definition(&self, actor: String, put: PutDefinition) -> Result<(), Error> {
         let status = self.shared.status();
         if !status.leads {
             return Err(Error::NotLeader { leader: status.leader });
         }
-        let written =
-            self.shared.write(status.term, vec![row(Write::Definition(put))], WRITE_MS).await;
+        let audit = PutAudit {
+            at_ms: put.create_ms,
+            actor,
+            action: "ApplyDefinition".to_owned(),
+            subject: format!("definition/{}/{}", put.tenant, put.name),
+            term: status.term.0,
+        };
+        let writes = vec![row(Write::Definition(put)), row(Write::Audit(audit))];
+        let written = self.shared.write(status.term, writes, WRITE_MS).await;
         match written.map_err(Error::store("write the definition"))? {
             ControlOutcome::Done(_) => Ok(()),
             ControlOutcome::NotLeader(leader) => {

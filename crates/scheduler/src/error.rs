@@ -17,6 +17,11 @@ pub enum Error {
     UnknownKind { kind: String },
     #[error("{subject} is not known: nothing is stored of it")]
     UnknownSubject { subject: String },
+    #[error("node {node} is {state}: only a node that runs can drain")]
+    NotRunning { node: String, state: String },
+    /// The leader, asked over its link, said no.
+    #[error("{}", .0.message)]
+    Refused(Box<proto::link::Refusal>),
     #[error("scheduler does not answer; try again")]
     Silent,
     #[error("cannot {action}")]
@@ -39,7 +44,8 @@ impl Error {
             Self::Config { .. } | Self::UnknownKind { .. } => ErrorKind::Invalid,
             Self::Start(_) => ErrorKind::Internal,
             Self::NotLeader { .. } | Self::Silent => ErrorKind::Unavailable,
-            Self::BuiltIn { .. } => ErrorKind::Conflict,
+            Self::BuiltIn { .. } | Self::NotRunning { .. } => ErrorKind::Conflict,
+            Self::Refused(refusal) => cluster::kind_of(refusal),
             Self::UnknownSubject { .. } => ErrorKind::NotFound,
             Self::Store { source, .. } => source.kind(),
             Self::Value(error) => error.kind(),
@@ -57,7 +63,9 @@ impl From<Error> for Failure {
             Error::Config { .. }
             | Error::BuiltIn { .. }
             | Error::UnknownKind { .. }
+            | Error::NotRunning { .. }
             | Error::Value(_) => Reason::Malformed,
+            Error::Refused(refusal) => cluster::reason_of(refusal).unwrap_or(Reason::Overloaded),
             Error::Start(_) | Error::Silent => Reason::Overloaded,
             Error::NotLeader { .. } => Reason::Moved,
             Error::UnknownSubject { .. } => Reason::NotFound,
@@ -72,6 +80,8 @@ impl From<Error> for Failure {
             | Error::BuiltIn { .. }
             | Error::UnknownKind { .. }
             | Error::UnknownSubject { .. }
+            | Error::NotRunning { .. }
+            | Error::Refused(_)
             | Error::Silent
             | Error::Value(_) => error.to_string(),
         };

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::error;
 
 use crate::actor::{Inbox, Message, Pulse, Scheduler};
-use crate::leader::{Query, api_node};
+use crate::leader::api_node;
 use crate::links::{Links, Request, Respond, malformed, overloaded};
 use crate::shared::{Shared, within};
 use crate::{Config, Error, definitions, metrics};
@@ -39,8 +39,8 @@ pub struct Args {
     /// What the store is called in the config of all processes: grants name it.
     pub store_name: String,
     pub cluster: cluster::Handle,
-    /// `host:port` of our heartbeat listener, and those of other control replicas.
-    pub beats: Vec<String>,
+    /// `host:port` of our heartbeat listener, as nodes are told.
+    pub beat: String,
 }
 
 /// Starts a scheduler. It stands by until it may lead, which is at once where nobody leads.
@@ -48,8 +48,8 @@ pub struct Args {
 /// # Errors
 /// The config has a number out of its range.
 pub async fn spawn(args: Args) -> Result<Handle, Error> {
-    let Args { config, me, store, store_name, cluster, beats } = args;
-    start(Parts { config, me, store, store_name, links: Arc::new(cluster), beats }).await
+    let Args { config, me, store, store_name, cluster, beat } = args;
+    start(Parts { config, me, store, store_name, links: Arc::new(cluster), beat }).await
 }
 
 pub(crate) struct Parts {
@@ -58,7 +58,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) store_name: String,
     pub(crate) links: Arc<dyn Links>,
-    pub(crate) beats: Vec<String>,
+    pub(crate) beat: String,
 }
 
 pub(crate) async fn start(parts: Parts) -> Result<Handle, Error> {
@@ -103,8 +103,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A message of another process: [`kind::JOIN`], [`kind::LEAVE`], [`kind::VIEW_WANTED`], [`kind::DROPPED`], [`kind::HELD`] or
-    /// [`kind::DEFINITION`]; any other is refused. Never blocks.
+    /// A message of another process that is for the scheduler; any other is refused. Never blocks.
     pub fn incoming(&self, incoming: Incoming) {
         let Incoming { from, envelope, deadline, reply } = incoming;
         let respond = reply.map(|reply| -> Respond {
@@ -122,7 +121,16 @@ impl Handle {
             return request.refuse(overloaded());
         };
         match request.envelope.kind {
-            kind::JOIN | kind::LEAVE | kind::VIEW_WANTED | kind::DROPPED => {
+            kind::JOIN
+            | kind::LEAVE
+            | kind::DRAIN
+            | kind::VIEW
+            | kind::VIEW_WANTED
+            | kind::DROPPED
+            | kind::HELD
+            | kind::STANDBY
+            | kind::SIGHT
+            | kind::TAKE_OVER => {
                 // Dropped with a stopped actor, it is answered by its link.
                 _ = self.inbox.cast(Message::Request(request, room));
             }
@@ -131,6 +139,13 @@ impl Handle {
                 tokio::spawn(async move {
                     let answer = definitions::body_for_node(&shared, &request.envelope).await;
                     request.answer(answer);
+                    drop(room);
+                });
+            }
+            kind::ASK_NODES..=kind::ASK_DRAIN if request.from.role == Role::Control => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    this.answer_replica(request).await;
                     drop(room);
                 });
             }
@@ -143,14 +158,16 @@ impl Handle {
     /// A link came up or went down.
     pub fn link(&self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { peer: Peer { role: Role::Node, name }, incarnation } => {
-                self.shared.set_linked(name.clone(), Some(incarnation));
-                _ = self.inbox.cast(Message::Linked(name));
+            LinkEvent::Up { peer, incarnation } => {
+                if peer.role == Role::Node {
+                    self.shared.set_linked(peer.name.clone(), Some(incarnation));
+                }
+                _ = self.inbox.cast(Message::Linked(peer));
             }
             LinkEvent::Down { peer: Peer { role: Role::Node, name } } => {
                 self.shared.set_linked(name, None);
             }
-            LinkEvent::Up { .. } | LinkEvent::Down { .. } => {}
+            LinkEvent::Down { peer } => _ = self.inbox.cast(Message::Unlinked(peer)),
         }
     }
 
@@ -203,28 +220,13 @@ impl Handle {
         self.shared.status.borrow().cluster_id.clone()
     }
 
-    /// Every node that is known, the dead ones too. From the store where this replica does not lead; if that does not
-    /// answer, as this replica last led them.
-    pub async fn nodes(&self) -> Vec<v1::Node> {
-        if self.is_leading() {
-            return self.ask(Message::Nodes).await.unwrap_or_default();
-        }
+    /// The nodes as the store has them; if that does not answer, as this replica last led them.
+    pub(crate) async fn stored_nodes(&self) -> Vec<v1::Node> {
         let answer = self.shared.read(Read::Nodes(ReadNodes {})).await;
         match answer {
             Ok(answer) => answer.nodes.iter().map(|row| api_node(row, None, Vec::new())).collect(),
             Err(_) => self.ask(Message::Nodes).await.unwrap_or_default(),
         }
-    }
-
-    /// Every shard. Where this replica does not lead, as it last led them while no other leader is known; otherwise
-    /// none.
-    pub async fn shards(&self) -> Vec<v1::Shard> {
-        self.ask(Message::Shards).await.unwrap_or_default()
-    }
-
-    /// The live offers that meet `query`; none where this replica does not lead.
-    pub async fn find(&self, query: Query) -> Vec<v1::Capability> {
-        self.ask(|reply| Message::Find(query, reply)).await.unwrap_or_default()
     }
 
     /// What is stored of a node, shard or leader, oldest first; and of a shard how its place is chosen now.
@@ -241,8 +243,7 @@ impl Handle {
             "node" | "leader" => drop(id.parse::<ProcessName>()?),
             "shard" => {
                 let shard: ShardId = id.parse()?;
-                let answer = self.ask(|reply| Message::Placement(shard, reply)).await;
-                placement = answer.unwrap_or_default();
+                placement = self.placement(shard).await;
             }
             _ => return Err(Error::UnknownKind { kind: kind.chars().take(80).collect() }),
         }
@@ -278,6 +279,7 @@ impl Handle {
         let answer = self.shared.store.check("control");
         let answer = within(CHECK_MS, "a check of the control database", answer).await?;
         let durability = match answer.synchronous {
+            _ if answer.trusted => "trusted".to_owned(),
             2 | 3 => "full".to_owned(),
             other => format!("synchronous={other}"),
         };
@@ -296,7 +298,7 @@ impl Handle {
         _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(RpcReplyPort<T>) -> Message,
     ) -> Result<T, Error> {

@@ -68,7 +68,7 @@ impl Journal {
         }));
     }
 
-    fn put(&self, write: Write) {
+    pub(crate) fn put(&self, write: Write) {
         if self.queue.try_send(row(write)).is_err() {
             lost(1, "too many wait for the store");
         }

@@ -6,6 +6,7 @@
 //! replaced still tries, the store refuses. Never reads or writes an agent's journal, and never hosts an agent.
 
 mod actor;
+mod asks;
 mod clock;
 mod config;
 mod definitions;
@@ -17,6 +18,7 @@ mod links;
 mod metrics;
 mod read;
 mod shared;
+mod standby;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -24,4 +26,4 @@ mod tests;
 pub use config::Config;
 pub use error::Error;
 pub use handle::{Args, Handle, StoreCheck, spawn};
-pub use leader::Query;
+pub use leader::{Admit, Query};

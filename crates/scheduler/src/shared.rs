@@ -41,7 +41,8 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) store_name: String,
     pub(crate) links: Arc<dyn Links>,
-    pub(crate) beats: Vec<String>,
+    /// `host:port` of our heartbeat listener, as nodes are told.
+    pub(crate) beat: String,
     pub(crate) clock: Clock,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) views: watch::Sender<Option<Arc<View>>>,
@@ -63,7 +64,7 @@ impl Shared {
             store: parts.store,
             store_name: parts.store_name,
             links: parts.links,
-            beats: parts.beats,
+            beat: parts.beat,
             clock: Clock::start(),
             status: watch::Sender::default(),
             views: watch::Sender::default(),

@@ -1,10 +1,11 @@
+mod replicas;
 mod world;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cluster::Peer;
-use domain::{Definition, DefinitionHash, Reason, Role, ShardId};
+use cluster::{LinkEvent, Peer};
+use domain::{Definition, DefinitionHash, Incarnation, Member, Reason, Role, ShardId};
 use prost::Message as _;
 use proto::kind;
 use proto::link::read_control::Read;
@@ -230,10 +231,8 @@ async fn a_standby_takes_over_and_leaves_healthy_owners_alone() {
     .await;
     let refusal = nodes[0].join(&second).await.unwrap_err();
     assert_eq!((refusal.reason, refusal.moved_node.as_str()), (reason(Reason::Moved), "control-1"));
-    let applied = second.apply_definition("acme".parse().unwrap(), support("x")).await;
-    assert!(matches!(applied, Err(Error::NotLeader { .. })));
-
     first.inbox.kill();
+    world.links.controls().remove(&name("control-1"));
     eventually("the standby leads", async || second.is_leading().then_some(())).await;
     assert_eq!((second.leader().0.as_str(), second.leader().1.0), ("control-2", 2));
     assert_eq!(second.cluster_id(), first.cluster_id());
@@ -255,6 +254,64 @@ async fn a_standby_takes_over_and_leaves_healthy_owners_alone() {
     .await;
     assert!(last.cause.starts_with("read by a new leader"), "{}", last.cause);
     second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_new_leader_tells_those_it_awaits_that_its_term_began() {
+    let world = World::new();
+    let first = world.leader("control-1").await;
+    let nodes = world.three_nodes(&first).await;
+    first.inbox.kill();
+    let second = world.leader("control-2").await;
+    eventually("every node has a view of the new term", async || {
+        let term = |node: &Node| node.played.notes().view.as_ref().map(|view| view.version.term.0);
+        nodes.iter().all(|node| term(node) == Some(2)).then_some(())
+    })
+    .await;
+    second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_beats_and_is_no_member_is_told_so() {
+    let world = World::new();
+    let config = Config { shards: 1, nodes_expected: 1, tick_ms: 10, ..Config::default() };
+    let leader = world.scheduler_with("control-1", config).await;
+    let node = world.node("node-1").await;
+    node.join(&leader).await.unwrap();
+    let member = Member { name: node.name.clone(), incarnation: Incarnation(1) };
+    let is_live = || node.played.notes().view.as_ref().is_some_and(|view| view.is_live(&member));
+    eventually("it is declared dead", async || {
+        (state_of(&leader, "node-1").await?.0 == "dead").then_some(())
+    })
+    .await;
+    assert!(is_live(), "it does not know");
+    while_beating(&leader, &[&node], "it knows", async || (!is_live()).then_some(())).await;
+    leader.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_as_a_new_run_over_its_old_link_gets_shards() {
+    let world = World::new();
+    let config = Config { shards: 1, nodes_expected: 1, tick_ms: 10, ..Config::default() };
+    let leader = world.scheduler_with("control-1", config).await;
+    let mut node = world.node("node-1").await;
+    leader.link(LinkEvent::Up { peer: node.peer(), incarnation: Incarnation(1) });
+    node.join(&leader).await.unwrap();
+    eventually("it is declared dead", async || {
+        (state_of(&leader, "node-1").await?.0 == "dead").then_some(())
+    })
+    .await;
+    node.incarnation = 2;
+    node.played.notes().held.clear();
+    node.join(&leader).await.unwrap();
+    while_beating(&leader, &[&node], "the shard is open again", async || {
+        let view = leader.view()?;
+        let place = &view.shards[&ShardId(0)];
+        let owner = place.owner.as_ref()?;
+        (place.open && owner.incarnation == Incarnation(2)).then_some(())
+    })
+    .await;
+    leader.shutdown().await;
 }
 
 #[tokio::test]
@@ -394,7 +451,9 @@ async fn the_same_definition_again_changes_nothing() {
     let world = World::new();
     let leader = world.leader("control-1").await;
     let tenant = || "acme".parse().unwrap();
-    let apply = async |definition| leader.apply_definition(tenant(), definition).await.unwrap();
+    let apply = async |definition| {
+        leader.apply_definition("ann".to_owned(), tenant(), definition).await.unwrap()
+    };
     let first = apply(support("be kind")).await;
     assert_eq!(apply(support("be kind")).await, first);
     let second = apply(support("be brief")).await;
@@ -407,7 +466,10 @@ async fn the_same_definition_again_changes_nothing() {
     assert_eq!(read(Some(hash)).await.unwrap().body, second.body);
     assert_eq!(read(Some(DefinitionHash([9; 32]))).await, None);
 
-    let refused = leader.apply_definition(tenant(), Definition::postchain()).await.unwrap_err();
+    let refused = leader
+        .apply_definition("ann".to_owned(), tenant(), Definition::postchain())
+        .await
+        .unwrap_err();
     assert!(matches!(refused, Error::BuiltIn { .. }), "{refused}");
     let names = async |after, limit| {
         let found = leader.definitions(tenant(), after, limit).await.unwrap();

@@ -48,7 +48,7 @@ pub enum Error {
     #[error("{what}")]
     Invalid { what: String },
     /// Commits would not survive a power cut.
-    #[error("{what} does not flush its commits; a store must run with synchronous=FULL")]
+    #[error("{what}")]
     NotDurable { what: String },
     #[error("cannot {action} {path}")]
     File {
@@ -104,6 +104,11 @@ impl Error {
 
     pub(crate) fn unknown(what: impl Into<String>) -> Self {
         Self::Unknown { what: what.into() }
+    }
+
+    /// What went wrong before a write was sent leaves no doubt about the write.
+    pub(crate) fn before_the_write(self) -> Self {
+        if let Self::Unknown { what } = self { Self::unavailable(what) } else { self }
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {

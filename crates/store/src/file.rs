@@ -13,13 +13,16 @@ use proto::link::{
     ReadHistory, ReadWorks, WorkRow, WorksPage,
 };
 
+use crate::control::read::LeaderOnly;
 use crate::database::Database;
-use crate::engine::{Engine, Lane, Missing, Pending, flush_directory};
-use crate::shard::prune::Step;
-use crate::shard::{prune, read};
+use crate::engine::{Engine, Lane, Missing, Pending, Sql, flush_directory};
+use crate::schema::ClusterOf;
+use crate::shard::prune::{Look, Next, Step};
+use crate::shard::read::{Check, DefinitionByHash, Owner, WorkById};
+use crate::shard::{Bind, foreign, recover, refused};
+use crate::statement::{Outcome, Query};
 use crate::{
-    CommitOutcome, ControlOutcome, EngineConfig, Error, FenceOutcome, Recovery, Store, control,
-    metrics, shard,
+    CommitOutcome, ControlOutcome, EngineConfig, Error, FenceOutcome, Recovery, Store, metrics,
 };
 
 /// Slices of one call of prune: 200,000 rows of the log, or less.
@@ -54,8 +57,15 @@ impl FileStore {
         wanted: Provision,
     ) -> Result<Pending<OwnerRow>, Error> {
         let shard = shard(database)?;
+        let bind = Bind { shard, wanted };
         self.0.write(Database::Shard(shard), Lane::Normal, Missing::Create, move |sql| {
-            shard::provision(sql, shard, &wanted)
+            match sql.write(&bind)? {
+                Outcome::Done(row) => Ok(row),
+                Outcome::Stopped(_) => {
+                    let held = sql.read(&ClusterOf)?;
+                    Err(foreign(sql.name(), held, &bind.wanted))
+                }
+            }
         })
     }
 
@@ -65,7 +75,7 @@ impl FileStore {
         fence: Fence,
     ) -> Result<Pending<FenceOutcome>, Error> {
         let database = Database::Shard(shard(database)?);
-        self.0.write(database, Lane::Urgent, Missing::Refuse, move |sql| shard::fence(sql, &fence))
+        self.0.write(database, Lane::Urgent, Missing::Refuse, move |sql| done(sql.write(&fence)?))
     }
 
     pub(crate) fn start_commit(
@@ -76,7 +86,7 @@ impl FileStore {
         let database = Database::Shard(shard(database)?);
         self.0.write(database, Lane::Normal, Missing::Refuse, move |sql| {
             let timer = metrics::ENGINE_SECONDS.start_timer();
-            let outcome = shard::commit(sql, &group);
+            let outcome = commit(sql, &group);
             timer.observe_duration();
             count(&outcome, group.rows.len());
             outcome
@@ -88,28 +98,47 @@ impl FileStore {
         batch: ControlBatch,
     ) -> Result<Pending<ControlOutcome>, Error> {
         self.0.write(Database::Control, Lane::Normal, Missing::Create, move |sql| {
-            control::batch(sql, &batch)
+            match sql.write(&batch)? {
+                Outcome::Done(answer) => Ok(ControlOutcome::Done(answer)),
+                Outcome::Stopped(_) => Ok(ControlOutcome::NotLeader(sql.read(&LeaderOnly)?)),
+            }
         })
     }
 
     /// A read of a shard.
-    async fn read<T: Send + 'static>(
+    async fn read<Q: Query<Answer: 'static> + 'static>(
         &self,
         database: &str,
-        work: impl FnOnce(&mut crate::engine::Sql) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.0.read(Database::Shard(shard(database)?), work).await
+        query: Q,
+    ) -> Result<Q::Answer, Error> {
+        let database = Database::Shard(shard(database)?);
+        self.0.read(database, move |sql| sql.read(&query)).await
     }
 }
 
-fn shard(database: &str) -> Result<ShardId, Error> {
+pub(crate) fn shard(database: &str) -> Result<ShardId, Error> {
     match database.parse()? {
         Database::Shard(shard) => Ok(shard),
         Database::Control => Err(Error::invalid("database control is no shard")),
     }
 }
 
-fn count(outcome: &Result<CommitOutcome, Error>, rows: usize) {
+fn commit(sql: &mut Sql, group: &Group) -> Result<CommitOutcome, Error> {
+    match sql.write(group)? {
+        Outcome::Done(()) => Ok(CommitOutcome::Committed),
+        Outcome::Stopped(guard) => refused(guard, &sql.read(&Owner)?),
+    }
+}
+
+/// Of a batch without a guard.
+pub(crate) fn done<T>(outcome: Outcome<T>) -> Result<T, Error> {
+    match outcome {
+        Outcome::Done(answer) => Ok(answer),
+        Outcome::Stopped(guard) => Err(Error::internal("a batch", format!("{guard:?} fired"))),
+    }
+}
+
+pub(crate) fn count(outcome: &Result<CommitOutcome, Error>, rows: usize) {
     let label = match outcome {
         Ok(CommitOutcome::Committed) => "committed",
         Ok(CommitOutcome::Fenced { .. }) => "fenced",
@@ -129,7 +158,7 @@ impl Store for FileStore {
     }
 
     async fn owner(&self, database: &str) -> Result<OwnerRow, Error> {
-        self.read(database, read::owner).await
+        self.read(database, Owner).await
     }
 
     async fn fence(&self, database: &str, fence: &Fence) -> Result<FenceOutcome, Error> {
@@ -141,31 +170,27 @@ impl Store for FileStore {
     }
 
     async fn agent(&self, database: &str, asked: &ReadAgent) -> Result<AgentAnswer, Error> {
-        let asked = asked.clone();
-        self.read(database, move |sql| read::agent(sql, &asked)).await
+        self.read(database, asked.clone()).await
     }
 
     async fn history(&self, database: &str, asked: &ReadHistory) -> Result<LogPage, Error> {
-        let asked = *asked;
-        self.read(database, move |sql| read::history(sql, &asked)).await
+        self.read(database, *asked).await
     }
 
     async fn recover(&self, database: &str) -> Result<Recovery, Error> {
-        self.read(database, read::recover).await
+        self.read(database, recover::Whole).await
     }
 
     async fn work(&self, database: &str, id: u64) -> Result<Option<(WorkRow, AgentRow)>, Error> {
-        self.read(database, move |sql| read::work(sql, id)).await
+        self.read(database, WorkById(id)).await
     }
 
     async fn works(&self, database: &str, asked: &ReadWorks) -> Result<WorksPage, Error> {
-        let asked = asked.clone();
-        self.read(database, move |sql| read::works(sql, &asked)).await
+        self.read(database, asked.clone()).await
     }
 
     async fn agents(&self, database: &str, asked: &ReadAgents) -> Result<AgentsPage, Error> {
-        let asked = asked.clone();
-        self.read(database, move |sql| read::agents(sql, &asked)).await
+        self.read(database, asked.clone()).await
     }
 
     async fn definition(
@@ -173,8 +198,7 @@ impl Store for FileStore {
         database: &str,
         hash: &[u8],
     ) -> Result<Option<DefinitionRow>, Error> {
-        let hash = hash.to_vec();
-        self.read(database, move |sql| read::definition(sql, &hash)).await
+        self.read(database, DefinitionByHash(hash.to_vec())).await
     }
 
     async fn prune(&self, database: &str, asked: &Prune) -> Result<u64, Error> {
@@ -182,9 +206,10 @@ impl Store for FileStore {
         let asked = *asked;
         let (mut deleted, mut step) = (0, Step::Log { after: 0 });
         for _ in 0..SLICES_MAX {
-            let slice = move |sql: &mut crate::engine::Sql| prune::slice(sql, &asked, step);
+            let slice = move |sql: &mut Sql| slice(sql, asked, step);
             let pending = self.0.write(database, Lane::Normal, Missing::Refuse, slice)?;
             let (rows, next) = pending.wait().await?;
+            metrics::PRUNED_ROWS.inc_by(rows);
             deleted += rows;
             step = next;
             if step == Step::Done {
@@ -195,7 +220,13 @@ impl Store for FileStore {
     }
 
     async fn check(&self, database: &str) -> Result<CheckAnswer, Error> {
-        self.0.read_slowly(database.parse()?, read::check).await
+        let checked = self.0.read_slowly(database.parse()?, |sql| sql.read(&Check)).await?;
+        Ok(CheckAnswer {
+            // Asked of the connection that writes, when it was opened: with another value it is refused.
+            synchronous: 2,
+            engine: format!("libsql files, SQLite {}", checked.sqlite),
+            ..checked.answer
+        })
     }
 
     async fn backup(&self, database: &str, to: &str) -> Result<(), Error> {
@@ -215,12 +246,23 @@ impl Store for FileStore {
 
     async fn read_control(&self, asked: &ReadControl) -> Result<ControlAnswer, Error> {
         let asked = asked.clone();
-        self.0.read(Database::Control, move |sql| control::read(sql, &asked)).await
+        self.0.read(Database::Control, move |sql| sql.read(&asked)).await
+    }
+}
+
+/// One slice of pruning. Answers how many rows went, and what is next.
+fn slice(sql: &mut Sql, asked: Prune, step: Step) -> Result<(u64, Step), Error> {
+    match sql.read(&Look { asked, step })? {
+        Next::Skip(next) => Ok((0, next)),
+        Next::Delete(slice, next) => match sql.write(&slice)? {
+            Outcome::Done(rows) => Ok((rows, next)),
+            Outcome::Stopped(_) => Err(Error::Fenced { epoch: sql.read(&Owner)?.epoch }),
+        },
     }
 }
 
 /// SQLite does not flush a copy that it makes; a backup that exists under its name is whole and on the disk.
-fn backup(sql: &mut crate::engine::Sql, target: &Path, part: &Path) -> Result<(), Error> {
+fn backup(sql: &mut Sql, target: &Path, part: &Path) -> Result<(), Error> {
     if part.exists() {
         std::fs::remove_file(part).map_err(|error| Error::file("remove", part, error))?;
     }

@@ -1,8 +1,9 @@
 //! What survives a crash: shards of agents and the control database, behind one trait.
 //!
-//! [`Store`] is typed; its SQL stands once, below it. It is served from files ([`FileStore`]) or, over the network, by
-//! the store role ([`role`]), which is the only process that opens database files. [`writer`] is the owner's side of a
-//! shard: it groups what waits into commits and finds out what became of a commit whose answer was lost.
+//! [`Store`] is typed; its SQL stands once, below it, and two engines run it: database files ([`FileStore`]), and a
+//! server that speaks Hrana, sqld or Turso Cloud ([`HranaStore`]). Files are served over the network by the store role
+//! ([`role`]), which is the only process that opens them. [`writer`] is the owner's side of a shard: it groups what waits
+//! into commits and finds out what became of a commit whose answer was lost.
 //!
 //! Never decides who owns a shard or who leads: it compares and sets. Never answers a write before it is flushed, never
 //! keeps half of one, and never guesses what became of one.
@@ -12,10 +13,12 @@ mod database;
 mod engine;
 mod error;
 mod file;
+mod hrana;
 mod metrics;
 mod remote;
 mod schema;
 mod shard;
+mod statement;
 
 pub mod role;
 pub mod writer;
@@ -33,6 +36,7 @@ use proto::link::{
 pub use engine::Config as EngineConfig;
 pub use error::Error;
 pub use file::FileStore;
+pub use hrana::HranaStore;
 pub use remote::RemoteStore;
 
 /// What a page of an answer holds at most, unless a single row is larger.
@@ -52,6 +56,27 @@ pub struct Config {
     pub directory: PathBuf,
     /// How the engine `file` uses the machine.
     pub file: EngineConfig,
+    /// Of the server, for the engine `hrana`: `http://host:port` of an sqld with namespaces, or `https://host`. Where
+    /// each database has a host of its own, as in Turso Cloud, `{namespace}` in the host stands for its name.
+    pub url: String,
+    /// Of sqld's admin API: then databases that are missing are made. Without it they have to be there.
+    pub admin_url: Option<String>,
+    /// A file with the token that the server asks for (a JWT). Read again when the server refuses what was in it.
+    pub token_file: Option<PathBuf>,
+    /// The same for the admin API.
+    pub admin_token_file: Option<PathBuf>,
+    /// A file with the CA of an `https` server, PEM; without it, the CAs that this machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// Before the names of databases: lower case letters, digits and `-`. Two clusters on one server differ in it.
+    pub namespace_prefix: String,
+    /// Whether the server is asked if it flushes its commits.
+    pub durability: Durability,
+    /// Lets `http://` leave this machine. Tokens and data can then be read on the way.
+    pub allow_plaintext: bool,
+    /// A server that was not reached after this is not available, milliseconds.
+    pub connect_timeout_ms: u64,
+    /// Connections to the server at once; sqld takes 128 from all processes together.
+    pub connections_max: usize,
     /// A write without an answer is unknown after this, milliseconds.
     pub write_timeout_ms: u64,
     /// A read without an answer has failed after this, milliseconds.
@@ -67,9 +92,30 @@ impl Default for Config {
             address: "127.0.0.1:7600".to_owned(),
             directory: PathBuf::new(),
             file: EngineConfig::default(),
+            url: String::new(),
+            admin_url: None,
+            token_file: None,
+            admin_token_file: None,
+            ca_file: None,
+            namespace_prefix: String::new(),
+            durability: Durability::Checked,
+            allow_plaintext: false,
+            connect_timeout_ms: 5_000,
+            connections_max: 24,
             write_timeout_ms: 10_000,
             read_timeout_ms: 10_000,
             in_flight_max: 4_096,
+        }
+    }
+}
+
+impl Config {
+    /// # Errors
+    /// What the types cannot say: a part that the engine needs is missing, malformed or out of its range.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.engine {
+            Engine::Remote | Engine::File => Ok(()),
+            Engine::Hrana => hrana::Parsed::of(self).map(drop),
         }
     }
 }
@@ -83,16 +129,30 @@ pub enum Engine {
     Remote,
     /// Database files, opened by this process. One process at a time: for tests and measurements.
     File,
+    /// A server that speaks Hrana over HTTP: sqld, Turso Cloud.
+    Hrana,
 }
 
-/// The store that `config` names. Lazy: a remote one that is not up yet answers as soon as it is.
+/// Who says that a server flushes what it commits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The server: it is asked on every connection that writes, and refused if it does not.
+    #[default]
+    Checked,
+    /// The operator vouches for it, where it cannot be asked.
+    Trusted,
+}
+
+/// The store that `config` names. Lazy: one on the network that is not up yet answers as soon as it is.
 ///
 /// # Errors
-/// The address is malformed; or, with the engine `file`, the directory cannot be used.
+/// The address is malformed, or a file that is named cannot be used; or, with the engine `file`, the directory.
 pub fn connect(config: &Config, identity: &net::Identity) -> Result<Arc<dyn Store>, Error> {
     Ok(match config.engine {
         Engine::Remote => Arc::new(RemoteStore::new(config, identity)?),
         Engine::File => Arc::new(FileStore::open(&config.directory, config.file.clone())?),
+        Engine::Hrana => Arc::new(HranaStore::new(config)?),
     })
 }
 

@@ -2,19 +2,18 @@
 //!
 //! Migrations are numbered, go forward only and add; a newer database than this program knows is refused.
 
-use libsql::Value;
-
 use crate::Error;
 use crate::database::Database;
-use crate::engine::{Missing, Sql, text, text_at};
+use crate::engine::{Missing, Sql};
+use crate::statement::{Batch, Found, Guard, Query, Row, Sink, Statement, Stop, text};
 
 /// The version that this program writes.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Works with a smaller state number are open. Stands in the text of the partial index and in every query that uses it.
 pub(crate) const FINAL_STATE_MIN: u32 = 6;
 
-const META: &str = "CREATE TABLE meta(k TEXT PRIMARY KEY, v TEXT NOT NULL);";
+const META_TABLE: &str = "CREATE TABLE meta(k TEXT PRIMARY KEY, v TEXT NOT NULL);";
 
 /// `fenced` and `head` never hold a row: the name of the constraint that fails says which guard of a batch it was.
 /// `log` has no second index: history follows `prev`, and an index would cost several times the write volume.
@@ -61,68 +60,207 @@ CREATE INDEX transition_subject ON transition(subject, id);
 CREATE INDEX transition_kind ON transition(kind, id);
 ";
 
-/// The steps from version n to n + 1, for n from 1. Each adds; none changes what an older program reads.
-const SHARD_MIGRATIONS: &[&str] = &[];
-const CONTROL_MIGRATIONS: &[&str] = &[];
+/// The steps from version n to n + 1, for n from 1. Each adds; none changes what an older program reads. A new database
+/// goes the same way from version 1.
+const SHARD_MIGRATIONS: &[&str] = &[
+    // `parent` is the work that delegated this one, `notify` is 1 until the parent's shard has journaled its end.
+    "ALTER TABLE work ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+     ALTER TABLE work ADD COLUMN notify INTEGER NOT NULL DEFAULT 0;
+     CREATE INDEX work_notify ON work(id) WHERE notify = 1;",
+];
+const CONTROL_MIGRATIONS: &[&str] = &[
+    // What each process announced stands in rows of its own; `nodes.capabilities` stays empty from now on.
+    "CREATE TABLE capabilities(node TEXT NOT NULL, number INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+     name TEXT NOT NULL, version INTEGER NOT NULL, capacity INTEGER NOT NULL, attributes TEXT NOT NULL,
+     PRIMARY KEY(node, number));
+     CREATE TABLE audit(id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
+     subject TEXT NOT NULL, term INTEGER NOT NULL);
+     ALTER TABLE nodes ADD COLUMN admission TEXT NOT NULL DEFAULT '';",
+];
+const _: () = assert!(SHARD_MIGRATIONS.len() + 1 == VERSION as usize);
+const _: () = assert!(CONTROL_MIGRATIONS.len() + 1 == VERSION as usize);
 
-/// Makes the tables, or brings them to this version. Answers whether they were made.
+fn of(database: Database) -> (&'static str, &'static [&'static str]) {
+    match database {
+        Database::Control => (CONTROL, CONTROL_MIGRATIONS),
+        Database::Shard(_) => (SHARD, SHARD_MIGRATIONS),
+    }
+}
+
+/// Makes the tables.
+pub(crate) struct Create {
+    pub(crate) database: Database,
+}
+
+impl Batch for Create {
+    type Answer = ();
+
+    /// The first statement fails where there are tables already.
+    fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
+        let (tables, migrations) = of(self.database);
+        let texts = [META_TABLE, tables].into_iter().chain(migrations.iter().copied());
+        for statement in texts.flat_map(each) {
+            sink.run(statement, Vec::new())?;
+        }
+        sink.run(PUT_META, vec![text("schema_version"), text(&VERSION.to_string())])?;
+        sink.run(PUT_META, vec![text("database_id"), text(&uuid::Uuid::new_v4().to_string())])
+    }
+
+    fn answer(&self, _: &mut Found) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// From one version to the next.
+pub(crate) struct Migrate {
+    pub(crate) database: Database,
+    pub(crate) from: u32,
+}
+
+impl Batch for Migrate {
+    type Answer = ();
+
+    fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
+        let (_, migrations) = of(self.database);
+        let (from, to) = (text(&self.from.to_string()), text(&(self.from + 1).to_string()));
+        sink.guard(Guard::Schema, GUARD_SCHEMA, vec![from])?;
+        for statement in each(migrations[self.from as usize - 1]) {
+            sink.run(statement, Vec::new())?;
+        }
+        sink.run(PUT_META, vec![text("schema_version"), to])
+    }
+
+    fn answer(&self, _: &mut Found) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+const GUARD_SCHEMA: &str = "INSERT INTO fenced SELECT 'migrated' WHERE NOT EXISTS(SELECT 1 FROM meta WHERE k = 'schema_version' AND v = ?1)";
+
+/// The statements of a text. No text in them has a semicolon.
+fn each(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.split(';').map(str::trim).filter(|statement| !statement.is_empty())
+}
+
+/// What is to be done before a database can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Nothing,
+    Create,
+    /// From this version.
+    Migrate(u32),
+}
+
+/// What `found`, the version of a database, means for this program.
+pub(crate) fn need(
+    database: Database,
+    found: Option<u32>,
+    missing: Missing,
+) -> Result<Need, Error> {
+    match found {
+        None if missing == Missing::Refuse => {
+            Err(Error::NotFound { what: format!("database {database}") })
+        }
+        None => Ok(Need::Create),
+        Some(found) if VERSION < found => {
+            let what = format!(
+                "database {database} has schema version {found}, this program knows {VERSION}"
+            );
+            Err(Error::NewerSchema { what })
+        }
+        Some(found) if found < VERSION => Ok(Need::Migrate(found)),
+        Some(_) => Ok(Need::Nothing),
+    }
+}
+
+/// Makes the tables of a file, or brings them to this version. Answers whether they were made.
 pub(crate) fn bring_up_to_date(
     sql: &mut Sql,
     database: Database,
     missing: Missing,
 ) -> Result<bool, Error> {
-    let (tables, migrations) = match database {
-        Database::Control => (CONTROL, CONTROL_MIGRATIONS),
-        Database::Shard(_) => (SHARD, SHARD_MIGRATIONS),
-    };
-    let Some(found) = version(sql)? else {
-        if missing == Missing::Refuse {
-            return Err(Error::NotFound { what: format!("database {database}") });
+    let mut made = false;
+    loop {
+        let found = if sql.read(&HasMeta)? { Some(sql.read(&Version)?) } else { None };
+        match need(database, found, missing)? {
+            Need::Nothing => return Ok(made),
+            Need::Create => {
+                sql.write(&Create { database })?;
+                made = true;
+            }
+            Need::Migrate(from) => {
+                sql.write(&Migrate { database, from })?;
+                tracing::info!(%database, version = from + 1, "migrated the schema");
+            }
         }
-        create(sql, tables)?;
-        return Ok(true);
-    };
-    if VERSION < found {
-        let what =
-            format!("database {database} has schema version {found}, this program knows {VERSION}");
-        return Err(Error::NewerSchema { what });
     }
-    for version in found..VERSION {
-        let step = migrations.get(version as usize - 1).copied().unwrap_or_default();
-        sql.transaction(|sql| {
-            sql.batch(step)?;
-            set_meta(sql, "schema_version", &(version + 1).to_string())
-        })?;
-        tracing::info!(%database, version = version + 1, "migrated the schema");
+}
+
+/// Whether there are tables; none also when their making was cut off.
+pub(crate) struct HasMeta;
+
+impl Query for HasMeta {
+    type Answer = bool;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'meta'";
+        Ok(vec![Statement::new(tables, Vec::new())])
     }
-    Ok(false)
-}
 
-fn create(sql: &mut Sql, tables: &str) -> Result<(), Error> {
-    sql.transaction(|sql| {
-        sql.batch(META)?;
-        sql.batch(tables)?;
-        set_meta(sql, "schema_version", &VERSION.to_string())?;
-        set_meta(sql, "database_id", &uuid::Uuid::new_v4().to_string())
-    })
-}
-
-/// The schema version; none if there are no tables yet, also when their making was cut off.
-fn version(sql: &mut Sql) -> Result<Option<u32>, Error> {
-    let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'meta'";
-    if sql.number(tables, Vec::new())? == 0 {
-        return Ok(None);
+    fn answer(&self, found: &mut Found) -> Result<bool, Error> {
+        Ok(found.number()? != 0)
     }
-    let found = meta(sql, "schema_version")?.and_then(|text| text.parse().ok());
-    let what = || format!("{}: its schema version", sql.name());
-    found.map(Some).ok_or_else(|| Error::Corrupt { what: what() })
 }
 
-pub(crate) fn meta(sql: &mut Sql, key: &str) -> Result<Option<String>, Error> {
-    sql.row("SELECT v FROM meta WHERE k = ?1", vec![text(key)], |row| text_at(row, 0))
+/// The schema version of a database that has tables.
+pub(crate) struct Version;
+
+impl Query for Version {
+    type Answer = u32;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        Ok(vec![Statement::new(META, vec![text("schema_version")])])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<u32, Error> {
+        let version = found.row(Row::text)?.and_then(|text| text.parse().ok());
+        version.ok_or_else(|| found.corrupt("its schema version"))
+    }
 }
 
-pub(crate) fn set_meta(sql: &mut Sql, key: &str, value: &str) -> Result<(), Error> {
-    let params: Vec<Value> = vec![text(key), text(value)];
-    sql.execute("INSERT OR REPLACE INTO meta(k, v) VALUES(?1, ?2)", params).map(drop)
+/// To which cluster a shard is bound.
+pub(crate) struct ClusterOf;
+
+impl Query for ClusterOf {
+    type Answer = Option<String>;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        Ok(vec![Statement::new(META, vec![text("cluster_id")])])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<Option<String>, Error> {
+        found.row(Row::text)
+    }
+}
+
+pub(crate) const META: &str = "SELECT v FROM meta WHERE k = ?1";
+pub(crate) const PUT_META: &str = "INSERT OR REPLACE INTO meta(k, v) VALUES(?1, ?2)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_into_whole_statements() {
+        for text in
+            [META_TABLE, SHARD, CONTROL].iter().chain(SHARD_MIGRATIONS).chain(CONTROL_MIGRATIONS)
+        {
+            for statement in each(text) {
+                let begins = ["CREATE ", "INSERT ", "ALTER "];
+                assert!(begins.iter().any(|begin| statement.starts_with(begin)), "{statement}");
+                let opened = statement.matches('(').count();
+                assert_eq!(opened, statement.matches(')').count(), "{statement}");
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod admin;
 mod export;
+pub mod fault;
 mod health;
 pub mod metrics;
 mod trace;
@@ -128,6 +129,7 @@ impl Drop for Guard {
 /// Sets up logs on standard error and, with an endpoint, the export of traces. Works in and outside a tokio runtime:
 /// the exporter has a thread of its own, so that a stalled program still tells what it did.
 pub fn init(config: &Config, service: &Service) -> Result<Guard, Error> {
+    fault::named(&service.name);
     let filter = EnvFilter::builder()
         .parse(&config.log_filter)
         .map_err(|source| Error::LogFilter { filter: config.log_filter.clone(), source })?;

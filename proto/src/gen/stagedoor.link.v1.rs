@@ -175,6 +175,40 @@ pub struct JoinResponse {
     #[prost(string, repeated, tag = "3")]
     pub beats: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// A control replica to the leader: it stands by. The answer is a JoinResponse.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StandbyRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// host:port of its cluster listener, and of its heartbeat listener.
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub beat: ::prost::alloc::string::String,
+}
+/// To a node that drains: how many others may get its shards.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainAnswer {
+    #[prost(uint32, tag = "1")]
+    pub targets: u32,
+}
+/// How many nodes a replica hears beating.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SightAnswer {
+    #[prost(uint32, tag = "1")]
+    pub nodes: u32,
+}
+/// What an API server that does not lead asks the leader for a client; the payloads are messages of the API.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaderCall {
+    /// The SPIFFE id of the client.
+    #[prost(string, tag = "1")]
+    pub actor: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub payload: ::prost::bytes::Bytes,
+}
 /// The cluster as the leader sees it; from a base version, or whole.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct View {
@@ -232,6 +266,9 @@ pub struct MemberView {
     pub capabilities: ::prost::alloc::vec::Vec<CapabilityOffer>,
     #[prost(message, repeated, tag = "6")]
     pub loads: ::prost::alloc::vec::Vec<Load>,
+    /// Of a control replica: host:port of its heartbeat listener.
+    #[prost(string, tag = "7")]
+    pub beat: ::prost::alloc::string::String,
 }
 /// Sent by the leader until the node reports the epoch as held.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -493,6 +530,9 @@ pub struct Events {
     /// The subscription is over before the work is: subscribe anew.
     #[prost(message, optional, tag = "5")]
     pub closed: ::core::option::Option<Refusal>,
+    /// When its turn began, milliseconds since the Unix epoch by the owner's clock; 0: it has not, or that is not news.
+    #[prost(int64, tag = "6")]
+    pub began_ms: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkInfo {
@@ -1180,6 +1220,9 @@ pub struct CheckAnswer {
     pub engine: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub integrity: ::prost::alloc::string::String,
+    /// The server is not asked whether it flushes: the operator vouches for it.
+    #[prost(bool, tag = "6")]
+    pub trusted: bool,
 }
 /// One guarded batch on the control database.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1194,7 +1237,7 @@ pub struct ControlBatch {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ControlWrite {
-    #[prost(oneof = "control_write::Write", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "control_write::Write", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub write: ::core::option::Option<control_write::Write>,
 }
 /// Nested message and enum types in `ControlWrite`.
@@ -1217,6 +1260,8 @@ pub mod control_write {
         Transition(super::PutTransition),
         #[prost(message, tag = "8")]
         Shard(super::PutShard),
+        #[prost(message, tag = "9")]
+        Audit(super::PutAudit),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1255,6 +1300,9 @@ pub struct PutNode {
     pub capacity: u32,
     #[prost(message, repeated, tag = "8")]
     pub capabilities: ::prost::alloc::vec::Vec<CapabilityOffer>,
+    /// Empty: it may get shards. cordoned or draining: it may not.
+    #[prost(string, tag = "9")]
+    pub admission: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutDefinition {
@@ -1305,9 +1353,26 @@ pub struct PutShard {
     #[prost(string, tag = "6")]
     pub database: ::prost::alloc::string::String,
 }
+/// Who changed something by the API.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PutAudit {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    /// The SPIFFE id of the caller's certificate.
+    #[prost(string, tag = "2")]
+    pub actor: ::prost::alloc::string::String,
+    /// The method, e.g. ApplyDefinition.
+    #[prost(string, tag = "3")]
+    pub action: ::prost::alloc::string::String,
+    /// What it was done to, e.g. definition/acme/support.
+    #[prost(string, tag = "4")]
+    pub subject: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "5")]
+    pub term: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadControl {
-    #[prost(oneof = "read_control::Read", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "read_control::Read", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub read: ::core::option::Option<read_control::Read>,
 }
 /// Nested message and enum types in `ReadControl`.
@@ -1326,6 +1391,8 @@ pub mod read_control {
         Nodes(super::ReadNodes),
         #[prost(message, tag = "6")]
         Shards(super::ReadShards),
+        #[prost(message, tag = "7")]
+        Audit(super::ReadAudit),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1336,6 +1403,12 @@ pub struct ReadCluster {}
 pub struct ReadNodes {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadShards {}
+/// Newest first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadAudit {
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadDefinitions {
     #[prost(string, tag = "1")]
@@ -1371,6 +1444,8 @@ pub struct ControlAnswer {
     pub nodes: ::prost::alloc::vec::Vec<PutNode>,
     #[prost(message, repeated, tag = "6")]
     pub shards: ::prost::alloc::vec::Vec<PutShard>,
+    #[prost(message, repeated, tag = "7")]
+    pub audit: ::prost::alloc::vec::Vec<PutAudit>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaderRow {

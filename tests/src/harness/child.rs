@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -33,11 +34,25 @@ impl Child {
     /// # Panics
     /// It cannot be started.
     pub fn spawn(name: &str, command: &mut Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start(name, command.stderr(Stdio::piped()))
+    }
+
+    /// The same, with its standard error at the end of a file.
+    ///
+    /// # Panics
+    /// It cannot be started, or the file not be written.
+    pub fn spawn_logging(name: &str, command: &mut Command, log: &Path) -> Self {
+        let file = fs::OpenOptions::new().create(true).append(true).open(log);
+        Self::start(name, command.stderr(file.expect("a folder to write to")))
+    }
+
+    fn start(name: &str, command: &mut Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let stdin = process.stdin.take();
         let stdout = Lines::read(process.stdout.take().expect("it is piped"));
-        let stderr = Lines::read(process.stderr.take().expect("it is piped"));
+        let stderr = process.stderr.take().map(Lines::read);
+        let stderr = stderr.unwrap_or_else(|| Lines::read(std::io::empty()));
         Self { name: name.to_owned(), process, stdin, stdout, stderr, status: None }
     }
 
@@ -69,6 +84,9 @@ impl Child {
     /// Prints the end of what it said, for whoever reads why a test failed.
     fn tell(&self) {
         let said = self.stderr();
+        if said.is_empty() {
+            return;
+        }
         let tail = &said[said.len().saturating_sub(TAIL_LINES)..];
         eprintln!("--- {} (pid {}) said:\n{}", self.name, self.pid(), tail.join("\n"));
     }

@@ -23,15 +23,19 @@ const CLUSTERS_MAX: usize = 2;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub nodes: u16,
+    /// Control replicas.
+    pub controls: u16,
     /// Whether a process that died is started again.
     pub restart: bool,
     /// What is set in the environment, for the config of the roles.
     pub env: Vec<(String, String)>,
+    /// Further arguments.
+    pub args: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, restart: false, env: Vec::new() }
+        Self { nodes: 3, controls: 1, restart: false, env: Vec::new(), args: Vec::new() }
     }
 }
 
@@ -246,6 +250,8 @@ fn spawn(program: Program, options: &Options, data_dir: &Path) -> Child {
     let mut command = program.command();
     command.args(["dev", "--output", "json", "--api", "127.0.0.1:0", "--stdin-guard"]);
     command.arg("--nodes").arg(options.nodes.to_string()).arg("--data-dir").arg(data_dir);
+    command.arg("--controls").arg(options.controls.to_string());
+    command.args(&options.args);
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
     if options.restart {
         command.arg("--restart");
@@ -289,10 +295,10 @@ static LEFT: Condvar = Condvar::new();
 
 /// One of the few places for clusters.
 #[derive(Debug)]
-struct Place;
+pub(super) struct Place;
 
 impl Place {
-    fn take() -> Self {
+    pub(super) fn take() -> Self {
         let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
         let mut clusters = LEFT
             .wait_while(clusters, |clusters| CLUSTERS_MAX <= *clusters)

@@ -4,19 +4,31 @@
 //! of returning errors: who uses it is a test.
 
 mod child;
+mod clients;
 mod dev;
+mod fault;
 pub mod history;
+mod mesh;
 mod metrics;
 mod node;
 mod program;
+mod proxy;
+mod pump;
+mod record;
+mod sqld;
 mod text;
 mod wait;
 
 pub use child::{Child, pids_with_mark};
+pub use clients::{Clients, Heard, Load};
 pub use dev::{Dev, Options};
+pub use fault::{Door, Fault, Flow};
+pub use mesh::{CLIENTS, Mesh, MeshOptions, Port};
 pub use metrics::Metrics;
 pub use node::{Node, NodeOptions};
 pub use program::{Output, Program};
+pub use proxy::{Origin, Proxy};
+pub use sqld::{ADMIN_KEY, Sqld};
 pub use text::Planted;
 pub use wait::{eventually, eventually_true};
 

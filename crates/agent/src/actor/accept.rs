@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use cluster::Reply;
 use domain::entry::{Accepted, Entry, Stamp, fingerprint};
-use domain::{Lsn, Reason};
+use domain::{Lsn, Position, Reason};
 use proto::journal;
 use proto::link::{
     AgentRow, CancelAnswer, DedupRow, DefinitionRow, GetAnswer, ReadAgent, SubmitAnswer, WatchMode,
@@ -211,7 +211,7 @@ impl State {
             .as_ref()
             .and_then(|fold| fold.turn(work))
             .ok_or("the work was just opened")?;
-        answer_submit(reply, info::of_accepted(&self.args.id, turn), false, shard.epoch);
+        answer_submit(reply, info::of_accepted(&self.args.id, turn), false, shard.position());
         if call.subscription != 0 {
             let watcher =
                 watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
@@ -242,7 +242,7 @@ impl State {
         let Submit { from, reply, .. } = *submit;
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         if let Some(info) = turn.map(|turn| info::of_accepted(&self.args.id, turn)) {
-            answer_submit(reply, info, true, shard.epoch);
+            answer_submit(reply, info, true, shard.position());
             if let Some(call) = call {
                 self.watch_open(&call, from);
             }
@@ -250,7 +250,7 @@ impl State {
         }
         tokio::spawn(async move {
             match read::work(&shard, work).await {
-                Ok(info) => answer_submit(reply, info, true, shard.epoch),
+                Ok(info) => answer_submit(reply, info, true, shard.position()),
                 Err(refusal) => return reply.refuse(refusal),
             }
             if let Some(call) = call {
@@ -268,7 +268,7 @@ impl State {
         let shard = self.shard().clone();
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         match turn.map(|turn| info::of_turn(&self.args.id, turn)) {
-            Some(info) => answer_get(reply, info, shard.epoch),
+            Some(info) => answer_get(reply, info, shard.position()),
             None => _ = tokio::spawn(async move { read::get(&shard, work, reply).await }),
         }
         Ok(())
@@ -279,20 +279,20 @@ fn hash_of(found: &DedupRow) -> [u8; 32] {
     found.input_hash.as_ref().try_into().unwrap_or([0; 32])
 }
 
-fn answer_submit(reply: Reply, work: WorkInfo, duplicate: bool, epoch: domain::Epoch) {
-    let lsn = work.lsn;
-    let answer = SubmitAnswer { work: Some(work), duplicate, lsn, epoch: epoch.0 };
+fn answer_submit(reply: Reply, work: WorkInfo, duplicate: bool, position: Position) {
+    let Position { epoch, lsn } = position;
+    let answer = SubmitAnswer { work: Some(work), duplicate, lsn: lsn.0, epoch: epoch.0 };
     reply.send(answer.encode_to_vec().into());
 }
 
-pub(crate) fn answer_get(reply: Reply, work: WorkInfo, epoch: domain::Epoch) {
-    let lsn = work.lsn;
-    let answer = GetAnswer { work: Some(work), lsn, epoch: epoch.0 };
+pub(crate) fn answer_get(reply: Reply, work: WorkInfo, position: Position) {
+    let Position { epoch, lsn } = position;
+    let answer = GetAnswer { work: Some(work), lsn: lsn.0, epoch: epoch.0 };
     reply.send(answer.encode_to_vec().into());
 }
 
-pub(crate) fn answer_cancel(reply: Reply, work: WorkInfo, epoch: domain::Epoch) {
-    let lsn = work.lsn;
-    let answer = CancelAnswer { work: Some(work), lsn, epoch: epoch.0 };
+pub(crate) fn answer_cancel(reply: Reply, work: WorkInfo, position: Position) {
+    let Position { epoch, lsn } = position;
+    let answer = CancelAnswer { work: Some(work), lsn: lsn.0, epoch: epoch.0 };
     reply.send(answer.encode_to_vec().into());
 }

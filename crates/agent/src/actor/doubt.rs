@@ -10,7 +10,7 @@ use domain::entry::{Entry, StepDoubted, Verdict};
 use domain::round::Returned;
 use domain::turn::Turn;
 use domain::turn::doubt::{Reconciled, Signalled, Which};
-use domain::{Epoch, Lsn, Reason, StepKey};
+use domain::{Lsn, Position, Reason, StepKey};
 use proto::link::{SignalAnswer, StepAnswer, WorkInfo};
 
 use super::step::{Outcome, wanted};
@@ -159,7 +159,7 @@ impl State {
                 self.journal(work, entries, Some(Told::Signal(reply)));
             }
             Signalled::Known => {
-                answer_signal(reply, info::of_turn(&self.args.id, turn), self.shard().epoch);
+                answer_signal(reply, info::of_turn(&self.args.id, turn), self.shard().position());
             }
             Signalled::Refused => {
                 let message = match turn.doubted() {
@@ -176,8 +176,8 @@ impl State {
     }
 }
 
-pub(crate) fn answer_signal(reply: Reply, work: WorkInfo, epoch: Epoch) {
-    let lsn = work.lsn;
-    let answer = SignalAnswer { work: Some(work), lsn, epoch: epoch.0 };
+pub(crate) fn answer_signal(reply: Reply, work: WorkInfo, position: Position) {
+    let Position { epoch, lsn } = position;
+    let answer = SignalAnswer { work: Some(work), lsn: lsn.0, epoch: epoch.0 };
     reply.send(answer.encode_to_vec().into());
 }

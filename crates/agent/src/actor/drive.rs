@@ -26,6 +26,11 @@ impl State {
             return Ok(());
         };
         let work = turn.id();
+        let is_open = !self.ending.contains(&work);
+        if is_open && self.began.is_none_or(|(of, _)| of != work) {
+            self.began(work);
+        }
+        let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return Ok(()) };
         if turn.deadline_ms() <= clock::now_ms() {
             return self.overdue(work);
         }
@@ -128,8 +133,8 @@ impl State {
             info.or_else(|| turn.map(|turn| info::of_turn(&self.args.id, turn))).unwrap_or_default()
         };
         match told {
-            Some(Told::Cancel(reply)) => accept::answer_cancel(reply, info(), shard.epoch),
-            Some(Told::Signal(reply)) => doubt::answer_signal(reply, info(), shard.epoch),
+            Some(Told::Cancel(reply)) => accept::answer_cancel(reply, info(), shard.position()),
+            Some(Told::Signal(reply)) => doubt::answer_signal(reply, info(), shard.position()),
             Some(Told::Worker(reply)) => reply.send(bytes::Bytes::new()),
             Some(Told::Pool(place, attempt)) => shard.node.dispatcher.kept(&place, attempt),
             None => {}

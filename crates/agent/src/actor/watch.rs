@@ -15,8 +15,8 @@ use proto::link::{
 use proto::{journal, kind};
 
 use super::State;
-use crate::read;
 use crate::shard::{Shard, refusal};
+use crate::{clock, read};
 
 /// One subscription of one API server.
 #[derive(Clone, Debug)]
@@ -86,8 +86,30 @@ impl State {
                 // It asks again from its cursor; live entries must not come before those that it lacks.
                 return;
             }
+            let told = self.turn_began(work);
+            if told.began_ms != 0 {
+                let subscription = watcher.subscription;
+                send(self.shard(), &watcher, Events { subscription, ..told });
+            }
         }
         self.watchers.entry(work).or_default().push(watcher);
+    }
+
+    /// The turn of `work` came: those who want all of it are told, though it has no entry of its own.
+    pub(super) fn began(&mut self, work: Lsn) {
+        self.began = Some((work, clock::now_ms()));
+        let Some(watchers) = self.watchers.get(&work) else { return };
+        let told = self.turn_began(work);
+        for watcher in watchers.iter().filter(|watcher| watcher.mode == WatchMode::All) {
+            // One that misses it sees it in the first step.
+            let subscription = watcher.subscription;
+            send(self.shard(), watcher, Events { subscription, ..told.clone() });
+        }
+    }
+
+    fn turn_began(&self, work: Lsn) -> Events {
+        let began_ms = self.began.filter(|(of, _)| *of == work).map_or(0, |(_, at_ms)| at_ms);
+        Events { work: work.0, began_ms, ..Events::default() }
     }
 
     pub(super) fn unsubscribe(&mut self, subscription: u64) {
@@ -137,7 +159,7 @@ impl State {
         send(
             self.shard(),
             watcher,
-            Events { subscription, work: work.0, entries, ended, closed: None },
+            Events { subscription, work: work.0, entries, ended, ..Events::default() },
         )
     }
 }
@@ -184,7 +206,7 @@ fn pieces(mut events: Events) -> Vec<Events> {
     let (subscription, work) = (events.subscription, events.work);
     let piece = |(index, entries)| match index == last {
         true => Events { entries, ..events.clone() },
-        false => Events { subscription, work, entries, ended: None, closed: None },
+        false => Events { subscription, work, entries, ..Events::default() },
     };
     runs.into_iter().enumerate().map(piece).collect()
 }
@@ -193,7 +215,7 @@ fn pieces(mut events: Events) -> Vec<Events> {
 pub(crate) fn close(shard: &Shard, watcher: &Watcher, work: Lsn) {
     let closed = Some(refusal(Reason::Restarted, "the subscription ended: subscribe anew"));
     let subscription = watcher.subscription;
-    let events = Events { subscription, work: work.0, entries: Vec::new(), ended: None, closed };
+    let events = Events { subscription, work: work.0, closed, ..Events::default() };
     let (wire, peer) = (shard.node.wire.clone(), watcher.peer.clone());
     let full = |result| matches!(result, Err(cluster::Error::Overloaded { .. }));
     if !full(wire.cast(&peer, envelope(&events))) {

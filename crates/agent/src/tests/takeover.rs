@@ -133,7 +133,8 @@ impl Stage {
             let offers = node.capabilities();
             let offers = offers.into_iter().map(|it| proto::view::offer_from_message(it).unwrap());
             let (role, incarnation, address) = (Role::Node, Incarnation(1), String::new());
-            let info = MemberInfo { role, incarnation, address, offers: offers.collect() };
+            let (offers, beat) = (offers.collect(), String::new());
+            let info = MemberInfo { role, incarnation, address, offers, beat };
             view.members.insert(name.parse().unwrap(), info);
         }
         let payload = Bytes::from(proto::view::to_message(&view.whole()).encode_to_vec());

@@ -2,10 +2,11 @@
 
 use domain::{AgentId, ProcessName, WorkId};
 use proto::v1::{
-    ExplainRequest, ExplainResponse, FindRequest, FindResponse, Node, Shard, StatusResponse,
+    CordonRequest, DrainRequest, ExplainRequest, ExplainResponse, FindRequest, FindResponse, Node,
+    Shard, StatusResponse, UncordonRequest,
 };
 
-use crate::args::{CapabilitiesArgs, Kind, OnlyConnection, WhyArgs};
+use crate::args::{CapabilitiesArgs, Kind, NodeArgs, OnlyConnection, WhyArgs};
 use crate::credentials::connect;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -54,12 +55,42 @@ pub(crate) async fn why(args: WhyArgs) -> Result<Exit, Failure> {
         Kind::Work => "stagedoor work list",
         Kind::Agent => "stagedoor agents",
         Kind::Shard => "stagedoor shards",
-        Kind::Node => "stagedoor nodes",
+        Kind::Node => NODES,
     };
     let answer = client.explain(request).await.map_err(|error| Failure::of_one(error, list))?;
     output::print(args.connection.output, &answer, explanation)?;
     Ok(Exit::Ok)
 }
+
+/// `cordon`.
+pub(crate) async fn cordon(args: NodeArgs) -> Result<Exit, Failure> {
+    let request = CordonRequest { name: args.name.to_string() };
+    let answer = connect(&args.connection)?.cordon(request).await;
+    let answer = answer.map_err(|error| Failure::of_one(error, NODES))?;
+    output::print(args.connection.output, &answer, |answer| node_table(answer.node.as_slice()))?;
+    Ok(Exit::Ok)
+}
+
+/// `uncordon`.
+pub(crate) async fn uncordon(args: NodeArgs) -> Result<Exit, Failure> {
+    let request = UncordonRequest { name: args.name.to_string() };
+    let answer = connect(&args.connection)?.uncordon(request).await;
+    let answer = answer.map_err(|error| Failure::of_one(error, NODES))?;
+    output::print(args.connection.output, &answer, |answer| node_table(answer.node.as_slice()))?;
+    Ok(Exit::Ok)
+}
+
+/// `drain`.
+pub(crate) async fn drain(args: NodeArgs) -> Result<Exit, Failure> {
+    let request = DrainRequest { name: args.name.to_string() };
+    let answer = connect(&args.connection)?.drain(request).await;
+    let answer = answer.map_err(|error| Failure::of_one(error, NODES))?;
+    output::print(args.connection.output, &answer, |answer| node_table(answer.node.as_slice()))?;
+    Ok(Exit::Ok)
+}
+
+/// Where to look for what there is.
+const NODES: &str = "stagedoor nodes";
 
 /// The kind as the API names it, once the id is one of that kind.
 fn check(kind: Kind, id: &str) -> Result<&'static str, Failure> {
@@ -111,7 +142,10 @@ fn node_table(nodes: &[Node]) -> String {
     let rows = nodes.iter().map(|node| {
         [
             node.name.clone(),
-            node.state.clone(),
+            match node.admission.as_str() {
+                "" => node.state.clone(),
+                admission => format!("{}, {admission}", node.state),
+            },
             node.reason.clone(),
             node.zone.clone(),
             node.address.clone(),

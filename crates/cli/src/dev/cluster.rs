@@ -14,9 +14,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::children::{Children, Ended, Start};
 use super::home::Home;
 use super::plan::{Plan, Process, check_api};
+use super::server::ServerStore;
 use crate::exit::Failure;
 
 const READY_MAX: Duration = Duration::from_secs(60);
+const READY_CALL: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 const STOP_MAX: Duration = Duration::from_secs(10);
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -29,9 +31,13 @@ const LOG_BYTES_MAX: u64 = 16 * 1024;
 pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     pub(crate) nodes: u16,
+    /// Control replicas.
+    pub(crate) controls: u16,
     pub(crate) api: SocketAddr,
     /// Whether a process that died is started again.
     pub(crate) restart: bool,
+    /// A database server that is there already; without it, a store process is started.
+    pub(crate) store: Option<ServerStore>,
 }
 
 pub(crate) struct Cluster {
@@ -83,9 +89,10 @@ impl Cluster {
         Home::check(&options.data_dir)?;
         check_api(options.api)?;
         let home = Home::open(&options.data_dir)?;
-        let plan = Plan::make(&home, options.nodes, options.api)?;
+        let Options { nodes, controls, api, .. } = options;
+        let plan = Plan::make(&home, nodes, controls, api, options.store.as_ref())?;
         home.certify(plan.processes.iter().map(|process| (process.role, process.name.as_str())))?;
-        home.write_api(&plan.api.to_string())?;
+        home.write_api(&plan.api())?;
         for process in &plan.processes {
             home.write_config(&process.name, &process.config)?;
         }
@@ -107,11 +114,16 @@ impl Cluster {
 
     /// Returns when the cluster can take work.
     pub(crate) async fn ready(&mut self) -> Result<(), Failure> {
-        let client = self.client(Duration::from_secs(2))?;
         let nodes = self.nodes;
+        // Every replica serves: whichever is asked, it has to know.
+        let apis = self.plan.apis.iter().map(ToString::to_string);
+        let clients: Vec<Client> =
+            apis.map(|api| self.client_at(api, READY_CALL)).collect::<Result<_, _>>()?;
         let ready = async {
-            while !client.status().await.is_ok_and(|status| is_ready(&status, nodes)) {
-                sleep(POLL).await;
+            for client in &clients {
+                while !client.status().await.is_ok_and(|status| is_ready(&status, nodes)) {
+                    sleep(POLL).await;
+                }
             }
         };
         tokio::select! {
@@ -125,8 +137,12 @@ impl Cluster {
 
     /// A client of this cluster.
     pub(crate) fn client(&self, call: Duration) -> Result<Client, Failure> {
+        self.client_at(self.plan.api(), call)
+    }
+
+    fn client_at(&self, api: String, call: Duration) -> Result<Client, Failure> {
         let timeouts = Timeouts { call, unreached: call, pause_max: POLL, ..Timeouts::default() };
-        let api = vec![self.plan.api.to_string()];
+        let api = client::addresses_of(&api);
         let credentials = self.home.credentials();
         Ok(Client::connect(&Config { api, credentials, timeouts })?)
     }
@@ -138,7 +154,7 @@ impl Cluster {
         };
         Announcement {
             ready: true,
-            api: self.plan.api.to_string(),
+            api: self.plan.api(),
             credentials: self.home.credentials().display().to_string(),
             processes: self.plan.processes.iter().filter_map(member).collect(),
         }
@@ -204,7 +220,7 @@ impl Cluster {
 
     fn note(&mut self, ended: &Ended) {
         eprintln!("{}", self.obituary(ended));
-        if !self.restart {
+        if !self.restart || has_left(ended) {
             return;
         }
         let now = Instant::now();
@@ -249,6 +265,7 @@ impl Cluster {
             None => "for a reason unknown".to_owned(),
         };
         let next = match self.restart {
+            _ if has_left(ended) => "it was told to",
             true => "it is started again",
             false => "the others go on; `stagedoor dev --restart` would start it again",
         };
@@ -266,6 +283,11 @@ impl Cluster {
         };
         failure.remedy(format!("see {}", log.display()))
     }
+}
+
+/// It was drained, or told to end: it did not die.
+fn has_left(ended: &Ended) -> bool {
+    ended.status.is_some_and(|status| status.success())
 }
 
 fn is_ready(status: &StatusResponse, nodes: usize) -> bool {
@@ -307,7 +329,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("dev");
         let api = held.local_addr().unwrap();
-        let options = Options { data_dir: data_dir.clone(), nodes: 1, api, restart: false };
+        let options = Options {
+            data_dir: data_dir.clone(),
+            nodes: 1,
+            controls: 1,
+            api,
+            restart: false,
+            store: None,
+        };
         let failure = Cluster::start(options).map(drop).unwrap_err();
         assert!(failure.to_string().contains(&api.to_string()), "{failure}");
         assert!(!data_dir.exists());

@@ -6,6 +6,7 @@ mod children;
 mod cluster;
 mod home;
 mod plan;
+mod server;
 
 pub(crate) use cluster::{Cluster, Options};
 
@@ -17,6 +18,7 @@ use crate::credentials::default_data_dir;
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::signal::Shutdown;
+use server::ServerStore;
 
 /// `dev`.
 pub(crate) async fn run(args: DevArgs) -> Result<Exit, Failure> {
@@ -28,7 +30,9 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, Failure> {
         None => default_data_dir()?,
     };
     let is_default = args.data_dir.is_none();
-    let options = Options { data_dir, nodes: args.nodes, api: args.api, restart: args.restart };
+    let store = ServerStore::of(&args.store)?;
+    let DevArgs { nodes, controls, api, restart, .. } = args;
+    let options = Options { data_dir, nodes, controls, api, restart, store };
     let mut cluster = Cluster::start(options)?;
     let ready = tokio::select! {
         ready = cluster.ready() => Some(ready),

@@ -6,6 +6,7 @@ use domain::{Phase, Role};
 use toml::{Table, Value};
 
 use super::home::Home;
+use super::server::ServerStore;
 use crate::exit::Failure;
 
 const SHARDS: i64 = 12;
@@ -23,23 +24,36 @@ pub(crate) struct Process {
 /// All of them, in the order in which they are named to people.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) api: SocketAddr,
+    /// Of every control replica, the one that was asked for first.
+    pub(crate) apis: Vec<SocketAddr>,
     pub(crate) processes: Vec<Process>,
 }
 
 /// Where everything listens.
 struct Ports {
-    api: SocketAddr,
     store: SocketAddr,
-    cluster: SocketAddr,
-    beat: SocketAddr,
+    controls: Vec<ControlPorts>,
     nodes: Vec<SocketAddr>,
     admin: Vec<SocketAddr>,
 }
 
+/// Where one control replica listens.
+struct ControlPorts {
+    api: SocketAddr,
+    cluster: SocketAddr,
+    beat: SocketAddr,
+}
+
 impl Plan {
-    pub(crate) fn make(home: &Home, nodes: u16, api: SocketAddr) -> Result<Self, Failure> {
-        let ports = Ports::take(nodes, api)?;
+    /// Without a `server` there is a store process.
+    pub(crate) fn make(
+        home: &Home,
+        nodes: u16,
+        controls: u16,
+        api: SocketAddr,
+        server: Option<&ServerStore>,
+    ) -> Result<Self, Failure> {
+        let ports = Ports::take(nodes, controls, api)?;
         let mut admin = ports.admin.iter().copied();
         let mut processes = Vec::new();
         let mut add = |role: Role, name: String, config: Table| {
@@ -47,19 +61,36 @@ impl Plan {
             let config = finish(home, role, &name, admin, config);
             processes.push(Process { role, name, admin, config });
         };
-        add(Role::Store, "store-1".to_owned(), store(home, &ports));
-        add(Role::Control, "control-1".to_owned(), control(home, &ports));
+        let ours = || rows([("address", text(ports.store))]);
+        let (for_control, for_node) = match server {
+            Some(server) => (server.for_control(), server.for_node()),
+            None => {
+                add(Role::Store, "store-1".to_owned(), store(home, &ports));
+                (ours(), ours())
+            }
+        };
+        for index in 0..ports.controls.len() {
+            let name = format!("control-{}", index + 1);
+            add(Role::Control, name, control(home, &ports, index, for_control.clone()));
+        }
         for index in 0..usize::from(nodes) {
             let name = format!("node-{}", index + 1);
-            add(Role::Node, name, node(home, &ports, index));
+            add(Role::Node, name, node(home, &ports, index, for_node.clone()));
         }
-        Ok(Self { api: ports.api, processes })
+        let apis = ports.controls.iter().map(|control| control.api).collect();
+        Ok(Self { apis, processes })
+    }
+
+    /// All API addresses as clients take them.
+    pub(crate) fn api(&self) -> String {
+        let apis: Vec<_> = self.apis.iter().map(ToString::to_string).collect();
+        apis.join(",")
     }
 }
 
 impl Ports {
     /// All are held at once, so that no two are the same, and then let go for the children to take.
-    fn take(nodes: u16, api: SocketAddr) -> Result<Self, Failure> {
+    fn take(nodes: u16, controls: u16, api: SocketAddr) -> Result<Self, Failure> {
         let mut held = Vec::new();
         let mut take = |addr: SocketAddr| -> std::io::Result<SocketAddr> {
             let listener = TcpListener::bind(addr)?;
@@ -68,7 +99,7 @@ impl Ports {
             Ok(addr)
         };
         let refused = |error| cannot_listen(api, error);
-        let given = if api.port() == 0 { None } else { Some(take(api).map_err(refused)?) };
+        let mut given = if api.port() == 0 { None } else { Some(take(api).map_err(refused)?) };
         let mut next = rand::random_range(PORTS);
         let mut any = || {
             for _ in PORTS {
@@ -79,14 +110,16 @@ impl Ports {
             }
             Err(Failure::other(format!("none of the ports {PORTS:?} of 127.0.0.1 is free")))
         };
-        let api = given.map_or_else(&mut any, Ok)?;
+        let mut replicas = Vec::new();
+        for _ in 0..controls {
+            let api = given.take().map_or_else(&mut any, Ok)?;
+            replicas.push(ControlPorts { api, cluster: any()?, beat: any()? });
+        }
         Ok(Self {
-            api,
             store: any()?,
-            cluster: any()?,
-            beat: any()?,
+            controls: replicas,
             nodes: (0..nodes).map(|_| any()).collect::<Result<_, _>>()?,
-            admin: (0..nodes + 2).map(|_| any()).collect::<Result<_, _>>()?,
+            admin: (0..nodes + controls + 1).map(|_| any()).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -130,13 +163,15 @@ fn store(home: &Home, ports: &Ports) -> Table {
     rows([("listen", text(ports.store)), ("data_dir", text(home.path("store").display()))])
 }
 
-fn control(home: &Home, ports: &Ports) -> Table {
+fn control(home: &Home, ports: &Ports, index: usize, store: Table) -> Table {
+    let ControlPorts { api, cluster: link, beat } = &ports.controls[index];
     let nodes = i64::try_from(ports.nodes.len()).expect("16 at most");
     rows([
-        ("api", table([("listen", text(ports.api))])),
-        ("cluster", cluster(home, ports.cluster)),
-        ("beat", table([("listen", text(ports.beat)), ("advertise", text(ports.beat))])),
-        ("stores", stores(ports)),
+        ("controls", controls(ports)),
+        ("api", table([("listen", text(api))])),
+        ("cluster", cluster(home, *link)),
+        ("beat", table([("listen", text(beat)), ("advertise", text(beat))])),
+        ("stores", table([("main", Value::Table(store))])),
         (
             "scheduler",
             table([("shards", Value::Integer(SHARDS)), ("nodes_expected", Value::Integer(nodes))]),
@@ -144,14 +179,14 @@ fn control(home: &Home, ports: &Ports) -> Table {
     ])
 }
 
-fn node(home: &Home, ports: &Ports, index: usize) -> Table {
+fn node(home: &Home, ports: &Ports, index: usize, store: Table) -> Table {
     let offered = offered(index, ports.nodes.len());
     let offered = offered.into_iter().map(|phase| text(phase.as_str())).collect();
     rows([
         ("zone", text("local")),
-        ("controls", Value::Array(vec![text(ports.cluster)])),
+        ("controls", controls(ports)),
         ("cluster", cluster(home, ports.nodes[index])),
-        ("stores", stores(ports)),
+        ("stores", table([("main", Value::Table(store))])),
         ("phases", table([("offer", Value::Array(offered)), ("modality", text("text"))])),
     ])
 }
@@ -165,13 +200,17 @@ fn offered(index: usize, nodes: usize) -> Vec<Phase> {
     phases.filter(|(number, _)| !leaves(*number)).map(|(_, phase)| phase).collect()
 }
 
+/// All control replicas, as every process is told of them.
+fn controls(ports: &Ports) -> Value {
+    let named = ports.controls.iter().enumerate();
+    let named =
+        named.map(|(index, control)| text(format!("control-{}={}", index + 1, control.cluster)));
+    Value::Array(named.collect())
+}
+
 fn cluster(home: &Home, addr: SocketAddr) -> Value {
     let cookie = home.path("cookie");
     table([("listen", text(addr)), ("advertise", text(addr)), ("cookie", text(cookie.display()))])
-}
-
-fn stores(ports: &Ports) -> Value {
-    table([("main", table([("address", text(ports.store))]))])
 }
 
 fn text(value: impl ToString) -> Value {
@@ -229,9 +268,9 @@ mod tests {
     fn all_processes_listen_on_loopback_and_no_two_on_one_port() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
-        let plan = Plan::make(&home, 3, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let plan = Plan::make(&home, 3, 2, "127.0.0.1:0".parse().unwrap(), None).unwrap();
         let names: Vec<_> = plan.processes.iter().map(|process| process.name.as_str()).collect();
-        assert_eq!(names, ["store-1", "control-1", "node-1", "node-2", "node-3"]);
+        assert_eq!(names, ["store-1", "control-1", "control-2", "node-1", "node-2", "node-3"]);
         let mut addresses = Vec::new();
         for process in &plan.processes {
             let config: Table = process.config.parse().unwrap();
@@ -245,7 +284,7 @@ mod tests {
         let count = addresses.len();
         addresses.sort();
         addresses.dedup();
-        assert_eq!((addresses.len(), count), (12, 12));
+        assert_eq!((addresses.len(), count), (16, 16));
     }
 
     #[test]
@@ -254,7 +293,7 @@ mod tests {
         let home = Home::open(dir.path()).unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = taken.local_addr().unwrap();
-        let failure = Plan::make(&home, 3, addr).unwrap_err();
+        let failure = Plan::make(&home, 3, 1, addr, None).unwrap_err();
         let text = failure.to_string();
         assert!(text.contains(&addr.to_string()) && text.contains("--api"), "{text}");
     }

@@ -1,15 +1,19 @@
 use super::*;
 use crate::Incarnation;
+use crate::membership::Standing;
+use crate::place::Admission;
 
 const SHARD: ShardId = ShardId(0);
-const SETTINGS: Settings = Settings { settle_ms: 3_000, nodes_expected: 2 };
+const SETTINGS: Settings =
+    Settings { settle_ms: 3_000, nodes_expected: 2, moves_max: 2, move_every_ms: 100 };
 
 fn member(name: &str, incarnation: u64) -> Member {
     Member { name: name.parse().unwrap(), incarnation: Incarnation(incarnation) }
 }
 
 fn candidate(member: &Member, standing: Standing) -> Candidate {
-    Candidate { member: member.clone(), zone: "a".to_owned(), capacity: 1, standing }
+    let (zone, admission) = ("a".to_owned(), Admission::Open);
+    Candidate { member: member.clone(), zone, capacity: 1, standing, admission }
 }
 
 fn view(members: &[&Member]) -> Vec<Candidate> {
@@ -240,4 +244,125 @@ fn a_row_of_a_later_term_ends_this_one() {
     assert_eq!(actions, [Action::Outranked { term: Term(6) }]);
     let later = ownership.tick(Millis(9_000));
     assert_eq!(later, [Action::Outranked { term: Term(6) }]);
+}
+
+/// A leader whose four shards are all open at `ann`, who is alone.
+fn leader_of_four(ann: &Member) -> Ownership {
+    let shards = (0..4).map(ShardId);
+    let settings = Settings { nodes_expected: 1, ..SETTINGS };
+    let mut ownership = Ownership::new(Term(5), shards.clone(), settings, Millis(0));
+    ownership.tick(Millis(0));
+    ownership.view(view(&[ann]), Millis(0));
+    for shard in shards {
+        ownership.owner_read(shard, row(1, Some(ann), 5), Millis(10));
+    }
+    hold(&mut ownership, ann, &[(0, 1), (1, 1), (2, 1), (3, 1)], 20);
+    ownership
+}
+
+/// A beat of `member`, who has opened these shards under these epochs.
+fn hold(ownership: &mut Ownership, member: &Member, held: &[(u32, u64)], now: u64) -> Vec<Action> {
+    let held: Vec<Held> = held
+        .iter()
+        .map(|(shard, epoch)| Held { shard: ShardId(*shard), epoch: Epoch(*epoch), is_open: true })
+        .collect();
+    ownership.held(member, &held, Millis(now))
+}
+
+fn fenced_shard(actions: &[Action]) -> Option<(ShardId, Member, Reason)> {
+    actions.iter().find_map(|action| match action {
+        Action::Fence { shard, to, reason, .. } => Some((*shard, to.clone(), *reason)),
+        Action::ReadOwner { .. }
+        | Action::Grant { .. }
+        | Action::MapChanged { .. }
+        | Action::Outranked { .. } => None,
+    })
+}
+
+#[test]
+fn a_node_that_joins_gets_its_share_one_shard_after_another() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    let first = ownership.view(view(&[&ann, &bob]), Millis(1_000));
+    let (shard, to, reason) = fenced_shard(&first).expect("bob has less than his share");
+    assert_eq!((to, reason), (bob.clone(), Reason::Rebalanced));
+    assert_eq!(fences(&ownership.tick(Millis(1_500))), [], "one is under way");
+    let done = FenceResult::Fenced(row(2, Some(&bob), 5));
+    let granted = ownership.fence_result(shard, done, Millis(1_510));
+    assert_eq!(grants(&granted), [(2, bob.clone())]);
+    let rest: Vec<(u32, u64)> = (0..4).filter(|n| ShardId(*n) != shard).map(|n| (n, 1)).collect();
+    hold(&mut ownership, &ann, &rest, 1_515);
+    let second = hold(&mut ownership, &bob, &[(shard.0, 2)], 1_520);
+    let (next, to, _) = fenced_shard(&second).expect("two are his share");
+    assert_eq!(to, bob);
+    ownership.fence_result(next, FenceResult::Fenced(row(2, Some(&bob), 5)), Millis(1_530));
+    hold(&mut ownership, &bob, &[(shard.0, 2), (next.0, 2)], 1_540);
+    assert_eq!(fences(&ownership.tick(Millis(9_000))), [], "everybody has a fair share");
+}
+
+#[test]
+fn moves_are_spread_over_time() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    let first = ownership.view(view(&[&ann, &bob]), Millis(1_000));
+    let (shard, _, _) = fenced_shard(&first).unwrap();
+    ownership.fence_result(shard, FenceResult::Fenced(row(2, Some(&bob), 5)), Millis(1_010));
+    let early = hold(&mut ownership, &bob, &[(shard.0, 2)], 1_020);
+    assert_eq!(fences(&early), []);
+    assert_eq!(fences(&ownership.tick(Millis(1_099))), []);
+    assert_eq!(fences(&ownership.tick(Millis(1_100))).len(), 1);
+}
+
+#[test]
+fn a_node_that_drains_gives_everything_away_even_when_others_are_suspected() {
+    let (ann, bob, eve) = (member("ann", 1), member("bob", 1), member("eve", 1));
+    let mut ownership = leader_of_four(&ann);
+    let mut seen = view(&[&ann, &bob]);
+    seen[0].admission = Admission::Draining;
+    seen.push(candidate(&eve, Standing::Suspect));
+    let mut moved = Vec::new();
+    let mut actions = ownership.view(seen, Millis(1_000));
+    for step in 1..=40u64 {
+        let now = Millis(1_000 + step * 50);
+        if let Some((shard, to, reason)) = fenced_shard(&actions) {
+            assert_eq!((&to, reason), (&bob, Reason::OwnerDraining));
+            moved.push(shard.0);
+            ownership.fence_result(shard, FenceResult::Fenced(row(2, Some(&bob), 5)), now);
+        }
+        let held: Vec<(u32, u64)> = moved.iter().map(|shard| (*shard, 2)).collect();
+        actions = hold(&mut ownership, &bob, &held, now.0);
+    }
+    moved.sort_unstable();
+    assert_eq!(moved, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_cordoned_node_keeps_what_it_has_and_gets_nothing() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    let mut seen = view(&[&ann, &bob]);
+    seen[1].admission = Admission::Cordoned;
+    assert_eq!(fences(&ownership.view(seen.clone(), Millis(1_000))), []);
+    seen[0].admission = Admission::Cordoned;
+    seen[1].admission = Admission::Open;
+    assert_eq!(fences(&ownership.view(seen, Millis(2_000))), []);
+}
+
+#[test]
+fn nothing_moves_that_could_stay_while_somebody_is_suspected() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    let mut seen = view(&[&ann, &bob]);
+    seen.push(candidate(&member("eve", 1), Standing::Suspect));
+    assert_eq!(fences(&ownership.view(seen, Millis(1_000))), []);
+}
+
+#[test]
+fn nothing_is_fenced_while_the_brake_is_on() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    ownership.hold(true);
+    assert_eq!(fences(&ownership.view(view(&[&bob]), Millis(9_000))), []);
+    ownership.hold(false);
+    assert_eq!(fences(&ownership.tick(Millis(9_100))).len(), 4, "ann is dead");
 }

@@ -133,6 +133,7 @@ pub(crate) fn api_node(row: &PutNode, alive: Option<&NodeView>, shards: Vec<i32>
         capacity: signed(row.capacity),
         hot_agents: alive.map_or(0, |node| signed(node.hot_agents)),
         shards,
+        admission: row.admission.clone(),
     }
 }
 
@@ -153,6 +154,8 @@ fn lines(decision: &Decision) -> Vec<String> {
             Verdict::Full => "has its share of shards",
             Verdict::ZoneFull => "its zone has its share of shards",
             Verdict::Suspect => "suspected: gets nothing new",
+            Verdict::Cordoned => "cordoned: gets nothing new",
+            Verdict::Draining => "draining: gives everything away",
         };
         let (node, load, max) = (&score.node, score.load, score.load_max);
         format!("{node}: score {:.3}, {load} of {max} shards, {verdict}", score.score)

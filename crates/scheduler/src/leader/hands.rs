@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use domain::membership::{Held, Probe};
 use domain::ownership::{FenceResult, OwnerRow, STORE_MS};
-use domain::{Epoch, Incarnation, Member, ShardId, Term};
+use domain::{Epoch, Incarnation, Member, ProcessName, ShardId, Term};
 use prost::Message as _;
 use proto::kind;
 use proto::link::{Fence, Grant, Provision, PutShard};
@@ -28,6 +28,8 @@ pub(crate) enum Outcome {
     Fenced(ShardId, FenceResult),
     Granted(Member, ShardId, Epoch, Option<Held>),
     Probed(Member, Probe),
+    /// How many nodes each replica that answered hears.
+    Sighted(Vec<(ProcessName, usize)>),
 }
 
 /// Cheap to clone: a task takes one.

@@ -3,11 +3,13 @@
 //!
 //! Never waits: whatever takes time is a task of [`hands`]. Never decides: it asks the machines.
 
+mod admission;
 mod answers;
 mod facts;
 mod hands;
 mod load;
 mod publish;
+mod replicas;
 mod reports;
 mod roster;
 
@@ -16,17 +18,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::Peer;
-use domain::membership::{self, Beat, Brake, Held, Membership};
+use domain::brake::Brakes;
+use domain::membership::{self, Beat, Held, Membership};
 use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership};
 use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
-use domain::view::View;
+use domain::view::{MemberInfo, View};
 use domain::{ClusterId, Epoch, Member, ProcessName, Reason, Role, ShardId, Term};
-use proto::link::{JoinRequest, JoinResponse, PutShard, Refusal};
+use proto::link::{JoinRequest, PutShard, Refusal};
+use telemetry::fault::point;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+pub use admission::Admit;
 pub use answers::Query;
 pub(crate) use answers::api_node;
 pub(crate) use hands::{Hands, Outcome, read_held};
@@ -35,7 +40,7 @@ pub(crate) use load::{Loaded, load};
 use crate::journal::{Journal, Transition};
 use crate::links::refusal;
 use crate::metrics;
-use crate::shared::{encoded, node_peer};
+use crate::shared::node_peer;
 use facts::{DROPPED, Facts, Fencing, GRANTED, UNOWNED};
 use reports::Reports;
 use roster::{DEAD, LEFT, Roster, SUSPECT, read_join};
@@ -58,10 +63,13 @@ pub(crate) struct Leader {
     /// The view may differ from the published one.
     is_dirty: bool,
     /// To whom the last view could not be sent.
-    behind: BTreeSet<ProcessName>,
+    behind: BTreeSet<Peer>,
+    /// Control replicas that stand by.
+    standbys: BTreeMap<ProcessName, MemberInfo>,
+    brakes: Brakes,
+    successor: Option<ProcessName>,
     began: Millis,
     is_settled: bool,
-    is_braking: bool,
     outranked: Option<Term>,
 }
 
@@ -71,6 +79,8 @@ impl Leader {
         let settings = ownership::Settings {
             settle_ms: config.settle_ms,
             nodes_expected: config.nodes_expected as usize,
+            moves_max: config.moves_max,
+            move_every_ms: config.move_every_ms,
         };
         let facts = |row: PutShard| {
             let id = ShardId(row.shard);
@@ -83,6 +93,9 @@ impl Leader {
         let mut membership = Membership::new();
         for member in roster.buried() {
             membership.buried(&member);
+        }
+        for name in roster.cordoned() {
+            membership.cordon(&name, true);
         }
         let version = domain::view::Version { term: hands.term, number: 0 };
         let mut leader = Self {
@@ -100,14 +113,19 @@ impl Leader {
             granting: BTreeSet::new(),
             is_dirty: true,
             behind: BTreeSet::new(),
+            standbys: BTreeMap::new(),
+            brakes: Brakes::new(),
+            successor: None,
             began: now,
             is_settled: false,
-            is_braking: false,
             outranked: None,
             hands,
         };
         leader.tick(now);
         leader.publish(None);
+        // Whose link outlived the leader before us would not know that another term began.
+        leader.behind.extend(leader.roster.expected().map(node_peer));
+        leader.catch_up();
         leader
     }
 
@@ -151,19 +169,10 @@ impl Leader {
             warn!(%member, "node did not join the new leader in time: counted as dead");
             self.membership.buried(&member);
             self.record(&member, DEAD, Reason::Silent);
+            self.behind.remove(&node_peer(&member.name));
             self.is_dirty = true;
-        }
-    }
-
-    fn brake(&mut self, now: Millis) {
-        let brake = self.membership.brake(now);
-        let is_on = brake != Brake::Off;
-        let was_on = std::mem::replace(&mut self.is_braking, is_on);
-        if let (Brake::On { silent, of }, false) = (brake, was_on) {
-            warn!(
-                silent,
-                of, "most nodes fell silent at once: fencing only onto nodes that answer"
-            );
+            // If it lives, it comes back over another link, and learns that it has to be a new run.
+            self.hands.shared.links.forget(node_peer(&member.name));
         }
     }
 
@@ -188,16 +197,15 @@ impl Leader {
         self.carry(replaced, now);
         self.roster.joined(&joined);
         self.hands.shared.links.learn(node_peer(&member.name), vec![joined.joining.address]);
+        // It said so over its link, which may be older than this run of it.
+        self.hands.shared.set_linked(member.name.clone(), Some(member.incarnation));
         self.carry(rest, now);
         self.candidates_changed(now);
         self.is_dirty = true;
-        self.behind.remove(&member.name);
-        self.publish(Some(&member.name));
-        Ok(encoded(&JoinResponse {
-            cluster_id: self.cluster_id.to_string(),
-            view: Some(proto::view::to_message(&self.view.whole())),
-            beats: self.hands.shared.beats.clone(),
-        }))
+        let peer = node_peer(&member.name);
+        self.behind.remove(&peer);
+        self.publish(Some(&peer));
+        Ok(self.welcome())
     }
 
     pub(crate) fn leave(
@@ -215,7 +223,13 @@ impl Leader {
     pub(crate) fn beat(&mut self, beat: Beat, now: Millis) {
         let member = beat.member.clone();
         let held = beat.held.clone();
-        let Some(effects) = self.membership.beat(beat, now) else { return };
+        let Some(effects) = self.membership.beat(beat, now) else {
+            // It lives, and takes itself for a member: the view tells it that it is none, and it joins anew.
+            if self.membership.node(&member).is_none() {
+                self.behind.insert(node_peer(&member.name));
+            }
+            return;
+        };
         self.carry(effects, now);
         if self.membership.node(&member).is_some() {
             let held = self.reports.beat(&member, &held, now);
@@ -283,6 +297,7 @@ impl Leader {
     pub(crate) fn done(&mut self, outcome: Outcome, now: Millis) {
         match outcome {
             Outcome::Loaded(_) => {}
+            Outcome::Sighted(heard) => self.sighted(&heard),
             Outcome::OwnerRead(shard, Some(row)) => {
                 let actions = self.owner_read(shard, row, now);
                 self.act(actions, now);
@@ -306,6 +321,9 @@ impl Leader {
     }
 
     fn fenced(&mut self, shard: ShardId, result: FenceResult, now: Millis) {
+        if matches!(result, FenceResult::Fenced(_)) {
+            point("leader-fenced");
+        }
         let outcome = match &result {
             FenceResult::Fenced(row) | FenceResult::Lost(row) => {
                 self.note_owner(shard, row);
@@ -360,7 +378,7 @@ impl Leader {
         self.record(member, if reason == Reason::Left { LEFT } else { DEAD }, reason);
         self.roster.remove(member);
         self.reports.forget(member);
-        self.behind.remove(&member.name);
+        self.behind.remove(&node_peer(&member.name));
         self.is_dirty = true;
         // Its successor has the same name, and speaks over the same link already.
         if reason != Reason::Replaced {
@@ -369,12 +387,15 @@ impl Leader {
     }
 
     fn candidates_changed(&mut self, now: Millis) {
+        // Before anything is fenced.
+        self.brake(now);
         self.count_members();
         let candidates = self.membership.nodes().map(|node| Candidate {
             member: node.member().clone(),
             zone: node.joining.zone.clone(),
             capacity: node.joining.capacity,
             standing: node.standing,
+            admission: node.admission,
         });
         let actions = self.ownership.view(candidates.collect(), now);
         self.act(actions, now);
@@ -430,6 +451,7 @@ impl Leader {
         let owner = facts.owner.as_ref().and_then(|owner| owner.member.as_ref());
         let cause = owner.map(|owner| self.roster.fate(owner)).unwrap_or_default();
         facts.fence = Some(Fencing { expected, to: to.clone(), reason, cause });
+        point("leader-before-fence");
         self.tasks.spawn(self.hands.clone().fence(facts.row.clone(), expected, to));
     }
 

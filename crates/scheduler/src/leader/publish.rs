@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cluster::Peer;
+use domain::Role;
 use domain::view::{MemberInfo, Place, Version, View};
-use domain::{ProcessName, Role};
 use prost::Message as _;
 use proto::kind;
 use proto::link::Envelope;
@@ -13,6 +14,7 @@ use tracing::debug;
 use super::Leader;
 use crate::metrics;
 use crate::shared::{node_peer, whole};
+use crate::standby::control_peer;
 
 impl Leader {
     /// Whether there may be something to publish.
@@ -21,7 +23,7 @@ impl Leader {
     }
 
     /// Sends out what changed since the last time, if anything did; not to `except`, who gets the whole otherwise.
-    pub(crate) fn publish(&mut self, except: Option<&ProcessName>) {
+    pub(crate) fn publish(&mut self, except: Option<&Peer>) {
         if !std::mem::take(&mut self.is_dirty) {
             return;
         }
@@ -35,12 +37,12 @@ impl Leader {
         metrics::VIEW.set(next.version.number.cast_signed());
         self.view = Arc::new(next);
         self.hands.shared.views.send_replace(Some(self.view.clone()));
-        let members: Vec<ProcessName> =
-            self.membership.nodes().map(|node| node.member().name.clone()).collect();
-        for name in members {
+        let nodes = self.membership.nodes().map(|node| node_peer(&node.member().name));
+        let peers: Vec<Peer> = nodes.chain(self.standbys.keys().map(control_peer)).collect();
+        for peer in peers {
             // Who missed an earlier one gets the whole, and needs no deltas until then.
-            if Some(&name) != except && !self.behind.contains(&name) {
-                self.send_view(name, payload.clone());
+            if Some(&peer) != except && !self.behind.contains(&peer) {
+                self.send_view(peer, payload.clone());
             }
         }
     }
@@ -60,34 +62,41 @@ impl Leader {
             role: Role::Control,
             incarnation: shared.me.incarnation,
             address: shared.links.address(),
+            beat: shared.beat.clone(),
             offers: [].into(),
         };
         view.members.insert(shared.me.name.clone(), me);
+        view.members.extend(self.standbys.clone());
         view
     }
 
-    fn send_view(&mut self, name: ProcessName, payload: Bytes) {
+    fn send_view(&mut self, peer: Peer, payload: Bytes) {
         let envelope = Envelope { kind: kind::VIEW, payload, ..Envelope::default() };
-        match self.hands.shared.links.cast(&node_peer(&name), envelope) {
-            Ok(()) => drop(self.behind.remove(&name)),
+        match self.hands.shared.links.cast(&peer, envelope) {
+            Ok(()) => drop(self.behind.remove(&peer)),
             Err(error) => {
-                debug!(node = %name, %error, "cannot send the view; it gets the whole later");
-                self.behind.insert(name);
+                debug!(%peer, %error, "cannot send the view; it gets the whole later");
+                self.behind.insert(peer);
             }
         }
     }
 
     /// The link to a member is up again: what was sent before may be lost.
-    pub(crate) fn linked(&mut self, name: &ProcessName) {
-        if self.membership.nodes().any(|node| node.member().name == *name) {
-            self.send_view(name.clone(), whole(&self.view));
+    pub(crate) fn linked(&mut self, peer: &Peer) {
+        let is_member = match peer.role {
+            Role::Node => self.membership.nodes().any(|node| node.member().name == peer.name),
+            Role::Control => self.standbys.contains_key(&peer.name),
+            Role::Store | Role::Client => false,
+        };
+        if is_member {
+            self.send_view(peer.clone(), whole(&self.view));
         }
     }
 
     /// Sends the whole view to those who missed a part.
     pub(crate) fn catch_up(&mut self) {
-        for name in self.behind.clone() {
-            self.send_view(name, whole(&self.view));
+        for peer in self.behind.clone() {
+            self.send_view(peer, whole(&self.view));
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use domain::membership::Joining;
+use domain::place::Admission;
 use domain::view::{MemberInfo, Offer};
 use domain::{Incarnation, Member, ProcessName, Reason, Role};
 use proto::link::{JoinRequest, PutNode, Refusal};
@@ -19,6 +20,8 @@ pub(crate) const ALIVE: &str = "alive";
 pub(crate) const SUSPECT: &str = "suspect";
 pub(crate) const DEAD: &str = "dead";
 pub(crate) const LEFT: &str = "left";
+const CORDONED: &str = Admission::Cordoned.as_str();
+const DRAINING: &str = Admission::Draining.as_str();
 
 /// A join that was read and checked.
 pub(crate) struct Joined {
@@ -74,6 +77,7 @@ impl Roster {
                     role: Role::Node,
                     incarnation,
                     address: row.address.clone(),
+                    beat: String::new(),
                     offers: offers.filter_map(Result::ok).collect(),
                 };
                 roster.members.insert(name.clone(), info);
@@ -92,6 +96,19 @@ impl Roster {
         })
     }
 
+    /// Whom an operator cordoned.
+    pub(crate) fn cordoned(&self) -> impl Iterator<Item = ProcessName> + '_ {
+        let rows = self.rows.iter().filter(|(_, row)| row.admission == CORDONED);
+        rows.map(|(name, _)| name.clone())
+    }
+
+    /// Whoever is about to go offers nothing any more: others would give it work.
+    pub(crate) fn withdraw(&mut self, member: &Member) {
+        if let Some(info) = self.members.get_mut(&member.name) {
+            info.offers = [].into();
+        }
+    }
+
     pub(crate) fn joined(&mut self, joined: &Joined) {
         let Joining { member, zone, capacity, address, .. } = &joined.joining;
         self.expected.remove(&member.name);
@@ -99,9 +116,14 @@ impl Roster {
             role: Role::Node,
             incarnation: member.incarnation,
             address: address.clone(),
+            beat: String::new(),
             offers: joined.offers.clone(),
         };
         self.members.insert(member.name.clone(), info);
+        // A cordon is of the name; draining was another run's.
+        let before = self.rows.get(&member.name);
+        let is_cordoned = before.is_some_and(|row| row.admission == CORDONED);
+        let admission = if is_cordoned { CORDONED } else { "" };
         let row = PutNode {
             name: member.name.to_string(),
             incarnation: member.incarnation.0,
@@ -111,6 +133,7 @@ impl Roster {
             address: address.clone(),
             capacity: *capacity,
             capabilities: joined.offers.iter().map(offer_to_message).collect(),
+            admission: admission.to_owned(),
         };
         self.rows.insert(member.name.clone(), row);
     }
@@ -126,7 +149,11 @@ impl Roster {
             .rows
             .get_mut(&member.name)
             .filter(|row| row.incarnation == member.incarnation.0)?;
-        let before = std::mem::replace(&mut row.state, state.to_owned());
+        let mut before = std::mem::replace(&mut row.state, state.to_owned());
+        if row.admission == DRAINING && (state == DEAD || state == LEFT) {
+            // It was of this run, which is over.
+            before = std::mem::take(&mut row.admission);
+        }
         row.reason = reason.code().into();
         Some((row.clone(), before))
     }
@@ -140,6 +167,11 @@ impl Roster {
         if self.expected.get(&member.name) == Some(member) {
             self.expected.remove(&member.name);
         }
+    }
+
+    /// Who is awaited.
+    pub(crate) fn expected(&self) -> impl Iterator<Item = &ProcessName> {
+        self.expected.keys()
     }
 
     /// Whoever has not come until now is not waited for.

@@ -87,10 +87,12 @@ impl World {
             me: Member { name: name(me), incarnation: Incarnation(1) },
             store: self.store.clone(),
             store_name: "main".to_owned(),
-            links: self.links.clone(),
-            beats: vec!["127.0.0.1:9".to_owned()],
+            links: Arc::new(LinksOf { me: name(me), links: self.links.clone() }),
+            beat: format!("{me}:9"),
         };
-        start(parts).await.unwrap()
+        let handle = start(parts).await.unwrap();
+        self.links.controls().insert(name(me), handle.clone());
+        handle
     }
 
     pub(super) async fn leader(&self, me: &str) -> Handle {
@@ -160,6 +162,7 @@ pub(super) struct Notes {
     pub(super) ignores: usize,
     pub(super) view: Option<View>,
     pub(super) is_forgotten: bool,
+    pub(super) is_wanted_to_drain: bool,
     beats: u64,
 }
 
@@ -258,12 +261,20 @@ pub(super) async fn ask(handle: &Handle, from: Peer, envelope: Envelope) -> Resu
     answer.await.expect("every request is answered")
 }
 
+/// The links of everybody.
 #[derive(Default)]
-pub(super) struct PlayedLinks(Mutex<BTreeMap<ProcessName, Arc<Played>>>);
+pub(super) struct PlayedLinks {
+    nodes: Mutex<BTreeMap<ProcessName, Arc<Played>>>,
+    controls: Mutex<BTreeMap<ProcessName, Handle>>,
+}
 
 impl PlayedLinks {
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<ProcessName, Arc<Played>>> {
-        self.0.lock().unwrap()
+        self.nodes.lock().unwrap()
+    }
+
+    pub(super) fn controls(&self) -> MutexGuard<'_, BTreeMap<ProcessName, Handle>> {
+        self.controls.lock().unwrap()
     }
 
     fn node(&self, peer: &Peer) -> Option<Arc<Played>> {
@@ -271,38 +282,66 @@ impl PlayedLinks {
     }
 }
 
+/// The links of one control replica.
+struct LinksOf {
+    me: ProcessName,
+    links: Arc<PlayedLinks>,
+}
+
+impl LinksOf {
+    fn replica(&self, to: &Peer) -> Option<(Handle, Peer)> {
+        let handle = self.links.controls().get(&to.name).cloned()?;
+        Some((handle, Peer::new(Role::Control, self.me.clone())))
+    }
+}
+
 #[async_trait]
-impl Links for PlayedLinks {
+impl Links for LinksOf {
     async fn call(
         &self,
         to: &Peer,
         envelope: Envelope,
         _: Instant,
     ) -> Result<Bytes, cluster::Error> {
+        if to.role == Role::Control {
+            let gone = || cluster::Error::PeerGone { peer: to.clone() };
+            let (replica, me) = self.replica(to).ok_or_else(gone)?;
+            return ask(&replica, me, envelope).await.map_err(cluster::Error::Refused);
+        }
         assert_eq!(envelope.kind, kind::GRANT);
         let grant = Grant::decode(envelope.payload).unwrap();
-        let held = self.node(to).and_then(|node| node.granted(grant));
+        let held = self.links.node(to).and_then(|node| node.granted(grant));
         held.map(|held| encoded(&held)).ok_or_else(|| cluster::Error::Deadline { peer: to.clone() })
     }
 
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
+        if to.role == Role::Control {
+            let gone = || cluster::Error::PeerGone { peer: to.clone() };
+            let (replica, from) = self.replica(to).ok_or_else(gone)?;
+            replica.request(Request { from, envelope, deadline: None, respond: None });
+            return Ok(());
+        }
+        if envelope.kind == kind::DRAIN_WANTED {
+            self.links.node(to).expect("it runs").notes().is_wanted_to_drain = true;
+            return Ok(());
+        }
         assert_eq!(envelope.kind, kind::VIEW);
         let message = proto::link::View::decode(envelope.payload).unwrap();
         let delta = proto::view::from_message(message).unwrap();
-        if let Some(node) = self.node(to) {
+        if let Some(node) = self.links.node(to) {
             View::apply(&mut node.notes().view, delta);
         }
         Ok(())
     }
 
     fn learn(&self, peer: Peer, _: Vec<String>) {
-        if let Some(node) = self.node(&peer) {
+        if let Some(node) = self.links.node(&peer) {
             node.notes().is_forgotten = false;
         }
     }
 
     fn forget(&self, peer: Peer) {
-        if let Some(node) = self.node(&peer) {
+        if let Some(node) = self.links.node(&peer) {
             node.notes().is_forgotten = true;
         }
     }

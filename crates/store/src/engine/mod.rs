@@ -20,11 +20,10 @@ use tokio::sync::oneshot;
 
 pub(crate) use directory::flush_directory;
 pub(crate) use queue::Lane;
-pub(crate) use sql::{
-    Access, More, Sql, blob, blob_at, i64_at, number, text, text_at, u32_at, u64_at,
-};
+pub(crate) use sql::{Access, Sql};
 
 use crate::database::Database;
+use crate::statement::{Found, Query, Row, Statement};
 use crate::{Error, metrics, schema};
 use directory::Directory;
 use queue::{Queue, Refused};
@@ -380,12 +379,31 @@ impl Connections {
 
 /// 2 is FULL: every commit is flushed before it is answered.
 fn check_durable(sql: &mut Sql) -> Result<(), Error> {
-    let mode = sql.row("PRAGMA journal_mode", Vec::new(), |row| text_at(row, 0))?;
-    let synchronous = sql.number("PRAGMA synchronous", Vec::new())?;
-    if mode.as_deref() != Some("wal") || synchronous != 2 {
-        return Err(Error::NotDurable { what: sql.name().to_owned() });
+    let (mode, synchronous) = sql.read(&Flushing)?;
+    if mode != "wal" || synchronous != 2 {
+        let what = format!(
+            "{} does not flush its commits; a store must run with synchronous=FULL",
+            sql.name()
+        );
+        return Err(Error::NotDurable { what });
     }
     Ok(())
+}
+
+/// Journal mode and `synchronous` of a connection.
+struct Flushing;
+
+impl Query for Flushing {
+    type Answer = (String, u64);
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let pragmas = ["PRAGMA journal_mode", "PRAGMA synchronous"];
+        Ok(pragmas.map(|pragma| Statement::new(pragma, Vec::new())).into())
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<(String, u64), Error> {
+        Ok((found.row(Row::text)?.unwrap_or_default(), found.number()?))
+    }
 }
 
 /// Gives a connection its part of the cache, half of which is for those that write, and of the write-ahead logs.

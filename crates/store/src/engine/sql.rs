@@ -9,9 +9,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use libsql::params::Params;
-use libsql::{Builder, Connection, OpenFlags, Row, Statement, Value};
+use libsql::{Builder, Connection, OpenFlags, Statement};
 
 use crate::Error;
+use crate::statement::{
+    Batch, Found, Guard, Outcome, Query, Row, Rows, Sink, Stop, Value, value_bytes,
+};
 
 /// Only this process opens the file; a lock held longer than this is a bug, not contention.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,109 +81,91 @@ impl Sql {
         Ok(&self.statements[sql])
     }
 
-    /// Runs a statement that answers no rows; returns how many rows it changed.
-    pub(crate) fn execute(&mut self, sql: &'static str, params: Vec<Value>) -> Result<u64, Error> {
-        self.try_execute(sql, params).map_err(|error| self.failed(error))
-    }
-
-    /// The same, with SQLite's own error: a guard is told by the name in it.
-    pub(crate) fn try_execute(
-        &mut self,
-        sql: &'static str,
-        params: Vec<Value>,
-    ) -> Result<u64, libsql::Error> {
+    /// Runs a statement; returns how many rows it changed.
+    fn execute(&mut self, sql: &'static str, params: Vec<Value>) -> Result<u64, libsql::Error> {
         let statement = self.prepared(sql)?;
         let done = now(statement.execute(Params::Positional(params)));
         statement.reset();
         Ok(done? as u64)
     }
 
-    /// Runs one statement for each of `rows`.
-    pub(crate) fn execute_each(
-        &mut self,
-        sql: &'static str,
-        rows: impl Iterator<Item = Result<Vec<Value>, Error>>,
-    ) -> Result<(), Error> {
-        let name = self.name.clone();
-        let statement = self.prepared(sql).map_err(|error| Error::of_sqlite(&name, error))?;
-        for row in rows {
-            let done = now(statement.execute(Params::Positional(row?)));
-            statement.reset();
-            done.map_err(|error| Error::of_sqlite(&name, error))?;
-        }
-        Ok(())
-    }
-
-    /// Reads rows until there are no more, or until `read` answers that it has enough.
-    pub(crate) fn each(
+    /// Runs a statement and reads its rows, of a page as many as it may have.
+    fn rows(
         &mut self,
         sql: &'static str,
         params: Vec<Value>,
-        mut read: impl FnMut(&Row) -> Result<More, libsql::Error>,
-    ) -> Result<(), Error> {
-        let name = self.name.clone();
-        let run = || {
-            let statement = self.prepared(sql)?;
-            let step = || {
-                let mut rows = now(statement.query(Params::Positional(params)))?;
-                while let Some(row) = now(rows.next())? {
-                    if read(&row)? == More::No {
-                        break;
-                    }
+        bytes_max: usize,
+    ) -> Result<Rows, libsql::Error> {
+        let statement = self.prepared(sql)?;
+        let step = || -> Result<Vec<Row>, libsql::Error> {
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            let mut rows = now(statement.query(Params::Positional(params)))?;
+            let columns = rows.column_count();
+            while let Some(row) = now(rows.next())? {
+                let values: Result<Vec<_>, _> =
+                    (0..columns).map(|column| row.get_value(column)).collect();
+                let values = values?;
+                bytes += values.iter().map(value_bytes).sum::<usize>();
+                found.push(Row::new(values));
+                if bytes_max <= bytes {
+                    break;
                 }
-                Ok(())
-            };
-            let result = step();
-            // A statement that is not reset holds its read lock, and the WAL could never be checkpointed.
-            statement.reset();
-            result
+            }
+            Ok(found)
         };
-        run().map_err(|error| Error::of_sqlite(&name, error))
+        let result = step();
+        // A statement that is not reset holds its read lock, and the WAL could never be checkpointed.
+        statement.reset();
+        Ok(Rows { rows: result?, changed: self.connection.changes() })
     }
 
-    pub(crate) fn rows<T>(
-        &mut self,
-        sql: &'static str,
-        params: Vec<Value>,
-        read: impl Fn(&Row) -> Result<T, libsql::Error>,
-    ) -> Result<Vec<T>, Error> {
-        let mut rows = Vec::new();
-        self.each(sql, params, |row| {
-            rows.push(read(row)?);
-            Ok(More::Yes)
-        })?;
-        Ok(rows)
+    /// Everything that the query asks, of one moment.
+    pub(crate) fn read<Q: Query>(&mut self, query: &Q) -> Result<Q::Answer, Error> {
+        let statements = query.statements()?;
+        let is_one = statements.len() == 1;
+        let mut each = Vec::with_capacity(statements.len());
+        let run = |sql: &mut Self| {
+            for statement in statements {
+                let bytes_max = statement.page.map_or(usize::MAX, |page| page.bytes);
+                each.push(sql.rows(statement.sql, statement.params, bytes_max)?);
+            }
+            Ok(())
+        };
+        let done = if is_one { run(self) } else { self.snapshot(run) };
+        done.map_err(|error| self.failed(error))?;
+        query.answer(&mut Found::new(&self.name, each))
     }
 
-    pub(crate) fn row<T>(
-        &mut self,
-        sql: &'static str,
-        params: Vec<Value>,
-        read: impl Fn(&Row) -> Result<T, libsql::Error>,
-    ) -> Result<Option<T>, Error> {
-        let mut found = None;
-        self.each(sql, params, |row| {
-            found = Some(read(row)?);
-            Ok(More::No)
-        })?;
-        Ok(found)
-    }
-
-    /// The first column of the only row, a number.
-    pub(crate) fn number(&mut self, sql: &'static str, params: Vec<Value>) -> Result<u64, Error> {
-        Ok(self.row(sql, params, |row| u64_at(row, 0))?.unwrap_or(0))
+    /// The whole batch, or nothing of it.
+    pub(crate) fn write<B: Batch>(&mut self, batch: &B) -> Result<Outcome<B::Answer>, Error> {
+        let mut kept = Vec::new();
+        let mut stopped = None;
+        let done =
+            self.transaction(|sql| match batch.write(&mut Direct { sql, kept: &mut kept }) {
+                Ok(()) => Ok(()),
+                Err(Stop::Error(error)) => Err(error),
+                Err(Stop::Guard(guard)) => {
+                    stopped = Some(guard);
+                    Err(Error::invalid("a guard fired"))
+                }
+            });
+        if let Some(guard) = stopped {
+            return Ok(Outcome::Stopped(guard));
+        }
+        done?;
+        batch.answer(&mut Found::new(&self.name, kept)).map(Outcome::Done)
     }
 
     /// Everything that `work` does, or nothing of it.
     ///
     /// If the flush at the end fails, what is on the disk is not known: that is [`Error::Unknown`].
-    pub(crate) fn transaction<T>(
+    fn transaction<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.execute("BEGIN IMMEDIATE", Vec::new())?;
+        self.execute("BEGIN IMMEDIATE", Vec::new()).map_err(|error| self.failed(error))?;
         let done = match work(self) {
-            Ok(value) => match self.try_execute("COMMIT", Vec::new()) {
+            Ok(value) => match self.execute("COMMIT", Vec::new()) {
                 Ok(_) => return Ok(value),
                 Err(libsql::Error::SqliteFailure(code, detail)) if code & 0xff == IO_ERROR => {
                     Err(Error::unknown(format!("cannot flush {}: {detail}", self.name)))
@@ -190,16 +175,16 @@ impl Sql {
             Err(error) => Err(error),
         };
         if !self.connection.is_autocommit() {
-            self.execute("ROLLBACK", Vec::new())?;
+            self.execute("ROLLBACK", Vec::new()).map_err(|error| self.failed(error))?;
         }
         done
     }
 
     /// Several reads of one moment.
-    pub(crate) fn snapshot<T>(
+    fn snapshot<T>(
         &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+        work: impl FnOnce(&mut Self) -> Result<T, libsql::Error>,
+    ) -> Result<T, libsql::Error> {
         self.execute("BEGIN", Vec::new())?;
         let result = work(self);
         if !self.connection.is_autocommit() {
@@ -215,68 +200,56 @@ impl Sql {
 
     /// Makes a copy of the whole database, of one moment.
     pub(crate) fn copy_into(&mut self, path: &str) -> Result<(), Error> {
-        self.execute("VACUUM INTO ?1", vec![Value::Text(path.to_owned())]).map(drop)
+        let done = self.execute("VACUUM INTO ?1", vec![Value::Text(path.to_owned())]);
+        done.map(drop).map_err(|error| self.failed(error))
     }
 }
 
 const IO_ERROR: i32 = 10;
 
-/// Whether to read on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum More {
-    Yes,
-    No,
+/// Runs the statements of a write as they come.
+struct Direct<'a> {
+    sql: &'a mut Sql,
+    kept: &'a mut Vec<Rows>,
 }
 
-/// A number as SQLite keeps it.
-///
-/// # Errors
-/// It is over 2^63 - 1: no number of ours gets there.
-pub(crate) fn number(value: u64) -> Result<Value, Error> {
-    let number = i64::try_from(value);
-    number.map(Value::Integer).map_err(|_| Error::invalid(format!("number {value} is too large")))
-}
-
-pub(crate) fn text(value: &str) -> Value {
-    Value::Text(value.to_owned())
-}
-
-pub(crate) fn blob(value: &[u8]) -> Value {
-    Value::Blob(value.to_vec())
-}
-
-pub(crate) fn i64_at(row: &Row, column: i32) -> Result<i64, libsql::Error> {
-    match row.get_value(column)? {
-        Value::Integer(number) => Ok(number),
-        Value::Null => Ok(0),
-        Value::Real(_) | Value::Text(_) | Value::Blob(_) => Err(libsql::Error::InvalidColumnType),
+impl Direct<'_> {
+    fn execute(&mut self, sql: &'static str, params: Vec<Value>) -> Result<u64, Stop> {
+        let done = self.sql.execute(sql, params);
+        done.map_err(|error| Stop::Error(self.sql.failed(error)))
     }
 }
 
-pub(crate) fn u64_at(row: &Row, column: i32) -> Result<u64, libsql::Error> {
-    u64::try_from(i64_at(row, column)?).map_err(|_| libsql::Error::InvalidColumnType)
-}
+impl Sink for Direct<'_> {
+    /// Larger statements are no faster here.
+    fn log_rows_max(&self) -> usize {
+        16
+    }
 
-pub(crate) fn u32_at(row: &Row, column: i32) -> Result<u32, libsql::Error> {
-    u32::try_from(i64_at(row, column)?).map_err(|_| libsql::Error::InvalidColumnType)
-}
+    fn run(&mut self, sql: &'static str, params: Vec<Value>) -> Result<(), Stop> {
+        self.execute(sql, params).map(drop)
+    }
 
-pub(crate) fn text_at(row: &Row, column: i32) -> Result<String, libsql::Error> {
-    match row.get_value(column)? {
-        Value::Text(text) => Ok(text),
-        Value::Null => Ok(String::new()),
-        Value::Integer(_) | Value::Real(_) | Value::Blob(_) => {
-            Err(libsql::Error::InvalidColumnType)
+    fn keep(&mut self, sql: &'static str, params: Vec<Value>) -> Result<(), Stop> {
+        let rows = self.sql.rows(sql, params, usize::MAX);
+        self.kept.push(rows.map_err(|error| Stop::Error(self.sql.failed(error)))?);
+        Ok(())
+    }
+
+    fn guard(&mut self, guard: Guard, sql: &'static str, params: Vec<Value>) -> Result<(), Stop> {
+        match self.sql.execute(sql, params) {
+            Ok(_) => Ok(()),
+            Err(libsql::Error::SqliteFailure(_, text)) if guard.fired(&text) => {
+                Err(Stop::Guard(guard))
+            }
+            Err(error) => Err(Stop::Error(self.sql.failed(error))),
         }
     }
-}
 
-pub(crate) fn blob_at(row: &Row, column: i32) -> Result<bytes::Bytes, libsql::Error> {
-    match row.get_value(column)? {
-        Value::Blob(bytes) => Ok(bytes.into()),
-        Value::Null => Ok(bytes::Bytes::new()),
-        Value::Integer(_) | Value::Real(_) | Value::Text(_) => {
-            Err(libsql::Error::InvalidColumnType)
+    fn run_one(&mut self, guard: Guard, sql: &'static str, params: Vec<Value>) -> Result<(), Stop> {
+        match self.execute(sql, params)? {
+            1 => Ok(()),
+            _ => Err(Stop::Guard(guard)),
         }
     }
 }

@@ -288,6 +288,7 @@ impl Store for RemoteStore {
             whole.transitions.extend(page.transitions);
             whole.nodes.extend(page.nodes);
             whole.shards.extend(page.shards);
+            whole.audit.extend(page.audit);
             Ok(())
         })
         .await?;

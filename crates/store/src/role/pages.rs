@@ -46,7 +46,8 @@ pub(super) fn of_recovery(whole: Recovery) -> Vec<Answer> {
 
 /// The leader row first.
 pub(super) fn of_control(whole: ControlAnswer) -> Vec<Answer> {
-    let ControlAnswer { leader, cluster_id, definitions, transitions, nodes, shards } = whole;
+    let ControlAnswer { leader, cluster_id, definitions, transitions, nodes, shards, audit } =
+        whole;
     let first = ControlAnswer { leader, cluster_id, ..ControlAnswer::default() };
     let empty = ControlAnswer::default;
     let definitions = cut(definitions).into_iter();
@@ -55,7 +56,8 @@ pub(super) fn of_control(whole: ControlAnswer) -> Vec<Answer> {
     let transitions = transitions.map(|transitions| ControlAnswer { transitions, ..empty() });
     let nodes = cut(nodes).into_iter().map(|nodes| ControlAnswer { nodes, ..empty() });
     let shards = cut(shards).into_iter().map(|shards| ControlAnswer { shards, ..empty() });
-    let rest = definitions.chain(transitions).chain(nodes).chain(shards);
+    let audit = cut(audit).into_iter().map(|audit| ControlAnswer { audit, ..empty() });
+    let rest = definitions.chain(transitions).chain(nodes).chain(shards).chain(audit);
     std::iter::once(first).chain(rest).map(Answer::Control).collect()
 }
 

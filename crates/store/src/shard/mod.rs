@@ -1,116 +1,133 @@
 //! What a shard's database does: provision, fence, commit. Its reads are in [`read`], its housekeeping in [`prune`].
 //!
-//! The SQL of shards stands here and nowhere else. Runs on a thread of the engine, inside one transaction each.
+//! The SQL of shards stands here and nowhere else, for every engine.
 
 pub(crate) mod prune;
 pub(crate) mod read;
+pub(crate) mod recover;
 
 use std::sync::LazyLock;
 
 use domain::ShardId;
-use libsql::Value;
 use prost::Message;
 use proto::link::{
     AgentRow, DedupRow, DefinitionRow, Fence, Group, LogRow, Mark, OwnerRow, Provision, WorkEnd,
     WorkRow,
 };
 
-use crate::engine::{Sql, blob, number, text};
-use crate::schema::{self, meta, set_meta};
+use crate::schema::{self, PUT_META};
+use crate::statement::{Batch, Found, Guard, Sink, Stop, Value, blob, number, text};
 use crate::{CommitOutcome, Error, FenceOutcome};
 
-pub(crate) fn provision(
-    sql: &mut Sql,
-    shard: ShardId,
-    wanted: &Provision,
-) -> Result<OwnerRow, Error> {
-    if wanted.shard != shard.0 {
-        let what = format!("database {} cannot hold shard {}", sql.name(), wanted.shard);
-        return Err(Error::invalid(what));
-    }
-    if wanted.cluster_id.is_empty() {
-        return Err(Error::invalid("a shard is provisioned for a cluster: cluster_id is empty"));
-    }
-    sql.transaction(|sql| {
-        match meta(sql, "cluster_id")? {
-            Some(held) if held == wanted.cluster_id => {}
-            Some(held) => {
-                let (name, asked) = (sql.name(), &wanted.cluster_id);
-                let what = format!(
-                    "database {name} belongs to cluster {held}, not {asked}; choose another store"
-                );
-                return Err(Error::ForeignCluster { what });
-            }
-            None => {
-                set_meta(sql, "cluster_id", &wanted.cluster_id)?;
-                set_meta(sql, "shard", &shard.to_string())?;
-            }
+/// Binds a database to a shard of a cluster.
+pub(crate) struct Bind {
+    pub(crate) shard: ShardId,
+    pub(crate) wanted: Provision,
+}
+
+impl Batch for Bind {
+    type Answer = OwnerRow;
+
+    fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
+        let (shard, wanted) = (self.shard, &self.wanted);
+        if wanted.shard != shard.0 {
+            let what = format!("database shard-{shard} cannot hold shard {}", wanted.shard);
+            return Err(Error::invalid(what).into());
         }
-        read::owner(sql)
-    })
+        if wanted.cluster_id.is_empty() {
+            let what = "a shard is provisioned for a cluster: cluster_id is empty";
+            return Err(Error::invalid(what).into());
+        }
+        let cluster = || text(&wanted.cluster_id);
+        sink.guard(Guard::Cluster, GUARD_CLUSTER, vec![cluster()])?;
+        sink.run(PUT_META, vec![text("cluster_id"), cluster()])?;
+        sink.run(PUT_META, vec![text("shard"), text(&shard.to_string())])?;
+        sink.keep(read::OWNER, Vec::new())
+    }
+
+    fn answer(&self, kept: &mut Found) -> Result<OwnerRow, Error> {
+        read::owner(kept)
+    }
+}
+
+const GUARD_CLUSTER: &str = "INSERT INTO fenced SELECT 'foreign' WHERE EXISTS(SELECT 1 FROM meta WHERE k = 'cluster_id' AND v <> ?1)";
+
+/// The shard is bound to another cluster, `held`.
+pub(crate) fn foreign(name: &str, held: Option<String>, wanted: &Provision) -> Error {
+    let (held, asked) = (held.unwrap_or_default(), &wanted.cluster_id);
+    let what =
+        format!("database {name} belongs to cluster {held}, not {asked}; choose another store");
+    Error::ForeignCluster { what }
 }
 
 /// Compare-and-set of the owner row. Asking again for what was granted already is granted again.
-pub(crate) fn fence(sql: &mut Sql, wanted: &Fence) -> Result<FenceOutcome, Error> {
-    sql.transaction(|sql| {
+impl Batch for Fence {
+    type Answer = FenceOutcome;
+
+    fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
         let params = vec![
-            number(wanted.expected)?,
-            text(&wanted.node),
-            number(wanted.incarnation)?,
-            number(wanted.term)?,
+            number(self.expected)?,
+            text(&self.node),
+            number(self.incarnation)?,
+            number(self.term)?,
         ];
-        let changed = sql.execute(
+        sink.run(
             "UPDATE owner SET epoch = epoch + 1, node = ?2, incarnation = ?3, term = ?4 \
              WHERE epoch = ?1 AND term <= ?4",
             params,
         )?;
-        let row = read::owner(sql)?;
-        assert!(
-            changed == 0 || row.epoch == wanted.expected + 1,
-            "a fence raises the epoch by one"
-        );
-        Ok(FenceOutcome::of(wanted, row))
-    })
-}
+        sink.keep(read::OWNER, Vec::new())
+    }
 
-/// Which guard of a batch fired, told by the name of its constraint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Guard {
-    Fenced,
-    Head,
-}
-
-enum Failed {
-    Guard(Guard),
-    Error(Error),
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self::Error(error)
+    fn answer(&self, kept: &mut Found) -> Result<FenceOutcome, Error> {
+        Ok(FenceOutcome::of(self, read::owner(kept)?))
     }
 }
 
 /// The whole group, or nothing of it.
-pub(crate) fn commit(sql: &mut Sql, group: &Group) -> Result<CommitOutcome, Error> {
-    check(group)?;
-    let mut fired = None;
-    let result = sql.transaction(|sql| match write(sql, group) {
-        Ok(()) => Ok(()),
-        Err(Failed::Error(error)) => Err(error),
-        Err(Failed::Guard(guard)) => {
-            fired = Some(guard);
-            Err(Error::invalid("a guard fired"))
+impl Batch for Group {
+    type Answer = ();
+
+    fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
+        check(self)?;
+        sink.guard(Guard::Epoch, GUARD_EPOCH, vec![number(self.epoch)?])?;
+        sink.guard(Guard::Head, GUARD_HEAD, vec![number(self.head)?])?;
+        insert_log(self, sink)?;
+        for agent in &self.agents {
+            sink.run(UPSERT_AGENT, agent_values(agent)?)?;
         }
-    });
-    match fired {
-        None => result.map(|()| CommitOutcome::Committed),
-        Some(guard) => {
-            let row = read::owner(sql)?;
-            Ok(match guard {
-                Guard::Fenced => CommitOutcome::Fenced { epoch: row.epoch },
-                Guard::Head => CommitOutcome::HeadMismatch { head: row.head },
-            })
+        for work in &self.works {
+            sink.run(UPSERT_WORK, work_values(work)?)?;
+        }
+        for end in &self.ends {
+            sink.run_one(Guard::Work(end.id), END_WORK, end_values(end)?)?;
+        }
+        for dedup in &self.dedups {
+            sink.run(UPSERT_DEDUP, dedup_values(dedup)?)?;
+        }
+        for definition in &self.definitions {
+            sink.run(INSERT_DEFINITION, definition_values(definition))?;
+        }
+        if let Some(mark) = &self.mark {
+            let heads = Mark { lsn: 0, heads: mark.heads.clone() }.encode_to_vec();
+            sink.run(PUT_MARK, vec![number(mark.lsn)?, Value::Blob(heads)])?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, _: &mut Found) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What it means that a group was stopped by `guard`, when the shard's row is this.
+pub(crate) fn refused(guard: Guard, row: &OwnerRow) -> Result<CommitOutcome, Error> {
+    match guard {
+        Guard::Epoch => Ok(CommitOutcome::Fenced { epoch: row.epoch }),
+        Guard::Head => Ok(CommitOutcome::HeadMismatch { head: row.head }),
+        Guard::Work(id) => Err(Error::invalid(format!("work {id} cannot end: it does not exist"))),
+        Guard::Leader | Guard::Cluster | Guard::Schema | Guard::Durability => {
+            Err(Error::internal("a commit", "another batch's guard fired"))
         }
     }
 }
@@ -126,39 +143,26 @@ fn check(group: &Group) -> Result<(), Error> {
     Ok(())
 }
 
-fn write(sql: &mut Sql, group: &Group) -> Result<(), Failed> {
-    guard(sql, group)?;
-    insert_log(sql, group)?;
-    sql.execute_each(UPSERT_AGENT, group.agents.iter().map(agent_values))?;
-    sql.execute_each(UPSERT_WORK, group.works.iter().map(work_values))?;
-    for end in &group.ends {
-        if sql.execute(END_WORK, end_values(end)?)? != 1 {
-            return Err(
-                Error::invalid(format!("work {} cannot end: it does not exist", end.id)).into()
-            );
+/// Several rows a statement: cheaper than one by one. How many is best depends on the engine.
+fn insert_log(group: &Group, sink: &mut dyn Sink) -> Result<(), Stop> {
+    let mut rows = group.rows.as_slice();
+    for (count, statement) in LOG_CHUNKS.iter() {
+        if sink.log_rows_max() < *count {
+            continue;
         }
-    }
-    sql.execute_each(UPSERT_DEDUP, group.dedups.iter().map(dedup_values))?;
-    sql.execute_each(INSERT_DEFINITION, group.definitions.iter().map(definition_values))?;
-    if let Some(mark) = &group.mark {
-        let heads = Mark { lsn: 0, heads: mark.heads.clone() }.encode_to_vec();
-        sql.execute(PUT_MARK, vec![number(mark.lsn)?, Value::Blob(heads)])?;
+        while let Some((chunk, rest)) = rows.split_at_checked(*count) {
+            let mut values = Vec::with_capacity(count * LOG_COLUMNS);
+            for row in chunk {
+                values.extend(log_values(row, group.epoch)?);
+            }
+            sink.run(statement, values)?;
+            rows = rest;
+            if rows.is_empty() {
+                return Ok(());
+            }
+        }
     }
     Ok(())
-}
-
-/// Several rows a statement: a fifth cheaper than one by one.
-fn insert_log(sql: &mut Sql, group: &Group) -> Result<(), Error> {
-    let (chunks, rest) = group.rows.as_chunks::<LOG_CHUNK>();
-    let values = |rows: &[LogRow]| -> Result<Vec<Value>, Error> {
-        let mut values = Vec::with_capacity(rows.len() * LOG_COLUMNS);
-        for row in rows {
-            values.extend(log_values(row, group.epoch)?);
-        }
-        Ok(values)
-    };
-    sql.execute_each(&INSERT_LOG_CHUNK, chunks.iter().map(|rows| values(rows)))?;
-    sql.execute_each(INSERT_LOG, rest.chunks(1).map(values))
 }
 
 pub(crate) const GUARD_EPOCH: &str =
@@ -166,48 +170,17 @@ pub(crate) const GUARD_EPOCH: &str =
 const GUARD_HEAD: &str =
     "INSERT INTO head SELECT 'moved' WHERE (SELECT ifnull(max(lsn), 0) FROM log) <> ?1";
 
-fn guard(sql: &mut Sql, group: &Group) -> Result<(), Failed> {
-    let guards = [
-        (GUARD_EPOCH, "fenced", Guard::Fenced, group.epoch),
-        (GUARD_HEAD, "head", Guard::Head, group.head),
-    ];
-    for (statement, name, guard, value) in guards {
-        if !passes(sql, statement, name, vec![number(value)?])? {
-            return Err(Failed::Guard(guard));
-        }
-    }
-    Ok(())
-}
-
-/// Runs a guard: a statement that violates the constraint `name` exactly when the batch must not happen.
-pub(crate) fn passes(
-    sql: &mut Sql,
-    statement: &'static str,
-    name: &str,
-    params: Vec<Value>,
-) -> Result<bool, Error> {
-    match sql.try_execute(statement, params) {
-        Ok(_) => Ok(true),
-        Err(libsql::Error::SqliteFailure(_, text))
-            if text == format!("CHECK constraint failed: {name}") =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(Error::of_sqlite(sql.name(), error)),
-    }
-}
-
 const LOG_COLUMNS: usize = 9;
-const LOG_CHUNK: usize = 16;
-const INSERT_LOG: &str = "INSERT INTO log VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)";
-static INSERT_LOG_CHUNK: LazyLock<String> = LazyLock::new(|| {
-    let row = ", (?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    format!("{INSERT_LOG}{}", row.repeat(LOG_CHUNK - 1))
+/// Statements that insert so many rows of the log, the largest first.
+static LOG_CHUNKS: LazyLock<[(usize, String); 3]> = LazyLock::new(|| {
+    let row = "(?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    [128, 16, 1]
+        .map(|count| (count, format!("INSERT INTO log VALUES{}", vec![row; count].join(", "))))
 });
 const UPSERT_AGENT: &str = "INSERT INTO agent VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT(id) DO UPDATE SET \
     head = excluded.head, snap_lsn = excluded.snap_lsn, last_work = excluded.last_work, state = excluded.state";
-const UPSERT_WORK: &str = "INSERT INTO work VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT(id) DO UPDATE \
-    SET state = excluded.state, reason = excluded.reason, end_ms = excluded.end_ms, record = excluded.record";
+const UPSERT_WORK: &str = "INSERT INTO work(id, agent, prev_work, slot, state, reason, create_ms, end_ms, definition, \
+    record) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT(id) DO UPDATE SET state = excluded.state, reason = excluded.reason, end_ms = excluded.end_ms, record = excluded.record";
 const END_WORK: &str =
     "UPDATE work SET state = ?2, reason = ?3, end_ms = ?4, record = ?5 WHERE id = ?1";
 const UPSERT_DEDUP: &str = "INSERT INTO dedup VALUES(?1, ?2, ?3, ?4, ?5) ON CONFLICT(agent, key) DO UPDATE SET \
@@ -280,6 +253,6 @@ fn dedup_values(row: &DedupRow) -> Result<Vec<Value>, Error> {
     ])
 }
 
-fn definition_values(row: &DefinitionRow) -> Result<Vec<Value>, Error> {
-    Ok(vec![blob(&row.hash), blob(&row.body)])
+fn definition_values(row: &DefinitionRow) -> Vec<Value> {
+    vec![blob(&row.hash), blob(&row.body)]
 }

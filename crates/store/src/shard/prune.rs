@@ -3,13 +3,11 @@
 //! Never deletes an entry above its agent's snapshot, an entry of an open work, or the newest row of the log, which says
 //! where the log ends.
 
-use libsql::Value;
 use proto::link::Prune;
 
-use super::{GUARD_EPOCH, passes};
-use crate::engine::{Sql, i64_at, number, u64_at};
-use crate::shard::read;
-use crate::{Error, metrics};
+use super::GUARD_EPOCH;
+use crate::Error;
+use crate::statement::{Batch, Found, Guard, Query, Row, Sink, Statement, Stop, Value, number};
 
 /// Rows that one slice looks at, and so the most that it deletes.
 const SLICE_ROWS: u64 = 5_000;
@@ -32,93 +30,125 @@ pub(crate) enum Step {
     Done,
 }
 
-/// One slice. Answers how many rows went, and what is next.
-pub(crate) fn slice(sql: &mut Sql, asked: &Prune, step: Step) -> Result<(u64, Step), Error> {
-    let mut is_fenced = false;
-    let done = sql.transaction(|sql| {
-        if !passes(sql, GUARD_EPOCH, "fenced", vec![number(asked.epoch)?])? {
-            is_fenced = true;
-            return Err(Error::Fenced { epoch: 0 });
-        }
-        match step {
-            Step::Log { after } => log(sql, asked, after),
-            Step::Works { after } => works(sql, asked, after),
-            Step::Keys { after } => keys(sql, asked, after),
-            Step::Done => Ok((0, Step::Done)),
-        }
-    });
-    if is_fenced {
-        return Err(Error::Fenced { epoch: read::owner(sql)?.epoch });
-    }
-    if let Ok((rows, _)) = &done {
-        metrics::PRUNED_ROWS.inc_by(*rows);
-    }
-    done
+/// Looks at what is next in line, and says what to do about it. Refuses a stale epoch.
+pub(crate) struct Look {
+    pub(crate) asked: Prune,
+    pub(crate) step: Step,
 }
 
-/// The ids from `first` to `last`, and the time of the oldest of them.
-struct Span {
+/// What stands there: the last id of the slice, the time of its oldest row, and the bytes that the database uses.
+#[derive(Clone, Copy)]
+struct Seen {
     last: u64,
     oldest_ms: i64,
+    used_bytes: u64,
 }
 
-fn span(sql: &mut Sql, statement: &'static str, after: u64) -> Result<Option<Span>, Error> {
-    let params = vec![number(after)?, number(SLICE_ROWS)?];
-    let span = sql.row(statement, params, |row| Ok((u64_at(row, 0)?, i64_at(row, 1)?)))?;
-    Ok(span.filter(|(last, _)| *last != 0).map(|(last, oldest_ms)| Span { last, oldest_ms }))
-}
+impl Query for Look {
+    type Answer = Next;
 
-fn log(sql: &mut Sql, asked: &Prune, after: u64) -> Result<(u64, Step), Error> {
-    let next = Step::Works { after: 0 };
-    let rows = "SELECT max(lsn), min(ts_ms) FROM (SELECT lsn, ts_ms FROM log WHERE lsn > ?1 ORDER BY lsn LIMIT ?2)";
-    let Some(span) = span(sql, rows, after)? else { return Ok((0, next)) };
-    // Over the limit of bytes even young entries go, the oldest first.
-    let is_over = asked.log_bytes_max != 0 && asked.log_bytes_max < used_bytes(sql)?;
-    if !is_over && asked.entries_before_ms <= span.oldest_ms {
-        return Ok((0, next));
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let (sql, after) = match self.step {
+            Step::Log { after } => (LOOK_LOG, after),
+            Step::Works { after } => (LOOK_WORKS, after),
+            Step::Keys { after } => (LOOK_KEYS, after),
+            Step::Done => return Ok(Vec::new()),
+        };
+        let plain = |sql| Statement::new(sql, Vec::new());
+        Ok(vec![
+            plain("SELECT epoch FROM owner"),
+            Statement::new(sql, vec![number(after)?, number(SLICE_ROWS)?]),
+            plain("PRAGMA page_count"),
+            plain("PRAGMA freelist_count"),
+            plain("PRAGMA page_size"),
+        ])
     }
-    let before_ms = if is_over { i64::MAX } else { asked.entries_before_ms };
-    let deleted = sql.execute(
-        "DELETE FROM log WHERE lsn > ?1 AND lsn <= ?2 AND lsn < (SELECT max(lsn) FROM log) AND ts_ms < ?3 \
-         AND (agent = 0 OR lsn <= (SELECT snap_lsn FROM agent WHERE agent.id = log.agent)) \
-         AND NOT EXISTS(SELECT 1 FROM work WHERE work.id = log.work AND work.state < 6)",
-        vec![number(after)?, number(span.last)?, Value::Integer(before_ms)],
-    )?;
-    Ok((deleted, Step::Log { after: span.last }))
-}
 
-/// Bytes of the file that hold something.
-fn used_bytes(sql: &mut Sql) -> Result<u64, Error> {
-    let pages = sql.number("PRAGMA page_count", Vec::new())?;
-    let free = sql.number("PRAGMA freelist_count", Vec::new())?;
-    let page = sql.number("PRAGMA page_size", Vec::new())?;
-    Ok(pages.saturating_sub(free) * page)
-}
-
-fn works(sql: &mut Sql, asked: &Prune, after: u64) -> Result<(u64, Step), Error> {
-    let next = Step::Keys { after: 0 };
-    let rows = "SELECT max(id), min(create_ms) FROM (SELECT id, create_ms FROM work WHERE id > ?1 ORDER BY id LIMIT ?2)";
-    let Some(span) = span(sql, rows, after)? else { return Ok((0, next)) };
-    if asked.works_before_ms <= span.oldest_ms {
-        return Ok((0, next));
+    fn answer(&self, found: &mut Found) -> Result<Next, Error> {
+        let epoch = found.row(Row::u64)?.ok_or_else(|| found.corrupt("its owner row"))?;
+        if epoch != self.asked.epoch {
+            return Err(Error::Fenced { epoch });
+        }
+        let span = found.row(|row| Ok((row.u64()?, row.i64()?)))?;
+        let (pages, free, page) = (found.number()?, found.number()?, found.number()?);
+        // Bytes of the file that hold something.
+        let used_bytes = pages.saturating_sub(free) * page;
+        let span = span.filter(|(last, _)| *last != 0);
+        let seen = span.map(|(last, oldest_ms)| Seen { last, oldest_ms, used_bytes });
+        Ok(self.step.next(&self.asked, seen))
     }
-    let deleted = sql.execute(
-        "DELETE FROM work WHERE id > ?1 AND id <= ?2 AND state >= 6 AND end_ms < ?3",
-        vec![number(after)?, number(span.last)?, Value::Integer(asked.works_before_ms)],
-    )?;
-    Ok((deleted, Step::Works { after: span.last }))
 }
 
-fn keys(sql: &mut Sql, asked: &Prune, after: u64) -> Result<(u64, Step), Error> {
-    let rows = "SELECT max(rowid), min(expires_ms) \
-                FROM (SELECT rowid, expires_ms FROM dedup WHERE rowid > ?1 ORDER BY rowid LIMIT ?2)";
-    let Some(span) = span(sql, rows, after)? else { return Ok((0, Step::Done)) };
-    if asked.now_ms <= span.oldest_ms {
-        return Ok((0, Step::Done));
-    }
-    let deleted = sql.execute(
-        "DELETE FROM dedup WHERE rowid > ?1 AND rowid <= ?2 AND expires_ms < ?3",
-        vec![number(after)?, number(span.last)?, Value::Integer(asked.now_ms)],
-    )?;
-    Ok((deleted, Step::Keys { after: span.last }))
+const LOOK_LOG: &str = "SELECT max(lsn), min(ts_ms) FROM (SELECT lsn, ts_ms FROM log WHERE lsn > ?1 ORDER BY lsn LIMIT ?2)";
+const LOOK_WORKS: &str = "SELECT max(id), min(create_ms) FROM (SELECT id, create_ms FROM work WHERE id > ?1 ORDER BY id LIMIT ?2)";
+const LOOK_KEYS: &str = "SELECT max(rowid), min(expires_ms) \
+    FROM (SELECT rowid, expires_ms FROM dedup WHERE rowid > ?1 ORDER BY rowid LIMIT ?2)";
+
+/// What to do about what was seen.
+pub(crate) enum Next {
+    /// Nothing is old enough here.
+    Skip(Step),
+    Delete(Slice, Step),
 }
+
+impl Step {
+    fn following(self) -> Self {
+        match self {
+            Self::Log { .. } => Self::Works { after: 0 },
+            Self::Works { .. } => Self::Keys { after: 0 },
+            Self::Keys { .. } | Self::Done => Self::Done,
+        }
+    }
+
+    fn next(self, asked: &Prune, seen: Option<Seen>) -> Next {
+        let Some(seen) = seen else { return Next::Skip(self.following()) };
+        let last = seen.last;
+        // Over the limit of bytes even young entries go, the oldest first.
+        let is_over = asked.log_bytes_max != 0 && asked.log_bytes_max < seen.used_bytes;
+        let (before_ms, next) = match self {
+            Self::Log { .. } if is_over => (i64::MAX, Self::Log { after: last }),
+            Self::Log { .. } => (asked.entries_before_ms, Self::Log { after: last }),
+            Self::Works { .. } => (asked.works_before_ms, Self::Works { after: last }),
+            Self::Keys { .. } => (asked.now_ms, Self::Keys { after: last }),
+            Self::Done => return Next::Skip(Self::Done),
+        };
+        if before_ms <= seen.oldest_ms {
+            return Next::Skip(self.following());
+        }
+        Next::Delete(Slice { epoch: asked.epoch, step: self, last, before_ms }, next)
+    }
+}
+
+/// Deletes the rows of one slice that nothing needs; they are looked at again as it does so.
+pub(crate) struct Slice {
+    epoch: u64,
+    step: Step,
+    last: u64,
+    before_ms: i64,
+}
+
+impl Batch for Slice {
+    type Answer = u64;
+
+    fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
+        sink.guard(Guard::Epoch, GUARD_EPOCH, vec![number(self.epoch)?])?;
+        let (sql, after) = match self.step {
+            Step::Log { after } => (DELETE_LOG, after),
+            Step::Works { after } => (DELETE_WORKS, after),
+            Step::Keys { after } => (DELETE_KEYS, after),
+            Step::Done => return Ok(()),
+        };
+        sink.keep(sql, vec![number(after)?, number(self.last)?, Value::Integer(self.before_ms)])
+    }
+
+    fn answer(&self, kept: &mut Found) -> Result<u64, Error> {
+        Ok(kept.changed())
+    }
+}
+
+const DELETE_LOG: &str = "DELETE FROM log WHERE lsn > ?1 AND lsn <= ?2 AND lsn < (SELECT max(lsn) FROM log) AND ts_ms < ?3 \
+    AND (agent = 0 OR lsn <= (SELECT snap_lsn FROM agent WHERE agent.id = log.agent)) \
+    AND NOT EXISTS(SELECT 1 FROM work WHERE work.id = log.work AND work.state < 6)";
+const DELETE_WORKS: &str =
+    "DELETE FROM work WHERE id > ?1 AND id <= ?2 AND state >= 6 AND end_ms < ?3";
+const DELETE_KEYS: &str = "DELETE FROM dedup WHERE rowid > ?1 AND rowid <= ?2 AND expires_ms < ?3";

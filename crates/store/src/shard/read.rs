@@ -1,17 +1,14 @@
 //! What is read from a shard's database.
 
-use std::collections::BTreeSet;
-
-use libsql::Row;
 use prost::Message;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, CheckAnswer, DedupRow, DefinitionRow, LogPage, LogRow, Mark,
-    OwnerRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, TailRow, WorkRow, WorksPage,
+    OwnerRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, WorkRow, WorksPage,
 };
 
-use crate::engine::{More, Sql, blob, blob_at, i64_at, number, text, text_at, u32_at, u64_at};
-use crate::schema::{self, meta};
-use crate::{Error, PAGE_BYTES_MAX, Recovery};
+use crate::schema::{self, META};
+use crate::statement::{Found, Malformed, Page, Query, Row, Statement, blob, number, text};
+use crate::{Error, PAGE_BYTES_MAX};
 
 const LIMIT_DEFAULT: u32 = 200;
 const LIMIT_MAX: u32 = 10_000;
@@ -22,313 +19,304 @@ pub(crate) fn limit(asked: u32) -> usize {
     limit as usize
 }
 
-pub(crate) fn owner(sql: &mut Sql) -> Result<OwnerRow, Error> {
-    let row = sql.row(
-        "SELECT epoch, node, incarnation, term, (SELECT ifnull(max(lsn), 0) FROM log), \
-         (SELECT v FROM meta WHERE k = 'database_id') FROM owner",
-        Vec::new(),
-        |row| {
-            Ok(OwnerRow {
-                epoch: u64_at(row, 0)?,
-                node: text_at(row, 1)?,
-                incarnation: u64_at(row, 2)?,
-                term: u64_at(row, 3)?,
-                head: u64_at(row, 4)?,
-                database_id: text_at(row, 5)?,
-            })
-        },
-    )?;
-    row.ok_or_else(|| Error::Corrupt { what: format!("{}: its owner row", sql.name()) })
+/// One page of an answer: bounded in rows and bytes, never empty because of one large row.
+pub(crate) fn page(asked: u32) -> Page {
+    Page { rows: limit(asked), bytes: PAGE_BYTES_MAX }
 }
 
-/// An agent's row and an idempotency key of it, in one statement.
-pub(crate) fn agent(sql: &mut Sql, asked: &ReadAgent) -> Result<AgentAnswer, Error> {
-    let read = |row: &Row| {
-        let work = u64_at(row, 8)?;
-        let dedup = DedupRow {
-            agent: u64_at(row, 0)?,
-            key: asked.idempotency_key.clone(),
-            work,
-            input_hash: blob_at(row, 9)?,
-            expires_ms: i64_at(row, 10)?,
-        };
-        let dedup = (work != 0).then_some(dedup);
-        Ok(AgentAnswer { agent: Some(agent_at(row, 0)?), dedup, epoch: 0 })
-    };
-    let key = text(&asked.idempotency_key);
-    let found = if asked.id == 0 {
-        let params = vec![text(&asked.tenant), text(&asked.name), text(&asked.key), key];
-        sql.row(
-            "SELECT a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, a.state, \
-             d.work, d.input_hash, d.expires_ms FROM agent a \
-             LEFT JOIN dedup d ON d.agent = a.id AND d.key = ?4 \
-             WHERE a.tenant = ?1 AND a.name = ?2 AND a.key = ?3",
-            params,
-            read,
-        )
-    } else {
-        sql.row(
-            "SELECT a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, a.state, \
-             d.work, d.input_hash, d.expires_ms FROM agent a \
-             LEFT JOIN dedup d ON d.agent = a.id AND d.key = ?2 WHERE a.id = ?1",
-            vec![number(asked.id)?, key],
-            read,
-        )
-    };
-    let found = found?.unwrap_or_default();
-    Ok(AgentAnswer { epoch: epoch(sql)?, ..found })
+pub(crate) struct Owner;
+
+impl Query for Owner {
+    type Answer = OwnerRow;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        Ok(vec![Statement::new(OWNER, Vec::new())])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<OwnerRow, Error> {
+        owner(found)
+    }
+}
+
+pub(crate) const OWNER: &str = "SELECT epoch, node, incarnation, term, (SELECT ifnull(max(lsn), 0) FROM log), \
+    (SELECT v FROM meta WHERE k = 'database_id') FROM owner";
+
+pub(crate) fn owner(found: &mut Found) -> Result<OwnerRow, Error> {
+    let row = found.row(|row| {
+        Ok(OwnerRow {
+            epoch: row.u64()?,
+            node: row.text()?,
+            incarnation: row.u64()?,
+            term: row.u64()?,
+            head: row.u64()?,
+            database_id: row.text()?,
+        })
+    })?;
+    row.ok_or_else(|| found.corrupt("its owner row"))
 }
 
 /// The epoch of the owner row, for readers that must know whether they still own what they have read.
-fn epoch(sql: &mut Sql) -> Result<u64, Error> {
-    let found = sql.row("SELECT epoch FROM owner", Vec::new(), |row| u64_at(row, 0))?;
-    found.ok_or_else(|| Error::Corrupt { what: format!("{}: its owner row", sql.name()) })
+const EPOCH: &str = "SELECT epoch FROM owner";
+
+fn epoch(found: &mut Found) -> Result<u64, Error> {
+    found.row(Row::u64)?.ok_or_else(|| found.corrupt("its owner row"))
 }
+
+/// An agent's row and an idempotency key of it, in one statement.
+impl Query for ReadAgent {
+    type Answer = AgentAnswer;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let key = text(&self.idempotency_key);
+        let statement = if self.id == 0 {
+            let params = vec![text(&self.tenant), text(&self.name), text(&self.key), key];
+            Statement::new(AGENT_BY_NAME, params)
+        } else {
+            Statement::new(AGENT_BY_ID, vec![number(self.id)?, key])
+        };
+        Ok(vec![statement, Statement::new(EPOCH, Vec::new())])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<AgentAnswer, Error> {
+        let row = found.row(|row| {
+            let agent = agent(row)?;
+            let dedup = DedupRow {
+                agent: agent.id,
+                key: self.idempotency_key.clone(),
+                work: row.u64()?,
+                input_hash: row.blob()?,
+                expires_ms: row.i64()?,
+            };
+            let dedup = (dedup.work != 0).then_some(dedup);
+            Ok(AgentAnswer { agent: Some(agent), dedup, epoch: 0 })
+        })?;
+        Ok(AgentAnswer { epoch: epoch(found)?, ..row.unwrap_or_default() })
+    }
+}
+
+const AGENT_BY_NAME: &str = "SELECT a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, a.state, \
+    d.work, d.input_hash, d.expires_ms FROM agent a LEFT JOIN dedup d ON d.agent = a.id AND d.key = ?4 \
+    WHERE a.tenant = ?1 AND a.name = ?2 AND a.key = ?3";
+const AGENT_BY_ID: &str = "SELECT a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, a.state, \
+    d.work, d.input_hash, d.expires_ms FROM agent a LEFT JOIN dedup d ON d.agent = a.id AND d.key = ?2 \
+    WHERE a.id = ?1";
 
 /// Follows `prev`, newest first; one page.
-pub(crate) fn history(sql: &mut Sql, asked: &ReadHistory) -> Result<LogPage, Error> {
-    sql.snapshot(|sql| {
-        let mut page = LogPage::default();
-        let (mut next, mut bytes) = (asked.from, 0);
-        while asked.above < next && page.rows.len() < limit(asked.limit) && bytes < PAGE_BYTES_MAX {
-            let Some(row) = log_row(sql, next)? else {
-                page.truncated = true;
-                break;
-            };
-            if next <= row.prev {
-                return Err(Error::Corrupt {
-                    what: format!("{}: row {next} of the log", sql.name()),
-                });
-            }
-            next = row.prev;
-            bytes += row.encoded_len();
-            page.rows.push(row);
+impl Query for ReadHistory {
+    type Answer = LogPage;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let rows = number(limit(self.limit) as u64)?;
+        let bytes = number(PAGE_BYTES_MAX as u64)?;
+        let params = vec![number(self.from)?, number(self.above)?, rows, bytes];
+        Ok(vec![Statement::new(HISTORY, params), Statement::new(EPOCH, Vec::new())])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<LogPage, Error> {
+        let mut rows = found.rows(log)?;
+        // The chain goes down, so this is its order, whatever the plan of the statement was.
+        rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.lsn));
+        if let Some(row) = rows.iter().find(|row| row.lsn <= row.prev) {
+            return Err(found.corrupt(&format!("row {} of the log", row.lsn)));
         }
-        page.epoch = epoch(sql)?;
-        Ok(page)
+        let next = rows.last().map_or(self.from, |row| row.prev);
+        let bytes: usize = rows.iter().map(Message::encoded_len).sum();
+        let is_full = limit(self.limit) <= rows.len() || PAGE_BYTES_MAX <= bytes;
+        let truncated = self.above < next && !is_full;
+        Ok(LogPage { rows, truncated, epoch: epoch(found)? })
+    }
+}
+
+/// The chain carries no payloads; they are joined to it at the end. A row is taken to be no larger here than where it
+/// is counted exactly, so that a page which ends early is not taken for a history that does.
+const HISTORY: &str = "WITH RECURSIVE chain(lsn, prev, number, bytes) AS (\
+    SELECT lsn, prev, 1, length(payload) FROM log WHERE lsn = ?1 AND ?2 < ?1 \
+    UNION ALL SELECT l.lsn, l.prev, c.number + 1, c.bytes + length(l.payload) FROM chain c JOIN log l ON l.lsn = c.prev \
+    WHERE ?2 < c.prev AND c.prev < c.lsn AND c.number < ?3 AND c.bytes < ?4) \
+    SELECT l.lsn, l.agent, l.prev, l.seq, l.work, l.epoch, l.kind, l.ts_ms, l.payload \
+    FROM chain c CROSS JOIN log l ON l.lsn = c.lsn";
+
+fn log(row: &mut Row) -> Result<LogRow, Malformed> {
+    Ok(LogRow {
+        lsn: row.u64()?,
+        agent: row.u64()?,
+        prev: row.u64()?,
+        seq: row.u64()?,
+        work: row.u64()?,
+        epoch: row.u64()?,
+        kind: row.u32()?,
+        ts_ms: row.i64()?,
+        payload: row.blob()?,
     })
 }
 
-fn log_row(sql: &mut Sql, lsn: u64) -> Result<Option<LogRow>, Error> {
-    sql.row(
-        "SELECT lsn, agent, prev, seq, work, epoch, kind, ts_ms, payload FROM log WHERE lsn = ?1",
-        vec![number(lsn)?],
-        |row| {
-            Ok(LogRow {
-                lsn: u64_at(row, 0)?,
-                agent: u64_at(row, 1)?,
-                prev: u64_at(row, 2)?,
-                seq: u64_at(row, 3)?,
-                work: u64_at(row, 4)?,
-                epoch: u64_at(row, 5)?,
-                kind: u32_at(row, 6)?,
-                ts_ms: i64_at(row, 7)?,
-                payload: blob_at(row, 8)?,
-            })
-        },
-    )
-}
+/// A work by its id, and its agent.
+pub(crate) struct WorkById(pub(crate) u64);
 
-/// Everything that a new owner needs before it opens the shard, of one moment.
-pub(crate) fn recover(sql: &mut Sql) -> Result<Recovery, Error> {
-    sql.snapshot(|sql| {
-        let mark = mark(sql)?;
-        let after = vec![number(mark.lsn)?];
-        let tail = sql.rows("SELECT lsn, agent FROM log WHERE lsn > ?1 ORDER BY lsn", after, |row| {
-            Ok(TailRow { lsn: u64_at(row, 0)?, agent: u64_at(row, 1)? })
-        })?;
-        let open = sql.rows(
-            "SELECT id, agent, prev_work, slot, state, reason, create_ms, end_ms, definition, record \
-             FROM work WHERE state < 6 ORDER BY id",
-            Vec::new(),
-            |row| work_at(row, 0),
-        )?;
-        let ids: BTreeSet<u64> = open.iter().map(|work| work.agent).collect();
-        let mut agents = Vec::with_capacity(ids.len());
-        for id in ids {
-            agents.extend(agent_by_id(sql, id)?);
-        }
-        let agent_max = sql.number("SELECT ifnull(max(id), 0) FROM agent", Vec::new())?;
-        Ok(Recovery { owner: owner(sql)?, mark, tail, open, agents, agent_max })
-    })
-}
+impl Query for WorkById {
+    type Answer = Option<(WorkRow, AgentRow)>;
 
-fn mark(sql: &mut Sql) -> Result<Mark, Error> {
-    let found = sql.row("SELECT lsn, heads FROM mark", Vec::new(), |row| {
-        Ok((u64_at(row, 0)?, blob_at(row, 1)?))
-    })?;
-    let Some((lsn, heads)) = found else { return Ok(Mark::default()) };
-    let damaged = |_| Error::Corrupt { what: format!("{}: its mark", sql.name()) };
-    Ok(Mark { lsn, ..Mark::decode(heads).map_err(damaged)? })
-}
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let by_id = "SELECT w.id, w.agent, w.prev_work, w.slot, w.state, w.reason, w.create_ms, w.end_ms, \
+                     w.definition, w.record, a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, a.state \
+                     FROM work w JOIN agent a ON a.id = w.agent WHERE w.id = ?1";
+        Ok(vec![Statement::new(by_id, vec![number(self.0)?])])
+    }
 
-pub(crate) fn work(sql: &mut Sql, id: u64) -> Result<Option<(WorkRow, AgentRow)>, Error> {
-    sql.row(
-        "SELECT w.id, w.agent, w.prev_work, w.slot, w.state, w.reason, w.create_ms, w.end_ms, w.definition, \
-         w.record, a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, a.state \
-         FROM work w JOIN agent a ON a.id = w.agent WHERE w.id = ?1",
-        vec![number(id)?],
-        |row| Ok((work_at(row, 0)?, agent_at(row, 10)?)),
-    )
+    fn answer(&self, found: &mut Found) -> Result<Self::Answer, Error> {
+        found.row(|row| Ok((work(row)?, agent(row)?)))
+    }
 }
 
 /// Works of a tenant or of an agent, newest first, with their agents (without states).
-pub(crate) fn works(sql: &mut Sql, asked: &ReadWorks) -> Result<WorksPage, Error> {
-    sql.snapshot(|sql| {
-        let mut page = Page::new(asked.limit);
-        let below = if asked.below == 0 { i64::MAX as u64 } else { asked.below };
-        let mut works = Vec::new();
-        if asked.agent == 0 {
-            let params = vec![text(&asked.tenant), number(below)?];
-            sql.each(WORKS_OF_TENANT, params, |row| {
-                let work = work_at(row, 0)?;
-                Ok(page.take(work.encoded_len(), || works.push(work)))
-            })?;
+impl Query for ReadWorks {
+    type Answer = WorksPage;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let below = number(if self.below == 0 { i64::MAX as u64 } else { self.below })?;
+        let statement = if self.agent == 0 {
+            let params = vec![text(&self.tenant), below];
+            Statement::page(WORKS_OF_TENANT, params, page(self.limit))
         } else {
-            works_of_agent(sql, asked.agent, below, &mut page, &mut works)?;
+            let params = vec![number(self.agent)?, below];
+            Statement::page(WORKS_OF_AGENT, params, page(self.limit))
+        };
+        Ok(vec![statement])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<WorksPage, Error> {
+        let rows = found.rows(|row| Ok((work(row)?, agent(row)?)))?;
+        let (mut works, mut agents) = (Vec::with_capacity(rows.len()), Vec::new());
+        for (work, agent) in rows {
+            works.push(work);
+            agents.push(agent);
         }
-        let ids: BTreeSet<u64> = works.iter().map(|work| work.agent).collect();
-        let mut agents = Vec::with_capacity(ids.len());
-        for id in ids {
-            agents.extend(agent_without_state(sql, id)?);
-        }
+        works.sort_unstable_by_key(|work: &WorkRow| std::cmp::Reverse(work.id));
+        agents.sort_unstable_by_key(|agent: &AgentRow| agent.id);
+        agents.dedup_by_key(|agent| agent.id);
         Ok(WorksPage { works, agents })
-    })
+    }
 }
 
 const WORKS_OF_TENANT: &str = "SELECT w.id, w.agent, w.prev_work, w.slot, w.state, w.reason, w.create_ms, w.end_ms, \
-    w.definition, w.record FROM work w JOIN agent a ON a.id = w.agent \
-    WHERE a.tenant = ?1 AND w.id < ?2 ORDER BY w.id DESC";
+    w.definition, w.record, a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, NULL \
+    FROM work w JOIN agent a ON a.id = w.agent WHERE a.tenant = ?1 AND w.id < ?2 ORDER BY w.id DESC LIMIT ?3";
 
-/// An agent's row may be older than its newest work, but by no more than lies after the last mark, or is open.
-const NEWEST_WORK: &str = "SELECT max(id) FROM (\
-    SELECT last_work AS id FROM agent WHERE id = ?1 \
-    UNION ALL SELECT max(id) FROM work WHERE agent = ?1 AND state < 6 \
-    UNION ALL SELECT max(id) FROM (SELECT id, agent FROM work ORDER BY id DESC LIMIT 50000) WHERE agent = ?1)";
-
-fn works_of_agent(
-    sql: &mut Sql,
-    agent: u64,
-    below: u64,
-    page: &mut Page,
-    works: &mut Vec<WorkRow>,
-) -> Result<(), Error> {
-    let mut next = sql.number(NEWEST_WORK, vec![number(agent)?])?;
-    while next != 0 {
-        let found = sql.row(
-            "SELECT id, agent, prev_work, slot, state, reason, create_ms, end_ms, definition, record \
-             FROM work WHERE id = ?1",
-            vec![number(next)?],
-            |row| work_at(row, 0),
-        )?;
-        // Pruned: so is everything before it.
-        let Some(work) = found.filter(|work| work.prev_work < work.id) else { break };
-        next = work.prev_work;
-        if work.id < below && page.take(work.encoded_len(), || works.push(work)) == More::No {
-            break;
-        }
-    }
-    Ok(())
-}
+/// An agent's row may be older than its newest work, but by no more than lies after the last mark, or is open. What a
+/// work's `prev_work` names and is not there was pruned, and so was everything before it. The chain is followed downwards
+/// and cross joins keep its order, so that nothing has to be sorted and a page can end early.
+const WORKS_OF_AGENT: &str = "WITH RECURSIVE chain(id, prev, number) AS (\
+    SELECT id, prev_work, id < ?2 FROM work WHERE id = (SELECT max(id) FROM (\
+        SELECT last_work AS id FROM agent WHERE id = ?1 \
+        UNION ALL SELECT max(id) FROM work WHERE agent = ?1 AND state < 6 \
+        UNION ALL SELECT max(id) FROM (SELECT id, agent FROM work ORDER BY id DESC LIMIT 50000) WHERE agent = ?1)) \
+    UNION ALL SELECT w.id, w.prev_work, c.number + (w.id < ?2) FROM chain c JOIN work w ON w.id = c.prev \
+    WHERE c.prev < c.id AND c.number < ?3) \
+    SELECT w.id, w.agent, w.prev_work, w.slot, w.state, w.reason, w.create_ms, w.end_ms, \
+    w.definition, w.record, a.id, a.tenant, a.name, a.key, a.head, a.snap_lsn, a.last_work, NULL \
+    FROM chain c CROSS JOIN work w ON w.id = c.id CROSS JOIN agent a ON a.id = w.agent WHERE w.id < ?2 LIMIT ?3";
 
 /// Agents of a tenant by row number, without their states.
-pub(crate) fn agents(sql: &mut Sql, asked: &ReadAgents) -> Result<AgentsPage, Error> {
-    let mut page = Page::new(asked.limit);
-    let mut agents = Vec::new();
-    let params = vec![text(&asked.tenant), number(asked.above)?];
-    sql.each(
-        "SELECT id, tenant, name, key, head, snap_lsn, last_work, NULL FROM agent \
-         WHERE tenant = ?1 AND id > ?2 ORDER BY id",
-        params,
-        |row| {
-            let agent = agent_at(row, 0)?;
-            Ok(page.take(agent.encoded_len(), || agents.push(agent)))
-        },
-    )?;
-    Ok(AgentsPage { agents })
-}
+impl Query for ReadAgents {
+    type Answer = AgentsPage;
 
-pub(crate) fn definition(sql: &mut Sql, hash: &[u8]) -> Result<Option<DefinitionRow>, Error> {
-    sql.row("SELECT hash, body FROM definition WHERE hash = ?1", vec![blob(hash)], |row| {
-        Ok(DefinitionRow { hash: blob_at(row, 0)?, body: blob_at(row, 1)? })
-    })
-}
-
-/// Also reads every page of the file.
-pub(crate) fn check(sql: &mut Sql) -> Result<CheckAnswer, Error> {
-    let found = sql.rows("PRAGMA quick_check(10)", Vec::new(), |row| text_at(row, 0))?;
-    let schema = meta(sql, "schema_version")?.and_then(|text| text.parse().ok());
-    Ok(CheckAnswer {
-        schema: schema.unwrap_or(schema::VERSION),
-        database_id: meta(sql, "database_id")?.unwrap_or_default(),
-        // Asked of the connection that writes, when it was opened: with another value it is refused.
-        synchronous: 2,
-        engine: format!("libsql files, SQLite {}", libsql::version()),
-        integrity: found.join("; "),
-    })
-}
-
-/// One page of an answer: bounded in rows and bytes, never empty because of one large row.
-pub(crate) struct Page {
-    rows_left: usize,
-    bytes_left: usize,
-}
-
-impl Page {
-    pub(crate) fn new(asked: u32) -> Self {
-        Self { rows_left: limit(asked), bytes_left: PAGE_BYTES_MAX }
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let of_tenant = "SELECT id, tenant, name, key, head, snap_lsn, last_work, NULL FROM agent \
+                         WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+        let params = vec![text(&self.tenant), number(self.above)?];
+        Ok(vec![Statement::page(of_tenant, params, page(self.limit))])
     }
 
-    /// Takes a row; answers whether there is room for another one.
-    pub(crate) fn take(&mut self, bytes: usize, take: impl FnOnce()) -> More {
-        take();
-        self.rows_left = self.rows_left.saturating_sub(1);
-        self.bytes_left = self.bytes_left.saturating_sub(bytes);
-        if self.rows_left == 0 || self.bytes_left == 0 { More::No } else { More::Yes }
+    fn answer(&self, found: &mut Found) -> Result<AgentsPage, Error> {
+        Ok(AgentsPage { agents: found.rows(agent)? })
     }
 }
 
-fn agent_by_id(sql: &mut Sql, id: u64) -> Result<Option<AgentRow>, Error> {
-    sql.row(
-        "SELECT id, tenant, name, key, head, snap_lsn, last_work, state FROM agent WHERE id = ?1",
-        vec![number(id)?],
-        |row| agent_at(row, 0),
-    )
+/// A definition by its hash.
+pub(crate) struct DefinitionByHash(pub(crate) Vec<u8>);
+
+impl Query for DefinitionByHash {
+    type Answer = Option<DefinitionRow>;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let by_hash = "SELECT hash, body FROM definition WHERE hash = ?1";
+        Ok(vec![Statement::new(by_hash, vec![blob(&self.0)])])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<Self::Answer, Error> {
+        found.row(|row| Ok(DefinitionRow { hash: row.blob()?, body: row.blob()? }))
+    }
 }
 
-fn agent_without_state(sql: &mut Sql, id: u64) -> Result<Option<AgentRow>, Error> {
-    sql.row(
-        "SELECT id, tenant, name, key, head, snap_lsn, last_work, NULL FROM agent WHERE id = ?1",
-        vec![number(id)?],
-        |row| agent_at(row, 0),
-    )
+/// Also reads every page of the database. The engine says which one it is, and how it flushes.
+pub(crate) struct Check;
+
+/// What a database says of itself.
+pub(crate) struct Checked {
+    pub(crate) answer: CheckAnswer,
+    pub(crate) sqlite: String,
 }
 
-fn agent_at(row: &Row, first: i32) -> Result<AgentRow, libsql::Error> {
+impl Query for Check {
+    type Answer = Checked;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let plain = |sql| Statement::new(sql, Vec::new());
+        Ok(vec![
+            plain("PRAGMA quick_check(10)"),
+            Statement::new(META, vec![text("schema_version")]),
+            Statement::new(META, vec![text("database_id")]),
+            plain("PRAGMA synchronous"),
+            plain("SELECT sqlite_version()"),
+        ])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<Checked, Error> {
+        let integrity = found.rows(Row::text)?.join("; ");
+        let schema = found.row(Row::text)?.and_then(|text| text.parse().ok());
+        let database_id = found.row(Row::text)?.unwrap_or_default();
+        let synchronous = found.row(Row::u32)?.unwrap_or(0);
+        let sqlite = found.row(Row::text)?.unwrap_or_default();
+        let schema = schema.unwrap_or(schema::VERSION);
+        let answer =
+            CheckAnswer { schema, database_id, synchronous, integrity, ..CheckAnswer::default() };
+        Ok(Checked { answer, sqlite })
+    }
+}
+
+pub(super) fn mark(found: &mut Found) -> Result<Mark, Error> {
+    let Some((lsn, heads)) = found.row(|row| Ok((row.u64()?, row.blob()?)))? else {
+        return Ok(Mark::default());
+    };
+    let heads = Mark::decode(heads).map_err(|_| found.corrupt("its mark"))?;
+    Ok(Mark { lsn, ..heads })
+}
+
+pub(super) fn agent(row: &mut Row) -> Result<AgentRow, Malformed> {
     Ok(AgentRow {
-        id: u64_at(row, first)?,
-        tenant: text_at(row, first + 1)?,
-        name: text_at(row, first + 2)?,
-        key: text_at(row, first + 3)?,
-        head: u64_at(row, first + 4)?,
-        snap_lsn: u64_at(row, first + 5)?,
-        last_work: u64_at(row, first + 6)?,
-        state: blob_at(row, first + 7)?,
+        id: row.u64()?,
+        tenant: row.text()?,
+        name: row.text()?,
+        key: row.text()?,
+        head: row.u64()?,
+        snap_lsn: row.u64()?,
+        last_work: row.u64()?,
+        state: row.blob()?,
     })
 }
 
-fn work_at(row: &Row, first: i32) -> Result<WorkRow, libsql::Error> {
+pub(super) fn work(row: &mut Row) -> Result<WorkRow, Malformed> {
     Ok(WorkRow {
-        id: u64_at(row, first)?,
-        agent: u64_at(row, first + 1)?,
-        prev_work: u64_at(row, first + 2)?,
-        slot: u32_at(row, first + 3)?,
-        state: u32_at(row, first + 4)?,
-        reason: u32_at(row, first + 5)?,
-        create_ms: i64_at(row, first + 6)?,
-        end_ms: i64_at(row, first + 7)?,
-        definition: blob_at(row, first + 8)?,
-        record: blob_at(row, first + 9)?,
+        id: row.u64()?,
+        agent: row.u64()?,
+        prev_work: row.u64()?,
+        slot: row.u32()?,
+        state: row.u32()?,
+        reason: row.u32()?,
+        create_ms: row.i64()?,
+        end_ms: row.i64()?,
+        definition: row.blob()?,
+        record: row.blob()?,
     })
 }
 

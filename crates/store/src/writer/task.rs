@@ -8,6 +8,7 @@ use domain::heads::{self, STALE_AGENTS_MAX};
 use domain::writer::{Next, Outcome, Placed};
 use domain::{Epoch, Lsn, Reason};
 use proto::link::Group;
+use telemetry::fault::point;
 
 use super::{Append, Committed, Event, Shared, Stopped, group};
 use crate::{CommitOutcome, Error, Store, metrics};
@@ -45,6 +46,7 @@ impl Task {
             }
             match self.cut() {
                 Some(group) => {
+                    point("writer-cut");
                     if let Err(Over) = self.settle(group).await {
                         return;
                     }
@@ -87,8 +89,10 @@ impl Task {
             let next = self.shared.lock().writer.settle(outcome);
             match next {
                 Next::Acknowledge(items) => {
+                    point("writer-committed");
                     metrics::COMMIT_SECONDS.observe(started.elapsed().as_secs_f64());
                     self.acknowledge(&group, items.items);
+                    point("writer-acknowledged");
                     return Ok(());
                 }
                 Next::ReadPosition => outcome = self.read_position().await?,
@@ -107,6 +111,7 @@ impl Task {
         loop {
             let (store, database) = (self.store.clone(), self.database.clone());
             let group = group.clone();
+            point("writer-before-commit");
             let commit = async move { store.commit(&database, group).await };
             let error = match self.unless_stopped(commit).await? {
                 Ok(CommitOutcome::Committed) => return Ok(Outcome::Committed),

@@ -6,12 +6,13 @@ use domain::ErrorKind;
 use proto::link::control_write::Write;
 use proto::link::read_control::Read;
 use proto::link::{
-    CapabilityOffer, ControlBatch, ControlWrite, PutCluster, PutDefinition, PutNode, PutShard,
-    PutTransition, RaiseBeat, ReadCluster, ReadControl, ReadDefinitions, ReadLeader, ReadNodes,
-    ReadShards, ReadTransitions, ReleaseLeadership, TakeLeadership,
+    CapabilityOffer, ControlBatch, ControlWrite, PutAudit, PutCluster, PutDefinition, PutNode,
+    PutShard, PutTransition, RaiseBeat, ReadAudit, ReadCluster, ReadControl, ReadDefinitions,
+    ReadLeader, ReadNodes, ReadShards, ReadTransitions, ReleaseLeadership, TakeLeadership,
 };
 
-use crate::fixture::{Doors, SHARD, done, not_leader};
+use crate::doors::Doors;
+use crate::rows::{SHARD, done, not_leader};
 
 promises! {
     leadership_is_compared_and_set
@@ -96,6 +97,7 @@ async fn the_control_database_answers_what_was_put(doors: &Doors) {
         address: "127.0.0.1:1".into(),
         capacity: 3,
         capabilities: vec![capability],
+        admission: "cordoned".into(),
     };
     let shard = PutShard {
         shard: 3,
@@ -114,9 +116,18 @@ async fn the_control_database_answers_what_was_put(doors: &Doors) {
     };
     let definitions = [definition("b", 1), definition("a", 2), definition("a", 3)];
     let mut writes: Vec<Write> = definitions.clone().map(Write::Definition).into();
+    let audit = PutAudit {
+        at_ms: 5,
+        actor: "spiffe://stagedoor.local/client/ann".into(),
+        action: "ApplyDefinition".into(),
+        subject: "definition/acme/a".into(),
+        term: 1,
+    };
     writes.extend([Write::Node(node.clone()), Write::Shard(shard.clone())]);
+    writes.push(Write::Audit(audit.clone()));
     done(control.control(&batch("control-1", 1, writes)).await.unwrap());
 
+    assert_eq!(read(Read::Audit(ReadAudit { limit: 10 })).await.audit, [audit]);
     assert_eq!(read(Read::Nodes(ReadNodes {})).await.nodes, [node]);
     assert_eq!(read(Read::Shards(ReadShards {})).await.shards, [shard]);
     let by = async |asked| read(Read::Definitions(asked)).await.definitions;

@@ -1,8 +1,11 @@
 //! What files promise besides: a life after the process.
 
+use domain::ErrorKind;
 use store::{EngineConfig, Error, FileStore, Store};
 
-use crate::fixture::{SHARD, agent, fence, group, open, provision};
+use crate::doors::Doors;
+use crate::fixture::open;
+use crate::rows::{SHARD, agent, fence, group, provision};
 
 #[tokio::test]
 async fn reopening_keeps_everything() {
@@ -59,16 +62,40 @@ async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
     let path = folder.path().join("data/shard-3.db");
     let database = libsql::Builder::new_local(&path).build().await.unwrap();
     let connection = database.connect().unwrap();
-    let newer = "UPDATE meta SET v = '2' WHERE k = 'schema_version'";
+    let newer = "UPDATE meta SET v = '3' WHERE k = 'schema_version'";
     connection.execute(newer, ()).await.unwrap();
     drop((connection, database));
 
     let store = open(folder.path());
     let refused = store.owner(SHARD).await.unwrap_err();
     assert!(matches!(refused, Error::NewerSchema { .. }), "{refused}");
-    assert!(refused.to_string().contains("shard-3 has schema version 2"), "{refused}");
+    assert!(refused.to_string().contains("shard-3 has schema version 3"), "{refused}");
     let refused = store.provision(SHARD, &provision()).await.unwrap_err();
     assert!(matches!(refused, Error::NewerSchema { .. }), "{refused}");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_database_of_an_older_version_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.provision(SHARD, &provision()).await.unwrap();
+    store.close().await;
+    let path = folder.path().join("data/shard-3.db");
+    let database = libsql::Builder::new_local(&path).build().await.unwrap();
+    let connection = database.connect().unwrap();
+    let older = "DROP INDEX work_notify; ALTER TABLE work DROP COLUMN parent;
+                 ALTER TABLE work DROP COLUMN notify; UPDATE meta SET v = '1' WHERE k = 'schema_version'";
+    connection.execute_batch(older).await.unwrap();
+
+    let store = open(folder.path());
+    assert_eq!(store.check(SHARD).await.unwrap().schema, 2);
+    let columns =
+        "SELECT count(*) FROM pragma_table_info('work') WHERE name IN ('parent', 'notify')";
+    let mut rows = connection.query(columns, ()).await.unwrap();
+    let row = rows.next().await.unwrap().unwrap();
+    assert_eq!(row.get::<i64>(0).unwrap(), 2);
+    drop((row, rows, connection, database));
     store.close().await;
 }
 
@@ -81,4 +108,18 @@ async fn a_damaged_file_is_named() {
     let refused = store.owner(SHARD).await.unwrap_err();
     assert!(matches!(&refused, Error::Corrupt { what } if what == SHARD), "{refused}");
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_can_be_copied() {
+    let doors = Doors::file();
+    doors.owned().await;
+    doors.control.backup(SHARD, "shard-3.copy").await.unwrap();
+    let copy = doors.folder.path().join("data/backups/shard-3.copy");
+    assert!(0 < std::fs::metadata(&copy).unwrap().len());
+    let again = doors.control.backup(SHARD, "shard-3.copy").await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Invalid);
+    let outside = doors.control.backup(SHARD, "../shard-3.copy").await.unwrap_err();
+    assert_eq!(outside.kind(), ErrorKind::Invalid);
+    doors.end().await;
 }

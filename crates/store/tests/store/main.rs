@@ -9,7 +9,7 @@ macro_rules! promises {
         mod files {
             $(#[tokio::test]
             async fn $promise() {
-                let doors = crate::fixture::Doors::file();
+                let doors = crate::doors::Doors::file();
                 super::$promise(&doors).await;
                 doors.end().await;
             })*
@@ -17,7 +17,7 @@ macro_rules! promises {
         mod remote {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() {
-                let doors = crate::fixture::Doors::remote().await;
+                let doors = crate::doors::Doors::remote().await;
                 super::$promise(&doors).await;
                 doors.end().await;
             })*
@@ -26,9 +26,11 @@ macro_rules! promises {
 }
 
 mod control;
+mod doors;
 mod faulty;
 mod files;
 mod fixture;
 mod remote;
+mod rows;
 mod suite;
 mod writer;

@@ -7,7 +7,9 @@ use domain::ErrorKind;
 use proto::link::{ControlBatch, ReadControl, ReadLeader, read_control};
 use store::{CommitOutcome, Error, Store};
 
-use crate::fixture::{Doors, SHARD, Served, eventually, fence, group, identity, provision};
+use crate::doors::{Doors, eventually};
+use crate::fixture::{Served, identity};
+use crate::rows::{SHARD, fence, group, provision};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_may_not_fence_and_control_may_not_commit() {
@@ -169,4 +171,18 @@ async fn the_role_runs_from_files_until_it_is_told_to_stop() {
     stop.send(()).unwrap();
     running.await.unwrap().unwrap();
     store::role::run(config, std::future::ready(())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_can_be_copied() {
+    let doors = Doors::remote().await;
+    doors.owned().await;
+    doors.control.backup(SHARD, "shard-3.copy").await.unwrap();
+    let copy = doors.folder.path().join("data/backups/shard-3.copy");
+    assert!(0 < std::fs::metadata(&copy).unwrap().len());
+    let again = doors.control.backup(SHARD, "shard-3.copy").await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Invalid);
+    let outside = doors.control.backup(SHARD, "../shard-3.copy").await.unwrap_err();
+    assert_eq!(outside.kind(), ErrorKind::Invalid);
+    doors.end().await;
 }

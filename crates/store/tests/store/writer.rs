@@ -10,8 +10,9 @@ use store::writer::{
     Append, Committed, Event, Limits, NewRow, Opening, Stopped, WriterHandle, spawn,
 };
 
+use crate::doors::{Doors, eventually};
 use crate::faulty::{Fault, Faulty};
-use crate::fixture::{Doors, SHARD, agent, eventually, work};
+use crate::rows::{SHARD, agent, work};
 
 type Answers = Arc<Mutex<Vec<(u64, Result<Committed, Stopped>)>>>;
 type Events = Arc<Mutex<Vec<Event>>>;
@@ -82,15 +83,16 @@ impl Bench {
     }
 }
 
-async fn owned() -> Doors {
-    let doors = Doors::file();
+/// None: what serves the store is not there, and that was said.
+async fn owned() -> Option<Doors> {
+    let doors = Doors::any().await?;
     doors.owned().await;
-    doors
+    Some(doors)
 }
 
 #[tokio::test]
 async fn what_waits_while_a_group_is_in_flight_goes_together() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::gated(doors.node.clone());
     let bench = Bench::new(store.clone());
     bench.append(1, 1, 1);
@@ -115,7 +117,7 @@ async fn what_waits_while_a_group_is_in_flight_goes_together() {
 
 #[tokio::test]
 async fn numbers_are_filled_in_where_rows_come_to_stand() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let bench = Bench::new(doors.node.clone());
     bench.append(1, 0, 3);
     let accepted = Append {
@@ -152,7 +154,7 @@ async fn numbers_are_filled_in_where_rows_come_to_stand() {
 
 #[tokio::test]
 async fn an_entry_is_linked_to_one_that_was_in_flight_when_it_was_appended() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::gated(doors.node.clone());
     let bench = Bench::new(store.clone());
     let first = Append { agents: vec![agent(1, 0, 0)], ..bench.make(1, 1, 2) };
@@ -177,7 +179,7 @@ async fn a_lost_answer_is_resolved_by_reading() {
         &[AnswerLost, RequestLost, Refused, AnswerLost],
     ];
     for plan in plans {
-        let doors = owned().await;
+        let Some(doors) = owned().await else { return };
         let store = Faulty::new(doors.node.clone(), plan);
         *store.unreadable.lock().unwrap() = 2;
         let bench = Bench::new(store.clone());
@@ -201,7 +203,7 @@ async fn a_lost_answer_is_resolved_by_reading() {
 #[tokio::test]
 async fn a_group_without_rows_is_committed_even_if_its_answer_is_lost() {
     for fault in [Fault::AnswerLost, Fault::RequestLost] {
-        let doors = owned().await;
+        let Some(doors) = owned().await else { return };
         let store = Faulty::new(doors.node.clone(), &[]);
         let bench = Bench::new(store.clone());
         bench.append(1, 1, 1);
@@ -220,7 +222,7 @@ async fn a_group_without_rows_is_committed_even_if_its_answer_is_lost() {
 
 #[tokio::test]
 async fn a_fenced_writer_stops_and_answers_everybody() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::gated(doors.node.clone());
     let bench = Bench::new(store.clone());
     bench.append(1, 1, 1);
@@ -241,7 +243,7 @@ async fn a_fenced_writer_stops_and_answers_everybody() {
 
 #[tokio::test]
 async fn a_writer_that_was_fenced_while_its_answer_was_lost_acknowledges_nothing() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::gated(doors.node.clone());
     store.plan.lock().unwrap().push_back(Fault::AnswerLost);
     *store.unreadable.lock().unwrap() = 1;
@@ -256,7 +258,7 @@ async fn a_writer_that_was_fenced_while_its_answer_was_lost_acknowledges_nothing
 
 #[tokio::test]
 async fn a_store_that_lost_commits_stops_the_shard() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::new(doors.node.clone(), &[]);
     let opening = Opening { epoch: Epoch(1), head: Lsn(5), heads: Heads::new() };
     let events = Events::default();
@@ -272,7 +274,7 @@ async fn a_store_that_lost_commits_stops_the_shard() {
 
 #[tokio::test]
 async fn a_broken_store_stops_the_shard() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let bench = Bench::new(Faulty::new(doors.node.clone(), &[Fault::Broken]));
     bench.append(1, 1, 1);
     bench.writer.settled().await;
@@ -281,7 +283,7 @@ async fn a_broken_store_stops_the_shard() {
 
 #[tokio::test]
 async fn a_full_writer_gives_the_append_back() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::gated(doors.node.clone());
     let limits = Limits { waiting_rows_max: 4, ..Limits::default() };
     let bench = Bench::with(store.clone(), limits);
@@ -299,7 +301,7 @@ async fn a_full_writer_gives_the_append_back() {
 
 #[tokio::test]
 async fn stopping_answers_everybody_also_while_the_store_is_silent() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let store = Faulty::gated(doors.node.clone());
     let bench = Bench::new(store.clone());
     bench.append(1, 1, 1);
@@ -313,7 +315,7 @@ async fn stopping_answers_everybody_also_while_the_store_is_silent() {
 
 #[tokio::test]
 async fn without_handles_a_writer_finishes_what_waits_and_ends() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let Bench { writer, answers, events } = {
         let bench = Bench::new(doors.node.clone());
         (1..=20).for_each(|number| bench.append(number, 1, 1));
@@ -327,7 +329,7 @@ async fn without_handles_a_writer_finishes_what_waits_and_ends() {
 
 #[tokio::test]
 async fn the_mark_and_the_tail_say_where_every_agent_is() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let bench = Bench::new(doors.node.clone());
     let mut number = 0;
     for _ in 0..30 {
@@ -355,7 +357,7 @@ async fn the_mark_and_the_tail_say_where_every_agent_is() {
 
 #[tokio::test]
 async fn the_rows_of_the_oldest_agents_are_asked_for_once() {
-    let doors = owned().await;
+    let Some(doors) = owned().await else { return };
     let bench = Bench::new(doors.node.clone());
     let agents = domain::heads::STALE_AGENTS_MAX as u64 + 10;
     for first in (1..=agents).step_by(1_000) {
@@ -379,7 +381,7 @@ async fn the_rows_of_the_oldest_agents_are_asked_for_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_the_store_loses_nothing_and_repeats_nothing() {
-    let mut doors = Doors::remote().await;
+    let Some(mut doors) = Doors::restartable().await else { return };
     doors.owned().await;
     let bench = Bench::new(doors.node.clone());
     let mut number = 0;

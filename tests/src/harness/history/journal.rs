@@ -1,43 +1,11 @@
-//! Checks what clients were told against what the journals say afterwards.
-//!
-//! Knows nothing of how it came about: any run, with any faults, must leave journals in which nothing is found here.
+//! What the journal of each agent must be by itself, and that it has what was acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use proto::v1::HistoryEntry;
 use serde_json::Value;
 
-/// The promise that a journal breaks, and where.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    /// A work was acknowledged and is in no journal.
-    Lost { work: String },
-    /// A work was accepted and has no end.
-    Unfinished { work: String },
-    /// A work that was never accepted has entries.
-    Unknown { work: String },
-    /// A work was accepted a second time.
-    AcceptedTwice { work: String },
-    /// Something was journaled of a work that had ended.
-    AfterTheEnd { work: String, kind: String },
-    /// A phase was committed and then run again.
-    Repeated { work: String, phase: String },
-    /// A work succeeded without all of its phases, or not in their order.
-    Incomplete { work: String, phases: Vec<String> },
-    /// The numbers of an agent's entries have a gap or a twin.
-    Gap { agent: String, after: i64 },
-    /// An entry was written under an older epoch than the one before it.
-    OldEpoch { agent: String, seq: i64 },
-    /// A work began while another one of the same agent had not ended.
-    Interleaved { agent: String, seq: i64 },
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
+use super::Fault;
 
 /// The phases of one cycle, in order.
 const PHASES: [&str; 6] =
@@ -120,8 +88,9 @@ impl Told {
                 let step = (cycle, phase.clone());
                 if self.phases.contains(&step) {
                     faults.insert(Fault::Repeated { work: work(), phase });
+                } else {
+                    self.phases.push(step);
                 }
-                self.phases.push(step);
             }
             "ended" => {
                 self.ended = true;

@@ -1,0 +1,90 @@
+//! Shards that leave a node that lives: because it is about to go, or because another has fewer than its share.
+
+use super::{Action, OwnerRow, Ownership, Shard, Stage, is_in};
+use crate::membership::Standing;
+use crate::place::Admission;
+use crate::time::Millis;
+use crate::{Member, Reason, ShardId};
+
+impl Ownership {
+    /// The fences of the moves that may begin now.
+    ///
+    /// A move is a fence like any other: the old owner's writes are refused from then on, and what it was doing is taken
+    /// up by the new one. So few are under way at once, and each waits until the one before it is open again.
+    pub(super) fn move_some(&mut self, now: Millis) -> Vec<Action> {
+        let is_early =
+            self.last_move.is_some_and(|last| now.since(last) < self.settings.move_every_ms);
+        let room = self.settings.moves_max.saturating_sub(self.under_way());
+        let is_calm = self.is_calm();
+        let is_somebody_leaving =
+            self.view.values().any(|seen| seen.admission == Admission::Draining);
+        if !self.may_move || is_early || room == 0 || !(is_calm || is_somebody_leaving) {
+            return Vec::new();
+        }
+        let wanted = self.wanted(is_calm);
+        self.may_move = !wanted.is_empty();
+        let mut actions = Vec::new();
+        // One at a time, so that they are spread over time and not bunched at its beginning.
+        for (id, to, reason) in wanted.into_iter().take(1) {
+            let Some(Shard { stage, row: Some(row), .. }) = self.shards.get_mut(&id) else {
+                continue;
+            };
+            *stage = Stage::Fencing { to: to.clone(), sent: now };
+            self.last_move = Some(now);
+            let (expected_epoch, term) = (row.epoch, self.term);
+            actions.push(Action::Fence { shard: id, expected_epoch, to, term, reason });
+        }
+        actions
+    }
+
+    /// Shards that nobody serves at this moment, though somebody will.
+    fn under_way(&self) -> usize {
+        let is_between = |shard: &&Shard| match shard.stage {
+            Stage::Fencing { .. } => true,
+            Stage::Known => {
+                shard.row.as_ref().is_some_and(|row| row.member.is_some()) && !shard.is_open
+            }
+            Stage::Unread { .. } | Stage::Reading { .. } | Stage::Stopped => false,
+        };
+        self.shards.values().filter(is_between).count()
+    }
+
+    /// Every shard that has a better place, those of a node that is about to go first.
+    fn wanted(&self, is_calm: bool) -> Vec<(ShardId, Member, Reason)> {
+        let placement = self.placement();
+        let mut wanted: Vec<(ShardId, Member, Reason)> = Vec::new();
+        for (id, shard) in &self.shards {
+            let (Stage::Known, Some(OwnerRow { member: Some(owner), .. })) =
+                (&shard.stage, &shard.row)
+            else {
+                continue;
+            };
+            let Some(to) = placement.owner(*id).filter(|to| to.name != owner.name) else {
+                continue;
+            };
+            if !shard.is_open || !is_in(&self.view, owner) || !self.answers(to) {
+                continue;
+            }
+            match self.view.get(&owner.name).map(|seen| seen.admission) {
+                Some(Admission::Draining) => wanted.push((*id, to.clone(), Reason::OwnerDraining)),
+                Some(Admission::Open) if is_calm => {
+                    wanted.push((*id, to.clone(), Reason::Rebalanced));
+                }
+                Some(Admission::Open | Admission::Cordoned) | None => {}
+            }
+        }
+        wanted.sort_by_key(|(id, _, reason)| (*reason != Reason::OwnerDraining, *id));
+        wanted
+    }
+
+    /// Nobody is suspected and every shard is served: only then is anything moved that could as well stay.
+    fn is_calm(&self) -> bool {
+        let is_served = |shard: &Shard| match shard.stage {
+            Stage::Known => shard.is_open,
+            Stage::Stopped => true,
+            Stage::Unread { .. } | Stage::Reading { .. } | Stage::Fencing { .. } => false,
+        };
+        self.view.values().all(|seen| seen.standing == Standing::Answering)
+            && self.shards.values().all(is_served)
+    }
+}

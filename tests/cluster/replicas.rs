@@ -1,0 +1,203 @@
+//! Several control replicas, and nodes that leave because they are asked to: who leads may change at any moment, and who
+//! has an agent, too, and nobody notices but by latency.
+
+use std::time::{Duration, Instant};
+
+use proto::v1::{DrainRequest, Shard, StatusResponse};
+use rustix::process::Signal;
+use tests::harness::{
+    Clients, Fault, Load, Mesh, MeshOptions, PATIENCE, Port, eventually, eventually_true,
+};
+
+use crate::PROGRAM;
+
+/// For what a fault has held up, and its end.
+const REST_MAX: Duration = Duration::from_secs(120);
+
+fn start(options: &MeshOptions) -> (Mesh, Clients) {
+    let mesh = Mesh::start(PROGRAM, options);
+    // A call that takes longer has failed its caller.
+    let limit = Duration::from_secs(10);
+    let load = Load { clients: 4, agents: 60, works_max: 8, limit, ..Load::default() };
+    let clients = Clients::start(&mesh, &load);
+    more_end(&clients, 30);
+    (mesh, clients)
+}
+
+fn replicas() -> MeshOptions {
+    MeshOptions { controls: 3, ..MeshOptions::default() }
+}
+
+fn more_end(clients: &Clients, count: u64) {
+    let before = clients.ended();
+    eventually(REST_MAX, &format!("{count} more works end"), || match clients.ended() - before {
+        ended if count <= ended => Ok(()),
+        ended => Err(ended),
+    });
+}
+
+fn status(mesh: &Mesh) -> StatusResponse {
+    eventually(PATIENCE, "the status is told", || mesh.status())
+}
+
+fn leader(mesh: &Mesh) -> (String, i64) {
+    let leader = status(mesh).leader.unwrap_or_default();
+    (leader.name, leader.term)
+}
+
+/// Waits until another than `before` leads.
+fn next_leader(mesh: &Mesh, before: &str) -> (String, i64) {
+    eventually(PATIENCE, "another replica leads", || match leader(mesh) {
+        (name, term) if !name.is_empty() && name != before => Ok((name, term)),
+        (name, _) => Err(format!("{name:?}")),
+    })
+}
+
+fn epochs(mesh: &Mesh) -> Vec<(i32, i64)> {
+    status(mesh).shards.iter().map(|shard: &Shard| (shard.id, shard.epoch)).collect()
+}
+
+/// Lets the load end; nothing was lost or repeated, and no call failed.
+fn finish_without_an_error(mesh: &Mesh, clients: Clients) {
+    let heard = clients.finish(mesh, REST_MAX);
+    mesh.assert_sound(&heard, true);
+    assert!(heard.errors.is_empty(), "{:?}", heard.errors);
+}
+
+#[test]
+fn a_killed_leader_costs_nothing_and_moves_nothing() {
+    let (mut mesh, clients) = start(&replicas());
+    let (first, term) = leader(&mesh);
+    let before = epochs(&mesh);
+    mesh.kill(&first);
+    // Whoever stands by takes works, also while nobody leads.
+    more_end(&clients, 20);
+    let (second, later) = next_leader(&mesh, &first);
+    assert!(term < later, "{first} in {term}, {second} in {later}");
+    more_end(&clients, 20);
+    assert_eq!(epochs(&mesh), before, "a shard was moved");
+    mesh.start_again(&first);
+    more_end(&clients, 20);
+    assert_eq!(leader(&mesh), (second, later), "who came back leads");
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, true);
+}
+
+#[test]
+fn what_a_leader_had_fenced_and_not_granted_the_next_one_grants() {
+    // The first twelve fences place the shards; the next is the first of a node that died.
+    let fault = ("STAGEDOOR_FAULT_POINT".to_owned(), "control-*:leader-fenced:13:kill".to_owned());
+    let (mut mesh, clients) = start(&MeshOptions { env: vec![fault], ..replicas() });
+    let (first, _) = leader(&mesh);
+    mesh.kill("node-2");
+    let dead = eventually(PATIENCE, "the leader dies between fence and grant", || {
+        let dead = mesh.dead();
+        if dead.contains(&first) { Ok(dead) } else { Err(format!("{dead:?}")) }
+    });
+    assert_eq!(dead, std::slice::from_ref(&first));
+    next_leader(&mesh, &first);
+    eventually(PATIENCE, "every shard is open on a node that lives", || {
+        let status = status(&mesh);
+        let is_open = |shard: &&Shard| shard.state == "open" && shard.node != "node-2";
+        let open = status.shards.iter().filter(is_open).count();
+        if open == 12 { Ok(()) } else { Err(format!("{open} are")) }
+    });
+    more_end(&clients, 40);
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, true);
+}
+
+#[test]
+fn a_leader_that_was_stopped_for_10_s_does_nothing_when_it_wakes() {
+    let (mesh, clients) = start(&replicas());
+    let (first, term) = leader(&mesh);
+    let before = epochs(&mesh);
+    mesh.signal(&first, Signal::STOP);
+    let stopped = Instant::now();
+    let (second, later) = next_leader(&mesh, &first);
+    assert!(term < later);
+    let long = Duration::from_secs(10);
+    eventually_true(PATIENCE, "it was stopped for 10 s", || long <= stopped.elapsed());
+    mesh.signal(&first, Signal::CONT);
+    eventually_true(PATIENCE, "it knows that it leads no more", || {
+        mesh.count(&first, "stagedoor_scheduler_leads", &[]) == 0.0
+    });
+    more_end(&clients, 40);
+    assert_eq!(leader(&mesh), (second, later));
+    assert_eq!(epochs(&mesh), before, "a shard was moved");
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, true);
+}
+
+#[test]
+fn a_leader_that_hears_few_nodes_steps_back_for_one_that_hears_more() {
+    let (mesh, clients) = start(&replicas());
+    let (first, _) = leader(&mesh);
+    let before = epochs(&mesh);
+    for node in ["node-1", "node-2"] {
+        mesh.fault(node, &first, Port::Beat, Fault::DEAF_UP);
+    }
+    let (second, _) = next_leader(&mesh, &first);
+    more_end(&clients, 40);
+    assert_eq!(epochs(&mesh), before, "a node that lives was fenced");
+    let told = mesh.why("leader", &first);
+    let last = told.last().expect("it led");
+    assert_eq!((last.to.as_str(), last.reason.as_str()), ("standby", "hears_fewer"));
+    mesh.heal();
+    more_end(&clients, 20);
+    assert_eq!(leader(&mesh).0, second);
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, true);
+}
+
+#[test]
+fn a_node_that_drains_costs_no_caller_anything_and_ends_well() {
+    let (mut mesh, clients) = start(&MeshOptions::default());
+    let request = DrainRequest { name: "node-2".to_owned() };
+    let node = mesh.block_on(mesh.client().drain(request)).unwrap().node.unwrap();
+    assert_eq!(node.admission, "draining");
+    assert_eq!(mesh.wait_until_over("node-2").code(), Some(0), "{}", mesh.log("node-2"));
+    more_end(&clients, 40);
+    let moved = status(&mesh).shards;
+    assert!(moved.iter().all(|shard| shard.node != "node-2"));
+    let why = moved.iter().find(|shard| shard.epoch == 2).expect("some were moved");
+    let told = mesh.why("shard", &why.id.to_string());
+    assert!(told.iter().any(|one| one.reason == "owner_draining"), "{told:?}");
+    let told = mesh.why("node", "node-2");
+    let states: Vec<_> = told.iter().map(|one| one.to.as_str()).collect();
+    assert_eq!(states, ["alive", "draining", "left"]);
+    finish_without_an_error(&mesh, clients);
+}
+
+#[test]
+fn shards_that_move_twice_at_once_end_on_the_node_that_is_left() {
+    let (mut mesh, clients) = start(&MeshOptions::default());
+    for node in ["node-1", "node-2"] {
+        let request = DrainRequest { name: node.to_owned() };
+        mesh.block_on(mesh.client().drain(request)).unwrap();
+    }
+    // One node leaves phases out, so what is left waits until the others are back.
+    for node in ["node-1", "node-2"] {
+        assert_eq!(mesh.wait_until_over(node).code(), Some(0), "{}", mesh.log(node));
+        mesh.start_again(node);
+    }
+    mesh.wait_until_ready();
+    more_end(&clients, 40);
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, true);
+}
+
+#[test]
+fn a_rolling_restart_of_every_process_but_the_store_fails_no_call() {
+    let options = MeshOptions { controls: 2, nodes: 4, ..MeshOptions::default() };
+    let (mut mesh, clients) = start(&options);
+    let names: Vec<_> = mesh.names().into_iter().filter(|name| name != "store-1").collect();
+    for name in names {
+        mesh.signal(&name, Signal::TERM);
+        assert_eq!(mesh.wait_until_over(&name).code(), Some(0), "{}", mesh.log(&name));
+        mesh.start_again(&name);
+        mesh.wait_until_ready();
+        more_end(&clients, 10);
+    }
+    finish_without_an_error(&mesh, clients);
+}
