@@ -14,6 +14,7 @@ use proto::link::{
     WorkInfo, WorkRow,
 };
 use store::writer::{Append, Committed, NewRow};
+use telemetry::fault::point;
 
 use super::{AgentMessage, Pending, State, Submit, watch};
 use crate::definitions::Known;
@@ -151,6 +152,7 @@ impl State {
             append.definitions.push(DefinitionRow { hash, body: known.body.clone() });
         }
         self.first_row(&mut append);
+        point("accept-before-append");
         let pending = Pending::Accept { submit, accepted, payload, ts_ms: now_ms, permit };
         self.append(append, pending);
     }
@@ -190,6 +192,7 @@ impl State {
         ts_ms: i64,
         committed: Committed,
     ) -> Result<(), ActorProcessingErr> {
+        point("accept-committed");
         let shard = self.shard().clone();
         let work = committed.first;
         let deadline_ms = accepted.deadline_ms;

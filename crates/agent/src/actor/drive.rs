@@ -12,6 +12,7 @@ use domain::{Lsn, Reason};
 use proto::journal;
 use proto::link::{WorkEnd, WorkInfo};
 use store::writer::Committed;
+use telemetry::fault::point;
 
 use super::{AgentMessage, Pending, State, Told, WantedEnd, accept, doubt};
 use crate::{clock, info, metrics, read};
@@ -108,6 +109,7 @@ impl State {
         let limits = |hash: &_| shard.node.definitions.limits(hash);
         let mut ended = None;
         let mut shown = Vec::with_capacity(entries.len());
+        point("turn-journaled");
         for (lsn, (entry, payload)) in (committed.first.0..).zip(entries) {
             let stamp = Stamp { seq: fold.seq.next(), lsn: Lsn(lsn), epoch: shard.epoch, ts_ms };
             let over = fold.apply(work, entry, stamp, limits)?;
@@ -145,6 +147,7 @@ impl State {
         let shard = self.shard().clone();
         let info = info::of_ended(&self.args.id, turn);
         metrics::ENDED.with_label_values(&[turn.state().as_str(), turn.reason().as_str()]).inc();
+        point("turn-ended");
         self.ending.remove(&work);
         (self.hold_until, self.intended, self.asked) = (None, None, None);
         self.rooms.remove(&work);

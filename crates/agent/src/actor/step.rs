@@ -22,6 +22,7 @@ use domain::{
 use proto::journal::StepNumbers;
 use proto::link::{StepAnswer, StepJob, ToolCall};
 use store::writer::Event;
+use telemetry::fault::point;
 
 use super::{AgentMessage, Answer, Running, State, Told};
 use crate::awake::{YOUNG_MS, boot_ms};
@@ -233,6 +234,7 @@ impl State {
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
         let attempt = self.attempt(turn, step, number);
         let job = self.job(turn, attempt, definition);
+        point("turn-before-step");
         self.running = Some(Running { attempt, place: place.clone() });
         let traceparent = self.traceparent(work);
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms };
@@ -334,6 +336,7 @@ impl State {
             self.me.send_after(Duration::from_millis(5), || AgentMessage::Answered(again));
             return Ok(());
         }
+        point("turn-answered");
         match outcome {
             Outcome::Done(answer) => {
                 let told = Told::Pool(running.place.clone(), attempt);
