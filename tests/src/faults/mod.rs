@@ -61,7 +61,8 @@ impl Options {
 /// # Errors
 /// What was asked for cannot be written.
 pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
-    let mesh = MeshOptions { controls: options.controls, nodes: options.nodes, shards: 12 };
+    let (controls, nodes) = (options.controls, options.nodes);
+    let mesh = MeshOptions { controls, nodes, ..MeshOptions::default() };
     let mut mesh = Mesh::start(program, &mesh);
     let load = Load {
         seed: options.seed,
