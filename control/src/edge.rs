@@ -2,6 +2,7 @@
 //! field and what is allowed.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,12 +20,18 @@ use proto::status::Failure;
 use proto::v1;
 use proto::v1::SignalRequest;
 use proto::v1::signal_request::{Resolution, Step};
+use telemetry::metrics::{IntCounter, counter};
 
 const INPUT_BYTES_MAX: usize = 1 << 20;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const PAGE_DEFAULT: u32 = 50;
 const PAGE_MAX: u32 = 200;
+
+static TOO_LARGE: LazyLock<IntCounter> = LazyLock::new(|| {
+    let about = "Submits refused because their input is longer than 1 MiB.";
+    counter("stagedoor_control_inputs_too_large_total", about)
+});
 
 /// A submit that is in order, as far as that can be known without asking anybody.
 #[derive(Clone, Debug)]
@@ -38,6 +45,7 @@ pub(crate) struct Submit {
 
 pub(crate) fn submit(request: v1::SubmitRequest) -> Result<Submit, Failure> {
     if INPUT_BYTES_MAX < request.input.len() {
+        TOO_LARGE.inc();
         let len = request.input.len();
         let text = format!("input has {len} bytes, at most {INPUT_BYTES_MAX} are allowed");
         return Err(Failure { reason: Reason::InputTooLarge, ..Failure::invalid("input", text) });

@@ -27,6 +27,8 @@ pub enum Error {
     Reflection(#[source] tonic_reflection::server::Error),
     #[error("the API server ended")]
     Serve(#[source] tonic::transport::Error),
+    #[error("a database cannot be used: {why}")]
+    Unusable { why: String },
     /// Without it this process is of no use.
     #[error("{what} of this process has failed; start it again")]
     Ended { what: &'static str },
@@ -35,7 +37,10 @@ pub enum Error {
 impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoStore { .. } | Self::Name { .. } | Self::Replica { .. } => ErrorKind::Invalid,
+            Self::NoStore { .. }
+            | Self::Name { .. }
+            | Self::Replica { .. }
+            | Self::Unusable { .. } => ErrorKind::Invalid,
             Self::Net(source) | Self::Listen(source) => source.kind(),
             Self::Telemetry(source) => source.kind(),
             Self::Store(source) => source.kind(),

@@ -141,7 +141,10 @@ impl Process {
         let outcome = tokio::select! {
             served = &mut serving => served,
             () = cluster.ended() => Err(Error::Ended { what: "the cluster" }),
-            () = scheduler.stopped() => Err(Error::Ended { what: "the scheduler" }),
+            unusable = scheduler.stopped() => Err(unusable.map_or(
+                Error::Ended { what: "the scheduler" },
+                |why| Error::Unusable { why },
+            )),
             () = shutdown => {
                 tracing::info!("stopping");
                 stop.cancel();

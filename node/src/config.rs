@@ -42,6 +42,24 @@ pub struct Config {
 }
 
 impl Config {
+    /// What the types cannot say.
+    ///
+    /// # Errors
+    /// The part that is missing, malformed or out of its range.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.controls()?.is_empty() {
+            return Err(Error::NoControl);
+        }
+        if self.stores.is_empty() {
+            return Err(Error::NoStore);
+        }
+        if self.capacity == 0 {
+            return Err(Error::Capacity);
+        }
+        self.stores.values().try_for_each(store::Config::check)?;
+        Ok(())
+    }
+
     /// The control replicas with the address of each.
     pub(crate) fn controls(&self) -> Result<Vec<(Peer, String)>, Error> {
         let numbered = self.controls.iter().enumerate();
@@ -50,8 +68,12 @@ impl Config {
                 Some((name, address)) => (name.to_owned(), address),
                 None => (format!("control-{}", index + 1), text.as_str()),
             };
-            let name =
-                name.parse().map_err(|source| Error::Control { text: text.clone(), source })?;
+            let wrong = |source| Error::Control { text: text.clone(), source };
+            let name = name.parse().map_err(|source| wrong(Some(source)))?;
+            let port = address.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+            if !matches!(port, Some((host, Ok(_))) if !host.is_empty()) {
+                return Err(wrong(None));
+            }
             Ok((Peer::new(Role::Control, name), address.to_owned()))
         });
         controls.collect()
@@ -100,6 +122,20 @@ mod tests {
     fn a_control_replica_with_an_impossible_name_is_named() {
         let error = config(&["Left=host:2"]).controls().unwrap_err();
         assert!(error.to_string().contains("Left=host:2"));
+    }
+
+    #[test]
+    fn a_config_that_cannot_work_is_refused_before_anything_starts() {
+        assert!(config(&["127.0.0.1:1"]).check().is_ok());
+        for controls in [&[][..], &["127.0.0.1"], &["left=:2"], &["left=host:port"]] {
+            assert!(config(controls).check().is_err(), "{controls:?}");
+        }
+        let good = || config(&["127.0.0.1:1"]);
+        assert!(Config { capacity: 0, ..good() }.check().is_err());
+        assert!(Config { stores: BTreeMap::new(), ..good() }.check().is_err());
+        let mut odd = good();
+        odd.stores.get_mut("main").unwrap().engine = store::Engine::Hrana;
+        assert!(odd.check().is_err());
     }
 
     #[test]

@@ -12,8 +12,14 @@ pub enum Error {
     Control {
         text: String,
         #[source]
-        source: domain::Error,
+        source: Option<domain::Error>,
     },
+    #[error("config names no control replica: add controls = [\"name=host:port\"]")]
+    NoControl,
+    #[error("config names no store: add [stores.main]")]
+    NoStore,
+    #[error("capacity is 0: at least 1 is needed, 1 unless this node is larger than the others")]
+    Capacity,
     #[error("cannot use this node's identity")]
     Identity(#[from] net::Error),
     #[error("cannot serve health and metrics")]
@@ -31,7 +37,11 @@ pub enum Error {
 impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name { .. } | Self::Control { .. } => ErrorKind::Invalid,
+            Self::Name { .. }
+            | Self::Control { .. }
+            | Self::NoControl
+            | Self::NoStore
+            | Self::Capacity => ErrorKind::Invalid,
             Self::Identity(error) => error.kind(),
             Self::Admin(error) => error.kind(),
             Self::Store(error) => error.kind(),

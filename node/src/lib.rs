@@ -28,6 +28,7 @@ pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
+    config.check()?;
     let identity = net::Identity::load(&config.net)?;
     let name = identity.id().name.clone();
     if name != config.name {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use client::Error;
 use net::pki::{Ca, Validity};
 use proto::v1::SubmitRequest;
-use tests::harness::{Dev, Options, Output, Program};
+use tests::harness::{Child, Dev, Options, Output, Program, eventually};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -201,6 +201,7 @@ fn a_port_in_use_is_named_with_the_remedy() {
     for (role, name, part) in [
         ("control", "control-1", "api"),
         ("control", "control-1", "cluster"),
+        ("control", "control-1", "beat"),
         ("node", "node-1", "cluster"),
     ] {
         let mut config = dev.config(name);
@@ -217,6 +218,67 @@ fn a_port_in_use_is_named_with_the_remedy() {
         let output = run_role(PROGRAM, role, &path);
         assert!(output.stderr.contains(&address), "{role} {part}: {output}");
         output.assert_error(1, &["in use", "choose another"]);
+    }
+    for (role, name) in [("store", "store-1"), ("control", "control-1"), ("node", "node-1")] {
+        let mut config = dev.config(name);
+        let telemetry = config.get_mut("telemetry").and_then(toml::Value::as_table_mut).unwrap();
+        telemetry.insert("admin".to_owned(), toml::Value::String(address.clone()));
+        if role == "store" {
+            let data = dev.scratch().join("other").to_str().unwrap().to_owned();
+            config.insert("data_dir".to_owned(), toml::Value::String(data));
+        }
+        let path = file(&dev, "taken.toml", &config.to_string());
+        let output = run_role(PROGRAM, role, &path);
+        assert!(output.stderr.contains(&address), "{role} admin: {output}");
+        output.assert_error(1, &["in use", "choose another"]);
+    }
+    let mut config = dev.config("store-1");
+    config.insert("listen".to_owned(), toml::Value::String(address.clone()));
+    let data = dev.scratch().join("third").to_str().unwrap().to_owned();
+    config.insert("data_dir".to_owned(), toml::Value::String(data));
+    config.remove("telemetry");
+    let output = run_role(PROGRAM, "store", &file(&dev, "taken.toml", &config.to_string()));
+    assert!(output.stderr.contains(&address), "{output}");
+    output.assert_error(1, &["in use", "choose another"]);
+}
+
+#[test]
+fn a_node_with_a_certificate_that_is_refused_says_which_and_what_to_do() {
+    let dev = one_node();
+    let id = "spiffe://stagedoor.local/node/node-9";
+    let now = SystemTime::now();
+    let hour = Duration::from_hours(1);
+    let past = Validity { not_before: now - 3 * hour, not_after: now - hour };
+    let expired = dev.issue_client(id, past);
+    let other = Ca::generate(&"stagedoor.local".parse().unwrap()).unwrap();
+    let foreign = dev.issue_client(id, Validity::default());
+    let stranger = other.issue(&id.parse().unwrap(), Validity::default()).unwrap();
+    stranger.write(&foreign, "client").unwrap();
+    for (folder, parts) in
+        [(&expired, &["expired", "pki issue"][..]), (&foreign, &["do not trust each other"][..])]
+    {
+        let mut config = dev.config("node-1");
+        config.insert("name".to_owned(), toml::Value::String("node-9".to_owned()));
+        let net = config.get_mut("net").and_then(toml::Value::as_table_mut).unwrap();
+        for (key, name) in [("certificate", "client.crt"), ("key", "client.key"), ("ca", "ca.crt")]
+        {
+            let path = folder.join(name).to_str().unwrap().to_owned();
+            net.insert(key.to_owned(), toml::Value::String(path));
+        }
+        for part in ["cluster", "telemetry"] {
+            let key = if part == "cluster" { "listen" } else { "admin" };
+            let table = config.get_mut(part).and_then(toml::Value::as_table_mut).unwrap();
+            table.insert(key.to_owned(), toml::Value::String("127.0.0.1:0".to_owned()));
+        }
+        let path = file(&dev, "node-9.toml", &config.to_string());
+        let log = dev.scratch().join("node-9.log");
+        let mut command = dev.program().command();
+        command.args(["node", "--config"]).arg(&path);
+        let _child = Child::spawn_logging("node-9", &mut command, &log);
+        eventually(Duration::from_secs(60), "the node names its certificate", || {
+            let text = fs::read_to_string(&log).unwrap();
+            if parts.iter().all(|part| text.contains(part)) { Ok(()) } else { Err(text) }
+        });
     }
 }
 

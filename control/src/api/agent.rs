@@ -157,7 +157,7 @@ async fn get(desk: &Desk, id: &AgentId, deadline: Instant) -> Result<AgentInfo, 
     let request = AgentsCall { tenant: id.tenant.to_string(), agent, above: 0, limit: 1 };
     let answer: AgentsAnswer = desk.router.call(&call, &request).await?;
     let none =
-        || Failure::not_found(format!("there is no agent {id}; the first submit to it makes it"));
+        || Failure::not_found(format!("there is no agent {id}: the first submit to it makes it"));
     answer.agents.into_iter().next().ok_or_else(none)
 }
 

@@ -151,7 +151,7 @@ async fn signal(
 }
 
 fn no_work(id: WorkId) -> Failure {
-    Failure::not_found(format!("there is no work {id}; it may be past its retention"))
+    Failure::not_found(format!("there is no work {id} (any more, if it is past its retention)"))
 }
 
 /// An owner knows a work by its number only.

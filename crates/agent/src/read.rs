@@ -34,7 +34,7 @@ fn refuse_damaged(error: &Error) -> Refusal {
 fn no_work(work: Lsn) -> Refusal {
     refusal(
         Reason::NotFound,
-        format!("there is no work with number {work}; it may be past its retention"),
+        format!("there is no work with number {work} (any more, if it is past its retention)"),
     )
 }
 

@@ -109,6 +109,10 @@ impl Role for NodeRole {
         &config.telemetry
     }
 
+    fn check(config: &Self::Config) -> Result<(), Failure> {
+        config.check().map_err(|error| failure(error.kind(), &error))
+    }
+
     async fn run(
         config: Self::Config,
         shutdown: impl Future<Output = ()> + Send + 'static,

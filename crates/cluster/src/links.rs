@@ -268,8 +268,7 @@ impl LinksState {
             }
             Err(error) => {
                 metrics::DIALS_FAILED.inc();
-                let error: &dyn std::error::Error = &error;
-                tracing::info!(%peer, error, "cannot reach a peer");
+                tell_failed(peer, &error);
                 self.rest(peer);
             }
         }
@@ -358,4 +357,15 @@ async fn dial_any(
         }
     }
     Err(failure)
+}
+
+/// A peer that is away comes back by itself; a certificate that is refused does not get better.
+fn tell_failed(peer: &Peer, error: &net::Error) {
+    let is_denied = error.kind() == domain::ErrorKind::Denied;
+    let error: &dyn std::error::Error = error;
+    if is_denied {
+        tracing::warn!(%peer, error, "a peer and this process do not trust each other: see `certificate` and `ca` under [net] on both sides");
+    } else {
+        tracing::info!(%peer, error, "cannot reach a peer");
+    }
 }

@@ -93,13 +93,14 @@ impl Identity {
             certified: Arc::new(certified),
             roots: Arc::new(ca.roots()?),
         }));
-        identity.warn_if_expired();
+        identity.warn_if_expired(&certificate.origin);
         Ok(identity)
     }
 
-    fn warn_if_expired(&self) {
+    fn warn_if_expired(&self, origin: &str) {
         if self.0.not_after < SystemTime::now() {
-            tracing::warn!(id = %self.0.id, "certificate has expired: every peer will refuse it");
+            let id = &self.0.id;
+            tracing::warn!(%id, certificate = origin, "certificate has expired, every peer will refuse it: issue another with `stagedoor pki issue`");
         }
     }
 

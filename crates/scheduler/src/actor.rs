@@ -412,6 +412,7 @@ impl State {
             return;
         }
         error!(why, "a database cannot be used: the scheduler ends");
+        _ = self.shared.unusable.set(why.to_owned());
         self.waiting.clear();
         let was_here = self.term().is_some();
         let actions = self.leadership.resign();

@@ -294,8 +294,10 @@ impl Handle {
     }
 
     /// Returns when the scheduler has ended: after a shutdown, or because it failed, and then this process has to end.
-    pub async fn stopped(&self) {
+    /// If a database cannot be used by this version, what is wrong with it.
+    pub async fn stopped(&self) -> Option<String> {
         _ = self.ended.clone().wait_for(|ended| *ended).await;
+        self.shared.unusable.get().cloned()
     }
 
     pub(crate) async fn ask<T: Send + 'static>(

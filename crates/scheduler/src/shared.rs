@@ -1,7 +1,7 @@
 //! What the handle, the actor and its tasks share.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     /// Room for messages of other processes, and for heartbeats: they must not starve each other.
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) pulses: Arc<Semaphore>,
+    /// Why a database can never be used by this program, once that is known.
+    pub(crate) unusable: OnceLock<String>,
     /// Which run of each node is at the other end of its link.
     linked: Mutex<BTreeMap<ProcessName, Incarnation>>,
 }
@@ -69,6 +71,8 @@ impl Shared {
             status: watch::Sender::default(),
             views: watch::Sender::default(),
             bodies: Bodies::default(),
+            unusable: OnceLock::new(),
+            unusable: OnceLock::new(),
             linked: Mutex::default(),
             config: parts.config,
         }
