@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use domain::definition::BUILT_IN_MODELS;
@@ -126,6 +126,23 @@ pub(crate) fn page_size(size: i32) -> Result<u32, Failure> {
             Err(Failure::invalid("page_size", text))
         }
     }
+}
+
+/// The name of a backup, or one made from the time.
+pub(crate) fn backup_name(name: &str) -> Result<String, Failure> {
+    const CHARS_MAX: usize = 100;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+    if name.is_empty() {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        return Ok(format!("backup-{}", since.as_secs()));
+    }
+    if CHARS_MAX < name.len() || !name.bytes().all(allowed) {
+        let text = format!(
+            "name {name:.80?} is not valid: 1 to {CHARS_MAX} letters, digits, '-' and '_' are allowed"
+        );
+        return Err(Failure::invalid("name", text));
+    }
+    Ok(name.to_owned())
 }
 
 /// A number of something that is at least none.

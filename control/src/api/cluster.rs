@@ -6,9 +6,10 @@ use proto::link::{LogEntry, PutTransition};
 use proto::status::Failure;
 use proto::v1::cluster_service_server::ClusterService;
 use proto::v1::{
-    CordonRequest, CordonResponse, DrainRequest, DrainResponse, ExplainRequest, ExplainResponse,
-    Leader, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse, Node,
-    StatusRequest, StatusResponse, Store, Transition, UncordonRequest, UncordonResponse,
+    BackupRequest, BackupResponse, CordonRequest, CordonResponse, DrainRequest, DrainResponse,
+    ExplainRequest, ExplainResponse, Leader, ListNodesRequest, ListNodesResponse,
+    ListShardsRequest, ListShardsResponse, Node, StatusRequest, StatusResponse, Store, Transition,
+    UncordonRequest, UncordonResponse,
 };
 use scheduler::Admit;
 use tokio::time::Instant;
@@ -92,6 +93,16 @@ impl ClusterService for Cluster {
     ) -> Result<Response<DrainResponse>, Status> {
         let node = self.admit(caller(&request), &request.get_ref().name, Admit::Drain).await?;
         Ok(Response::new(DrainResponse { node: Some(node) }))
+    }
+
+    async fn backup(
+        &self,
+        request: Request<BackupRequest>,
+    ) -> Result<Response<BackupResponse>, Status> {
+        let name = edge::backup_name(&request.get_ref().name)?;
+        let databases = self.scheduler.backup(&name).await.map_err(Failure::from)?;
+        tracing::info!(name, databases = databases.len(), by = caller(&request), "made a backup");
+        Ok(Response::new(BackupResponse { name, databases }))
     }
 
     async fn explain(

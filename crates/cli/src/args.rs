@@ -19,9 +19,9 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the store of a cluster: the only process that opens database files
+    /// Run the store of a cluster, the only process that opens database files; or back it up, or restore it
     #[command(after_help = example("stagedoor store --config store-1.toml"))]
-    Store(RoleArgs),
+    Store(StoreArgs),
     /// Run a control process: the gRPC API, membership, placement
     #[command(after_help = example("stagedoor control --config control-1.toml"))]
     Control(RoleArgs),
@@ -91,6 +91,9 @@ impl Command {
             Self::Why(args) => Some(&args.connection),
             Self::Cordon(args) | Self::Uncordon(args) | Self::Drain(args) => Some(&args.connection),
             Self::Nodes(args) | Self::Shards(args) | Self::Status(args) => Some(&args.connection),
+            Self::Store(StoreArgs { command: Some(StoreCommand::Backup(args)), .. }) => {
+                Some(&args.connection)
+            }
             Self::Store(_)
             | Self::Control(_)
             | Self::Node(_)
@@ -112,6 +115,44 @@ pub(crate) fn without_empty_variables(command: clap::Command) -> clap::Command {
 
 fn example(line: &str) -> String {
     format!("Example:\n  {line}")
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct StoreArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<StoreCommand>,
+    #[command(flatten)]
+    pub(crate) role: Option<RoleArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Copy every database into the folder `backups` of the store's data directory, while the cluster works
+    #[command(after_help = example("stagedoor store backup nightly"))]
+    Backup(BackupArgs),
+    /// Put a backup in the place of what the store has; the store must not run
+    #[command(after_help = example("stagedoor store restore nightly --config store-1.toml"))]
+    Restore {
+        /// As `store backup` named it
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The config of the store
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// How to print the result
+        #[arg(long, value_enum, default_value_t)]
+        output: Format,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// What to call it [default: made from the time]
+    #[arg(value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
 }
 
 #[derive(Debug, Args)]

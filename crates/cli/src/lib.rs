@@ -20,7 +20,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 
-use args::{Cli, Command, Connection, RoleArgs};
+use args::{Cli, Command, Connection, RoleArgs, StoreArgs, StoreCommand};
 use exit::{Exit, Failure};
 
 /// How long what still runs on other threads may hold up the end of the process.
@@ -55,7 +55,16 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     net::install_crypto_provider();
     let _telemetry = cli.command.connection().map(trace).transpose()?;
     match cli.command {
-        Command::Store(args) => run_role::<role::StoreRole>(&args),
+        Command::Store(StoreArgs { command: Some(StoreCommand::Backup(args)), .. }) => {
+            block_on(command::store::backup(args))
+        }
+        Command::Store(StoreArgs {
+            command: Some(StoreCommand::Restore { name, config, output }),
+            ..
+        }) => command::store::restore(&name, &config, output),
+        Command::Store(StoreArgs { role, .. }) => {
+            run_role::<role::StoreRole>(&role.expect("it is required without a subcommand"))
+        }
         Command::Control(args) => run_role::<role::ControlRole>(&args),
         Command::Node(args) => run_role::<role::NodeRole>(&args),
         Command::Pki(command) => command::pki::run(command),

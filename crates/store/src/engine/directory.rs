@@ -12,6 +12,8 @@ const LAYOUT: u32 = 1;
 const LOCK: &str = "lock";
 const VERSION: &str = "version";
 const BACKUPS: &str = "backups";
+/// There while the files of a restore take the place of others.
+const RESTORING: &str = "restoring";
 const BACKUP_NAME_MAX: usize = 128;
 
 /// Held for as long as any thread may write in it.
@@ -26,6 +28,19 @@ impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         fs::create_dir_all(path)
             .map_err(|error| Error::file("create data directory", path, error))?;
+        let directory = Self::open_to_restore(path)?;
+        if directory.file(RESTORING).exists() {
+            let what = format!(
+                "data directory {} is half restored: run `stagedoor store restore` again",
+                path.display()
+            );
+            return Err(Error::invalid(what));
+        }
+        Ok(directory)
+    }
+
+    /// The same for a restore, which may have been cut off before.
+    pub(crate) fn open_to_restore(path: &Path) -> Result<Self, Error> {
         let lock = lock(path)?;
         check_version(path)?;
         Ok(Self { path: path.to_owned(), lock: Mutex::new(Some(lock)) })
@@ -43,6 +58,49 @@ impl Directory {
     /// Makes names of new files as durable as what is in them.
     pub(crate) fn flush_names(&self) -> Result<(), Error> {
         flush_directory(&self.path)
+    }
+
+    /// Every file in the folder of backups.
+    pub(crate) fn backups(&self) -> Result<Vec<PathBuf>, Error> {
+        let folder = self.path.join(BACKUPS);
+        let failed = |error| Error::file("read", &folder, error);
+        if !folder.exists() {
+            return Ok(Vec::new());
+        }
+        let entries = fs::read_dir(&folder).map_err(failed)?;
+        let mut files = Vec::new();
+        for entry in entries {
+            files.push(entry.map_err(failed)?.path());
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Puts the files of the folder `parts` in the place of all databases. Those are kept, in a folder of this name.
+    pub(crate) fn replace(&self, parts: &Path, name: &str) -> Result<Option<PathBuf>, Error> {
+        let mark = self.path.join(RESTORING);
+        fs::write(&mark, name).map_err(|error| Error::file("write", &mark, error))?;
+        flush_directory(&self.path)?;
+        let kept = self.path.join(format!("replaced-{name}"));
+        let before = databases(&self.path)?;
+        if !before.is_empty() {
+            fs::create_dir_all(&kept).map_err(|error| Error::file("create", &kept, error))?;
+        }
+        let moved = |from: PathBuf, folder: &Path| {
+            let to = folder.join(from.file_name().unwrap_or_default());
+            fs::rename(&from, &to).map_err(|error| Error::file("move to", to, error))
+        };
+        for file in &before {
+            moved(file.clone(), &kept)?;
+        }
+        for file in databases(parts)? {
+            moved(file, &self.path)?;
+        }
+        flush_directory(&self.path)?;
+        fs::remove_dir_all(parts).map_err(|error| Error::file("remove", parts, error))?;
+        fs::remove_file(&mark).map_err(|error| Error::file("remove", &mark, error))?;
+        flush_directory(&self.path)?;
+        Ok((!before.is_empty()).then_some(kept))
     }
 
     /// Where a backup of this name goes, and where it is made before it is whole.
@@ -69,6 +127,20 @@ impl Directory {
         }
         Ok((target, folder.join(format!(".{name}.part"))))
     }
+}
+
+/// The database files of a folder, with what belongs to them.
+fn databases(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |error| Error::file("read", folder, error);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        if ending.is_some_and(|ending| ending.starts_with("db")) && path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 pub(crate) fn flush_directory(path: &Path) -> Result<(), Error> {

@@ -18,14 +18,13 @@ use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
-pub(crate) use directory::flush_directory;
+pub(crate) use directory::{Directory, flush_directory};
 pub(crate) use queue::Lane;
 pub(crate) use sql::{Access, Sql};
 
 use crate::database::Database;
 use crate::statement::{Found, Query, Row, Statement};
 use crate::{Error, metrics, schema};
-use directory::Directory;
 use queue::{Queue, Refused};
 
 /// How the file engine uses the machine.

@@ -114,12 +114,12 @@ async fn a_damaged_file_is_named() {
 async fn a_store_can_be_copied() {
     let doors = Doors::file();
     doors.owned().await;
-    doors.control.backup(SHARD, "shard-3.copy").await.unwrap();
-    let copy = doors.folder.path().join("data/backups/shard-3.copy");
+    doors.control.backup(SHARD, "copy").await.unwrap();
+    let copy = doors.folder.path().join("data/backups/copy.shard-3.db");
     assert!(0 < std::fs::metadata(&copy).unwrap().len());
-    let again = doors.control.backup(SHARD, "shard-3.copy").await.unwrap_err();
+    let again = doors.control.backup(SHARD, "copy").await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Invalid);
-    let outside = doors.control.backup(SHARD, "../shard-3.copy").await.unwrap_err();
+    let outside = doors.control.backup(SHARD, "../copy").await.unwrap_err();
     assert_eq!(outside.kind(), ErrorKind::Invalid);
     doors.end().await;
 }

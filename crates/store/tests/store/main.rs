@@ -31,6 +31,7 @@ mod faulty;
 mod files;
 mod fixture;
 mod remote;
+mod restore;
 mod rows;
 mod suite;
 mod writer;

@@ -177,12 +177,12 @@ async fn the_role_runs_from_files_until_it_is_told_to_stop() {
 async fn a_store_can_be_copied() {
     let doors = Doors::remote().await;
     doors.owned().await;
-    doors.control.backup(SHARD, "shard-3.copy").await.unwrap();
-    let copy = doors.folder.path().join("data/backups/shard-3.copy");
+    doors.control.backup(SHARD, "copy").await.unwrap();
+    let copy = doors.folder.path().join("data/backups/copy.shard-3.db");
     assert!(0 < std::fs::metadata(&copy).unwrap().len());
-    let again = doors.control.backup(SHARD, "shard-3.copy").await.unwrap_err();
+    let again = doors.control.backup(SHARD, "copy").await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Invalid);
-    let outside = doors.control.backup(SHARD, "../shard-3.copy").await.unwrap_err();
+    let outside = doors.control.backup(SHARD, "../copy").await.unwrap_err();
     assert_eq!(outside.kind(), ErrorKind::Invalid);
     doors.end().await;
 }
