@@ -102,7 +102,8 @@ fn a_node_that_falls_silent_on_every_link_costs_no_work() {
     more_end(&clients, 60);
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.pids(), pids);
-    mesh.assert_sound(&heard, true);
+    // A commit whose answer was lost, and whose writer was fenced meanwhile, is counted by nobody.
+    mesh.assert_sound(&heard, false);
 }
 
 #[test]

