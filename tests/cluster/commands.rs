@@ -142,7 +142,8 @@ fn capabilities_are_found_by_name_version_and_attributes() {
     assert_eq!(find(&["phase/action", "--version-min", "1"]), action);
     assert_eq!(find(&["phase/action", "--attribute", "modality=image"]), []);
     assert_eq!(find(&["phase/action", "--version-min", "99"]), []);
-    assert_eq!(find(&["tool/*"]), []);
+    assert_eq!(find(&["tool/echo", "--attribute", "idempotent=true"]).len(), 3);
+    assert_eq!(find(&["skill/*"]), []);
 }
 
 #[test]
