@@ -99,22 +99,26 @@ impl Desk {
         })
     }
 
-    fn node_of(&self, work: &Value) -> String {
-        let agent = self.dev.run(&["agents", "get", text(&work["agent"])]).document();
-        text(&agent["node"]).to_owned()
-    }
-
-    /// Kills the node that owns most of the agents of `works`: those whose call it had made.
+    /// Kills the node that owns most of these works: those that had not ended. In this process, as there is no time to lose.
     fn kill_an_owner(&self, works: &[String]) -> Vec<String> {
-        let owners: Vec<_> = works.iter().map(|id| self.node_of(&self.get(id))).collect();
-        let count = |node: &String| owners.iter().filter(|owner| *owner == node).count();
-        let busiest = owners.iter().max_by_key(|node| count(node)).unwrap();
-        let unfinished = |id: &String| !self.get(id)["endTime"].is_string();
-        self.dev.signal(busiest, Signal::KILL);
-        let of_dead = works.iter().zip(&owners).filter(|(_, owner)| *owner == busiest);
-        let cut: Vec<_> = of_dead.map(|(id, _)| id.clone()).filter(unfinished).collect();
-        assert!(3 <= cut.len(), "{owners:?}");
-        cut
+        let client = self.dev.client();
+        let owner = async |id: &String| {
+            let work = client.get(id).await.unwrap();
+            client.agent(&work.agent).await.unwrap().node
+        };
+        block_on(async {
+            let owners = futures::future::join_all(works.iter().map(owner)).await;
+            let count = |node: &String| owners.iter().filter(|owner| *owner == node).count();
+            let busiest = owners.iter().max_by_key(|node| count(node)).unwrap();
+            self.dev.signal(busiest, Signal::KILL);
+            let of_dead = works.iter().zip(&owners).filter(|(_, owner)| *owner == busiest);
+            let of_dead: Vec<_> = of_dead.map(|(id, _)| client.get(id)).collect();
+            let of_dead = futures::future::join_all(of_dead).await;
+            let cut = of_dead.into_iter().map(Result::unwrap).filter(|it| it.end_time.is_none());
+            let cut: Vec<_> = cut.map(|work| work.id).collect();
+            assert!(3 <= cut.len(), "{owners:?}, {cut:?}");
+            cut
+        })
     }
 
     fn await_calls(&self, count: usize) {

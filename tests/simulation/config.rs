@@ -204,7 +204,11 @@ impl Break {
             Self::SkipReadGuard => &[Promise::JournalBeforeEffect],
             Self::SkipHeadGuard => &[Promise::RowsAreWrittenOnce],
             Self::AcknowledgeBeforeCommit => &[Promise::NothingAcknowledgedIsLost],
-            Self::RecutUnknownGroup => &[Promise::NoFalseAlarm, Promise::NothingAcknowledgedIsLost],
+            Self::RecutUnknownGroup => &[
+                Promise::NoFalseAlarm,
+                Promise::NothingAcknowledgedIsLost,
+                Promise::NothingFollowsTheEnd,
+            ],
             Self::GrantOnce => &[Promise::EverythingEnds],
             Self::RunCommittedStepAgain => &[Promise::CommittedStepsRunOnce],
             Self::ForgetIdleAgents | Self::ForgetHeadTooEarly => &[Promise::NothingIsForgotten],

@@ -15,7 +15,7 @@ use crate::world::{Address, World};
 
 const JOB_MS: u64 = 400;
 /// For how long an intent is young.
-const YOUNG_MS: u64 = 1_000;
+const YOUNG_MS: u64 = 400;
 
 impl Host {
     /// Does what is next in the turn of `agent`, if nothing is under way.
@@ -202,7 +202,7 @@ impl Host {
         let (kind, reason) = (ErrorKind::Unavailable, Reason::WorkerLost);
         // What was sent out may have been done.
         let failure = Failure { kind, reason, detail: String::new(), is_harmless: false };
-        let entry = turn.failed(attempt, failure);
+        let Some(entry) = turn.failed(attempt, failure) else { return hot.job = None };
         if matches!(entry, Entry::StepDoubted(_)) {
             world.happen(Fault::StepInDoubt);
         }

@@ -248,12 +248,18 @@ impl Turn {
                 if began.attempt <= self.begun {
                     return refuse("a later attempt was begun before");
                 }
+                if self.state == WorkState::InDoubt {
+                    return refuse("nobody has said what became of the attempt before");
+                }
                 self.attempt(began.attempt);
                 self.run(began.reason);
             }
             Entry::StepIntended(intended) => {
                 if let Err(why) = self.may_follow(intended.step, intended.attempt) {
                     return refuse(why);
+                }
+                if self.state == WorkState::InDoubt {
+                    return refuse("nobody has said what became of the attempt before");
                 }
                 self.attempt(intended.attempt);
                 self.intended_until_ms = Some(intended.deadline_ms);
@@ -421,21 +427,26 @@ impl Turn {
         }
     }
 
-    /// Decides about attempt `attempt` of the step that is due, which came to nothing: again, in doubt, or the end.
-    pub fn failed(&self, attempt: u32, failure: Failure) -> Entry {
+    /// Decides about attempt `attempt` of the step that is due, which came to nothing: again, in doubt, or the end. None: it
+    /// is in doubt already, and stays so.
+    pub fn failed(&self, attempt: u32, failure: Failure) -> Option<Entry> {
         let end = |state| {
-            Entry::Ended(Ended { detail: failure.detail.clone(), ..ended(state, failure.reason) })
+            let detail = failure.detail.clone();
+            Some(Entry::Ended(Ended { detail, ..ended(state, failure.reason) }))
         };
         let Onward::Step(step) = &self.onward else { return end(WorkState::Failed) };
+        if self.state == WorkState::InDoubt {
+            return None;
+        }
         if self.is_intended() && !failure.is_harmless {
             let (step, reason) = (*step, failure.reason);
-            return Entry::StepDoubted(StepDoubted { step, attempt, reason });
+            return Some(Entry::StepDoubted(StepDoubted { step, attempt, reason }));
         }
         if !failure.kind.is_retryable() {
             return end(WorkState::Failed);
         }
         match self.again(*step, attempt, failure.reason) {
-            Some(began) => Entry::StepBegan(began),
+            Some(began) => Some(Entry::StepBegan(began)),
             None => end(WorkState::DeadLettered),
         }
     }

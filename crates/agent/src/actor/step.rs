@@ -440,10 +440,11 @@ impl State {
         let JobFailure { kind, reason, detail, is_harmless } = failure;
         let failure = Failure { kind, reason, detail, is_harmless };
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
-        match turn.map(|turn| turn.failed(number, failure)) {
+        match turn.and_then(|turn| turn.failed(number, failure)) {
             Some(Entry::StepDoubted(doubted)) => self.doubt(work, doubted),
             Some(entry) => self.journal(work, vec![entry], None),
-            None => {}
+            // It is in doubt already: what is next is to find out.
+            None => _ = self.me.cast(AgentMessage::Drive),
         }
     }
 }

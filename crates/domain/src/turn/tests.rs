@@ -121,11 +121,11 @@ fn an_interrupted_step_is_begun_again_in_the_journal() {
 fn attempts_end_in_a_dead_letter() {
     let mut turn = accepted();
     for attempt in 1..3 {
-        let entry = turn.failed(attempt, lost());
+        let entry = turn.failed(attempt, lost()).unwrap();
         assert!(matches!(&entry, Entry::StepBegan(began) if began.attempt == attempt + 1));
         turn.apply(entry, stamp(u64::from(attempt) + 1)).unwrap();
     }
-    let Entry::Ended(end) = turn.failed(3, lost()) else { panic!("a fourth attempt") };
+    let Entry::Ended(end) = turn.failed(3, lost()).unwrap() else { panic!("a fourth attempt") };
     assert_eq!((end.state, end.reason), (WorkState::DeadLettered, Reason::WorkerLost));
     turn.interrupt();
     assert!(matches!(turn.next(), Next::End(end) if end.state == WorkState::DeadLettered));
@@ -139,7 +139,7 @@ fn a_refusal_of_the_model_is_the_end() {
         detail: "why".into(),
         is_harmless: false,
     };
-    let Entry::Ended(end) = accepted().failed(1, refused) else { panic!("tried again") };
+    let Entry::Ended(end) = accepted().failed(1, refused).unwrap() else { panic!("tried again") };
     assert_eq!((end.state, end.detail.as_str()), (WorkState::Failed, "why"));
 }
 
@@ -206,7 +206,7 @@ fn only_the_attempt_that_was_begun_last_is_taken() {
     let mut turn = accepted();
     let step = StepKey::phase(0, Phase::Action);
     assert!(turn.takes(step, 1));
-    turn.apply(turn.failed(1, lost()), stamp(2)).unwrap();
+    turn.apply(turn.failed(1, lost()).unwrap(), stamp(2)).unwrap();
     assert!(!turn.takes(step, 1) && turn.takes(step, 2));
     assert!(
         turn.apply(Entry::StepDone(done(0, Phase::Action, output(Phase::Action))), stamp(3))

@@ -1,6 +1,6 @@
 use super::*;
 use crate::definition::Behaviour;
-use crate::entry::Accepted;
+use crate::entry::{Accepted, StepBegan};
 use crate::round::{Said, ToolCall};
 use crate::turn::{Failure, Limits, Next};
 use crate::{Class, DefinitionHash, Epoch, ErrorKind, Lsn, Seq, Slot};
@@ -120,8 +120,24 @@ fn a_call_that_broke_off_is_in_doubt_and_one_that_did_nothing_is_not() {
         detail: String::new(),
         is_harmless,
     };
-    assert!(matches!(turn.failed(1, failure(false)), Entry::StepDoubted(_)));
-    assert!(matches!(turn.failed(1, failure(true)), Entry::StepBegan(began) if began.attempt == 2));
+    assert!(matches!(turn.failed(1, failure(false)), Some(Entry::StepDoubted(_))));
+    assert!(
+        matches!(turn.failed(1, failure(true)), Some(Entry::StepBegan(began)) if began.attempt == 2)
+    );
+}
+
+#[test]
+fn nothing_but_a_verdict_or_the_answer_ends_a_doubt() {
+    let mut turn = doubted(Policy::Retry);
+    let before = turn.clone();
+    let (kind, reason) = (ErrorKind::Unavailable, Reason::WorkerLost);
+    let lost = Failure { kind, reason, detail: String::new(), is_harmless: false };
+    assert_eq!(turn.failed(1, lost), None, "its worker died, too");
+    let began = StepBegan { step: TOOL, attempt: 2, reason };
+    assert!(turn.apply(Entry::StepBegan(began), stamp(5, 2_100)).is_err());
+    let intent = turn.intend("w-0-000-1", 2, 9_000).unwrap();
+    assert!(turn.apply(Entry::StepIntended(intent), stamp(5, 2_100)).is_err());
+    assert_eq!(turn, before);
 }
 
 #[test]
