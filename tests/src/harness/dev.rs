@@ -293,24 +293,33 @@ fn log(dir: &Path, name: &str) -> String {
 static CLUSTERS: Mutex<usize> = Mutex::new(0);
 static LEFT: Condvar = Condvar::new();
 
-/// One of the few places for clusters.
+/// One of the few places for clusters, or all of them.
 #[derive(Debug)]
-pub(super) struct Place;
+pub(super) struct Place(usize);
 
 impl Place {
     pub(super) fn take() -> Self {
+        Self::take_some(1)
+    }
+
+    /// Nothing else runs meanwhile.
+    pub(super) fn take_all() -> Self {
+        Self::take_some(CLUSTERS_MAX)
+    }
+
+    fn take_some(wanted: usize) -> Self {
         let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
         let mut clusters = LEFT
-            .wait_while(clusters, |clusters| CLUSTERS_MAX <= *clusters)
+            .wait_while(clusters, |clusters| CLUSTERS_MAX < *clusters + wanted)
             .unwrap_or_else(PoisonError::into_inner);
-        *clusters += 1;
-        Self
+        *clusters += wanted;
+        Self(wanted)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        *CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        LEFT.notify_one();
+        *CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        LEFT.notify_all();
     }
 }
