@@ -117,7 +117,7 @@ fn an_unknown_field_of_a_definition_is_named_with_its_line() {
     dev.run(&apply).assert_error(2, &["brief.toml", "line 3", "modle", ";"]);
     file(&dev, "brief.toml", "name = \"brief\"\nbehaviour = \"chain\"\nphases = [\"sleep\"]\n");
     dev.run(&apply).assert_error(4, &["phases", "PostChain"]);
-    file(&dev, "brief.toml", "name = \"brief\"\nbehaviour = \"loop\"\nmodel = \"noop\"\n");
+    file(&dev, "brief.toml", "name = \"brief\"\nbehaviour = \"swarm\"\nmodel = \"noop\"\n");
     dev.run(&apply).assert_error(4, &["behaviour", "loop"]);
     let page = dev.run(&["definitions"]).document();
     assert!(!page.to_string().contains("brief"), "{page}");
