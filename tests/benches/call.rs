@@ -1,9 +1,12 @@
 //! Calls between two processes over mutual TLS, against a bare tonic bidirectional echo over the same TLS, in turns.
 //!
 //! Prints JSON lines: one a measurement, then the medians with their ratios. The other process counts what it answered,
-//! and both counts have to agree.
+//! and its count, which is read after each measurement, has to be ours. Nothing is stored here. `cpu_seconds` are of each
+//! process, the warm-up included, and those of a call are that by all calls, `with_warm_up`.
 // A bench that cannot go on has nothing to tell but where it stood.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod load;
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -19,6 +22,8 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes};
 use cluster::{Args, Config, Handle, Incoming, LinkEvent, Peer, Service};
 use domain::{Incarnation, Role};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use net::pki::{Ca, Validity};
 use proto::link::Envelope;
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,6 +38,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const MEASURE: Duration = Duration::from_secs(1);
 const ECHO: u32 = 1;
 const COUNT: u32 = 2;
+const COUNT_BARE: u32 = 3;
 
 fn main() {
     let runtime =
@@ -75,19 +81,24 @@ async fn join(dir: &Path, name: &str, service: Arc<dyn Service>) -> Handle {
     cluster::spawn(Args { config, identity, incarnation: Incarnation(1), service }).await.unwrap()
 }
 
-#[derive(Default)]
-struct Answers(AtomicU64);
+/// What this process answered, since it was asked.
+#[derive(Clone, Default)]
+struct Answers {
+    calls: Arc<AtomicU64>,
+    bare: Arc<AtomicU64>,
+}
 
 impl Service for Answers {
     fn handle(&self, incoming: Incoming) {
         let Some(reply) = incoming.reply else { return };
         match incoming.envelope.kind {
             ECHO => {
-                self.0.fetch_add(1, Ordering::Relaxed);
+                self.calls.fetch_add(1, Ordering::Relaxed);
                 reply.send(incoming.envelope.payload);
             }
-            _ => {
-                let count = self.0.swap(0, Ordering::Relaxed);
+            kind => {
+                let counter = if kind == COUNT { &self.calls } else { &self.bare };
+                let count = counter.swap(0, Ordering::Relaxed);
                 reply.send(Bytes::copy_from_slice(&count.to_be_bytes()));
             }
         }
@@ -98,14 +109,16 @@ impl Service for Answers {
 // --- the process that answers ---
 
 async fn child(dir: &Path) {
-    let handle = join(dir, "node-1", Arc::new(Answers::default())).await;
+    let answers = Answers::default();
+    let bare = answers.bare.clone();
+    let handle = join(dir, "node-1", Arc::new(answers)).await;
     let allowed = [Role::Control];
     let (identity, limits) = (identity(dir, "node-1"), net::ListenerConfig::default());
     let listener = net::Listener::bind(any(), &identity, net::Protocol::Grpc, &allowed, limits);
     let listener = listener.await.unwrap();
     println!("{} {}", handle.address(), listener.local_addr());
     let server = tonic::transport::Server::builder()
-        .add_service(Echo)
+        .add_service(Echo(bare))
         .serve_with_incoming(net::grpc::incoming(listener));
     tokio::spawn(server);
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()))
@@ -153,14 +166,14 @@ async fn parent() {
     handle.keep(peer.clone());
     let grpc = connect(dir.path(), &other.grpc).await;
     let pids = [std::process::id(), other.process.id()];
+    let asked = Asked { handle: handle.clone(), peer };
 
     let mut all: Vec<Measured> = Vec::new();
     for round in 0..ROUNDS {
         for in_flight in [1, 64, 1_024] {
-            let ours =
-                measured("gateway", in_flight, &pids, calls(&handle, &peer, in_flight)).await;
-            let theirs =
-                measured("tonic_bidi", in_flight, &pids, echoes(grpc.clone(), in_flight)).await;
+            let ours = measured("gateway", in_flight, pids, calls(&asked, in_flight)).await;
+            let bare = echoes(&asked, grpc.clone(), in_flight);
+            let theirs = measured("tonic_bidi", in_flight, pids, bare).await;
             for it in [ours, theirs] {
                 println!("{}", it.json(round));
                 all.push(it);
@@ -175,25 +188,37 @@ struct Measured {
     what: &'static str,
     in_flight: usize,
     count: u64,
+    all: u64,
     per_second: f64,
     p50_us: f64,
     p99_us: f64,
-    cpu_us_per_call: f64,
+    /// Of who asks and of who answers.
+    cpu_seconds: [f64; 2],
 }
 
 impl Measured {
     fn json(&self, round: usize) -> String {
-        let Self { what, in_flight, count, per_second, p50_us, p99_us, cpu_us_per_call } = self;
+        let Self { what, in_flight, count, all, per_second, p50_us, p99_us, .. } = self;
+        let [asker, answerer] = self.cpu_seconds;
+        let [asker_us, answerer_us] = [self.cpu_us(0), self.cpu_us(1)];
         format!(
             "{{\"bench\":\"call\",\"round\":{round},\"what\":\"{what}\",\"bytes\":{PAYLOAD_BYTES},\
-             \"in_flight\":{in_flight},\"calls\":{count},\"calls_per_second\":{per_second:.0},\
-             \"p50_us\":{p50_us:.1},\"p99_us\":{p99_us:.1},\"cpu_us_per_call\":{cpu_us_per_call:.2}}}"
+             \"in_flight\":{in_flight},\"calls\":{count},\"with_warm_up\":{all},\"counted_by_the_other\":{all},\
+             \"calls_per_second\":{per_second:.0},\
+             \"p50_us\":{p50_us:.1},\"p99_us\":{p99_us:.1},\
+             \"cpu_seconds\":{{\"asker\":{asker:.2},\"answerer\":{answerer:.2}}},\
+             \"cpu_us_per_call\":{{\"asker\":{asker_us:.2},\"answerer\":{answerer_us:.2}}}}}"
         )
+    }
+
+    fn cpu_us(&self, process: usize) -> f64 {
+        self.cpu_seconds[process] / self.all as f64 * 1e6
     }
 }
 
-/// How many calls were answered after the warm-up, in which time, and how long each took.
+/// How many calls were answered in all, and of those after the warm-up in which time, and how long each took.
 struct Run {
+    all: u64,
     elapsed: Duration,
     times_us: Vec<f32>,
 }
@@ -201,15 +226,13 @@ struct Run {
 async fn measured(
     what: &'static str,
     in_flight: usize,
-    pids: &[u32],
+    pids: [u32; 2],
     run: impl Future<Output = Run>,
 ) -> Measured {
-    let before = cpu_seconds(pids);
-    let started = Instant::now();
+    let seconds = || pids.map(|pid| load::cpu_seconds(pid).unwrap());
+    let before = seconds();
     let mut run = run.await;
-    // The warm-up is in it as well, so it is spread over all calls.
-    let share = run.elapsed.as_secs_f64() / started.elapsed().as_secs_f64();
-    let cpu = (cpu_seconds(pids) - before) * share;
+    let after = seconds();
     run.times_us.sort_by(f32::total_cmp);
     let at = |q: f64| f64::from(run.times_us[((run.times_us.len() - 1) as f64 * q) as usize]);
     let count = run.times_us.len() as u64;
@@ -217,27 +240,35 @@ async fn measured(
         what,
         in_flight,
         count,
+        all: run.all,
         per_second: count as f64 / run.elapsed.as_secs_f64(),
         p50_us: at(0.5),
         p99_us: at(0.99),
-        cpu_us_per_call: cpu / count as f64 * 1e6,
+        cpu_seconds: [after[0] - before[0], after[1] - before[1]],
     }
 }
 
-fn cpu_seconds(pids: &[u32]) -> f64 {
-    let ticks = |pid: &u32| -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        fields.skip(11).take(2).filter_map(|it| it.parse::<f64>().ok()).sum()
-    };
-    pids.iter().map(ticks).sum::<f64>() / 100.0
+/// The other process, and the way to it.
+struct Asked {
+    handle: Handle,
+    peer: Peer,
 }
 
-async fn calls(handle: &Handle, peer: &Peer, in_flight: usize) -> Run {
+impl Asked {
+    /// How much the other process answered since it was asked for the last time.
+    async fn count(&self, kind: u32) -> u64 {
+        let envelope = Envelope { kind, ..Envelope::default() };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let counted = self.handle.call(&self.peer, envelope, deadline).await.unwrap();
+        u64::from_be_bytes(counted.as_ref().try_into().unwrap())
+    }
+}
+
+async fn calls(asked: &Asked, in_flight: usize) -> Run {
+    let Asked { handle, peer } = asked;
     let payload = Bytes::from(vec![7; PAYLOAD_BYTES]);
     let envelope = |kind| Envelope { kind, payload: payload.clone(), ..Envelope::default() };
-    let deadline = || Instant::now() + Duration::from_secs(10);
-    handle.call(peer, envelope(COUNT), deadline()).await.unwrap();
+    asked.count(COUNT).await;
     let begin = Instant::now() + WARM_UP;
     let end = begin + MEASURE;
     let callers: Vec<_> = (0..in_flight)
@@ -268,9 +299,8 @@ async fn calls(handle: &Handle, peer: &Peer, in_flight: usize) -> Run {
         times_us.extend(times);
     }
     let elapsed = begin.elapsed();
-    let counted = handle.call(peer, envelope(COUNT), deadline()).await.unwrap();
-    assert_eq!(counted.as_ref(), all.to_be_bytes(), "the other process counted as many");
-    Run { elapsed, times_us }
+    assert_eq!(asked.count(COUNT).await, all, "the other process counted as many");
+    Run { all, elapsed, times_us }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -291,13 +321,14 @@ fn summary(all: &[Measured]) {
         "{{\"bench\":\"call\",\"summary\":true,\"rounds\":{ROUNDS},\"rtt_p50_us\":{ours:.1},\
          \"bare_rtt_p50_us\":{bare:.1},\"rtt_ratio\":{:.2},\"calls_per_second_64\":{:.0},\
          \"bare_64\":{:.0},\"calls_per_second_1024\":{:.0},\"bare_1024\":{:.0},\
-         \"cpu_us_per_call_1024\":{:.2}}}",
+         \"cpu_us_per_call_1024\":{{\"asker\":{:.2},\"answerer\":{:.2}}}}}",
         ours / bare,
         rate("gateway", 64),
         rate("tonic_bidi", 64),
         rate("gateway", 1_024),
         rate("tonic_bidi", 1_024),
-        of("gateway", 1_024, |it| it.cpu_us_per_call),
+        of("gateway", 1_024, |it| it.cpu_us(0)),
+        of("gateway", 1_024, |it| it.cpu_us(1)),
     );
 }
 
@@ -310,7 +341,8 @@ async fn connect(dir: &Path, address: &str) -> tonic::transport::Channel {
     endpoint.connect_with_connector(net::grpc::connector(dialer, expected)).await.unwrap()
 }
 
-async fn echoes(channel: tonic::transport::Channel, in_flight: usize) -> Run {
+async fn echoes(asked: &Asked, channel: tonic::transport::Channel, in_flight: usize) -> Run {
+    asked.count(COUNT_BARE).await;
     let payload = Bytes::from(vec![7; PAYLOAD_BYTES]);
     let (sender, receiver) = tokio::sync::mpsc::channel(in_flight);
     let mut grpc = tonic::client::Grpc::new(channel);
@@ -325,11 +357,12 @@ async fn echoes(channel: tonic::transport::Channel, in_flight: usize) -> Run {
         sent.push_back(Instant::now());
         sender.send(payload.clone()).await.unwrap();
     }
-    let mut times_us = Vec::new();
+    let (mut all, mut times_us) = (0, Vec::new());
     // Answers come in the order of the questions.
     while let Some(start) = sent.pop_front() {
         let answer = answers.message().await.unwrap().unwrap();
         assert_eq!(answer, payload);
+        all += 1;
         let now = Instant::now();
         if begin <= start {
             times_us.push((now - start).as_secs_f32() * 1e6);
@@ -339,11 +372,14 @@ async fn echoes(channel: tonic::transport::Channel, in_flight: usize) -> Run {
             sender.send(payload.clone()).await.unwrap();
         }
     }
-    Run { elapsed: begin.elapsed(), times_us }
+    let elapsed = begin.elapsed();
+    assert_eq!(asked.count(COUNT_BARE).await, all, "the other process counted as many");
+    Run { all, elapsed, times_us }
 }
 
+/// Counts what it answers.
 #[derive(Clone)]
-struct Echo;
+struct Echo(Arc<AtomicU64>);
 
 impl tonic::server::NamedService for Echo {
     const NAME: &'static str = "bench.Echo";
@@ -359,19 +395,24 @@ impl tonic::codegen::Service<http::Request<tonic::body::Body>> for Echo {
     }
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        Box::pin(async move { Ok(tonic::server::Grpc::new(Raw).streaming(EchoAll, request).await) })
+        let all = EchoAll(self.0.clone());
+        Box::pin(async move { Ok(tonic::server::Grpc::new(Raw).streaming(all, request).await) })
     }
 }
 
-struct EchoAll;
+struct EchoAll(Arc<AtomicU64>);
 
 impl tonic::server::StreamingService<Bytes> for EchoAll {
     type Response = Bytes;
-    type ResponseStream = Streaming<Bytes>;
-    type Future = Ready<Result<Response<Streaming<Bytes>>, Status>>;
+    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        std::future::ready(Ok(Response::new(request.into_inner())))
+        let count = self.0.clone();
+        let counted = request.into_inner().inspect(move |answer| {
+            count.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
+        });
+        std::future::ready(Ok(Response::new(counted.boxed())))
     }
 }
 

@@ -1,86 +1,203 @@
-//! Commits a second and rows a second, by size of the group, over files and through the store role over mutual TLS.
+//! Commits a second and rows a second, by size of the group, through the store role over mutual TLS; and over files.
 //!
-//! One JSON object a line. `rows_found` is read back from the store after each run and must be `rows_sent`. Shards have
-//! one group in flight each, as their writers do; `writer` appends single rows, 1,024 at a time, and lets it group them.
-//! Load and store share one process here: the other benches measure them apart.
+//! One JSON object a line. The load is this process; the store role is another one, this program run again. What it has is
+//! read back after each run: rows as they are found in its files have to be the ones that were sent, and the commits that
+//! it counted have to be the ones that were acknowledged here. `files` is the engine alone, a library without network and so
+//! in the same process: the difference to `role` is what the way to another process costs.
+//!
+//! Shards have one group in flight each, as their writers do; `writer` appends single rows, 1,024 at a time, and lets it
+//! group them. `commits` are commits: at synchronous=FULL each is one sync of the WAL, by SQLite's documentation.
+//! Checkpoints are not counted.
 
-use std::io::Write;
+mod load;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use domain::heads::Heads;
 use domain::{Epoch, Lsn};
 use net::pki::{Ca, Validity};
 use proto::link::{Fence, Group, LogRow, Provision};
+use serde_json::{Value, json};
 use store::role::{Config, Server};
 use store::writer::{self, Append, Limits, NewRow, Opening};
 use store::{CommitOutcome, EngineConfig, FileStore, RemoteStore, Store};
+use tests::harness::Metrics;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
+/// Set in the process of the store: the folder with its certificate.
+const CHILD: &str = "STAGEDOOR_BENCH_CHILD";
 const PAYLOAD_BYTES: usize = 512;
 const RUN: Duration = Duration::from_secs(2);
 const IN_FLIGHT: usize = 1_024;
 
-fn main() -> Result<(), Failure> {
+fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some(folder) = std::env::var_os(CHILD) {
+        return runtime.block_on(serve(Path::new(&folder)));
+    }
     runtime.block_on(async {
         let folder = tempfile::tempdir()?;
         let files =
             Arc::new(FileStore::open(&folder.path().join("files"), EngineConfig::default())?);
-        measure("files", &(files.clone() as Arc<dyn Store>), &(files.clone() as Arc<dyn Store>))
-            .await?;
+        let (control, node) = (files.clone() as Arc<dyn Store>, files.clone() as Arc<dyn Store>);
+        measure(&Bench { engine: "files", control, node, role: None }).await?;
         files.close().await;
         through_the_role(folder.path()).await
     })
 }
 
-async fn through_the_role(folder: &Path) -> Result<(), Failure> {
-    let ca = Ca::generate(&"stagedoor.local".parse()?)?;
-    let identity = |who: &str| -> Result<net::Identity, Failure> {
-        let id = format!("spiffe://stagedoor.local/{who}").parse()?;
-        let issued = ca.issue(&id, Validity::default())?;
-        let (certificate, key) = (&issued.certificate_pem, &issued.key_pem);
-        Ok(net::Identity::from_pem(certificate, key, ca.certificate_pem())?)
-    };
+/// A store under load.
+struct Bench {
+    engine: &'static str,
+    control: Arc<dyn Store>,
+    node: Arc<dyn Store>,
+    /// None: it is in this process.
+    role: Option<Role>,
+}
+
+/// The process of the store. It does not outlive this.
+struct Role {
+    process: Child,
+    address: String,
+    admin: SocketAddr,
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        // It ends when its input does.
+        drop(self.process.stdin.take());
+        _ = self.process.wait();
+    }
+}
+
+impl Role {
+    fn start(folder: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.env(CHILD, folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn()?;
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().context("it is piped")?).read_line(&mut line)?;
+        let (address, admin) = line.trim().split_once(' ').context("the store did not start")?;
+        Ok(Self { address: address.to_owned(), admin: admin.parse()?, process })
+    }
+}
+
+/// The store role, until its input ends.
+async fn serve(folder: &Path) -> anyhow::Result<()> {
     let config = Config {
         listen: "127.0.0.1:0".parse()?,
         data_dir: folder.join("role"),
-        net: net::Config { certificate: "-".into(), key: "-".into(), ca: "-".into() },
+        net: credentials(folder, "store-1"),
         engine: EngineConfig::default(),
         listener: net::ListenerConfig::default(),
         telemetry: telemetry::Config::default(),
     };
-    let server = Server::bind(&config, &identity("store/store-1")?).await?;
-    let address = server.local_addr().to_string();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(server.run(async { _ = stopped.await }, || ()));
-    let client = store::Config { address, ..store::Config::default() };
-    let control: Arc<dyn Store> =
-        Arc::new(RemoteStore::new(&client, &identity("control/control-1")?)?);
-    let node: Arc<dyn Store> = Arc::new(RemoteStore::new(&client, &identity("node/node-1")?)?);
-    measure("role", &control, &node).await?;
-    _ = stop.send(());
-    Ok(serving.await??)
+    let server = Server::bind(&config, &net::Identity::load(&config.net)?).await?;
+    let health = telemetry::Health::starting();
+    let admin = telemetry::admin::serve(config.telemetry.admin, health).await?;
+    writeln!(std::io::stdout(), "{} {}", server.local_addr(), admin.addr())?;
+    let stopped = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    server.run(async { _ = stopped.await }, || ()).await?;
+    Ok(())
 }
 
-async fn measure(
-    engine: &str,
-    control: &Arc<dyn Store>,
-    node: &Arc<dyn Store>,
-) -> Result<(), Failure> {
+fn credentials(folder: &Path, name: &str) -> net::Config {
+    let file = |end: &str| folder.join(format!("{name}.{end}"));
+    net::Config { certificate: file("crt"), key: file("key"), ca: folder.join("ca.crt") }
+}
+
+async fn through_the_role(folder: &Path) -> anyhow::Result<()> {
+    let ca = Ca::generate(&"stagedoor.local".parse()?)?;
+    std::fs::write(folder.join("ca.crt"), ca.certificate_pem())?;
+    for (role, name) in [("store", "store-1"), ("control", "control-1"), ("node", "node-1")] {
+        let id = format!("spiffe://stagedoor.local/{role}/{name}").parse()?;
+        ca.issue(&id, Validity::default())?.write(folder, name)?;
+    }
+    let role = Role::start(folder)?;
+    let config = store::Config { address: role.address.clone(), ..store::Config::default() };
+    let client = |name: &str| -> anyhow::Result<Arc<dyn Store>> {
+        let identity = net::Identity::load(&credentials(folder, name))?;
+        Ok(Arc::new(RemoteStore::new(&config, &identity)?))
+    };
+    let (control, node) = (client("control-1")?, client("node-1")?);
+    measure(&Bench { engine: "role", control, node, role: Some(role) }).await
+}
+
+/// What had been committed and burnt at one moment.
+struct Mark {
+    commits: f64,
+    load_cpu_seconds: f64,
+    store_cpu_seconds: f64,
+}
+
+impl Bench {
+    fn mark(&self) -> anyhow::Result<Mark> {
+        const COMMITS: &str = "stagedoor_store_commits_total";
+        let load_cpu_seconds = load::cpu_seconds(std::process::id())?;
+        Ok(match &self.role {
+            Some(role) => Mark {
+                commits: Metrics::read(role.admin)?.sum(COMMITS, &["outcome=\"committed\""]),
+                load_cpu_seconds,
+                store_cpu_seconds: load::cpu_seconds(role.process.id())?,
+            },
+            None => {
+                let counter = telemetry::metrics::counter_vec(COMMITS, "Commits.", &["outcome"]);
+                let commits = counter.with_label_values(&["committed"]).get() as f64;
+                Mark { commits, load_cpu_seconds, store_cpu_seconds: 0.0 }
+            }
+        })
+    }
+
+    /// The line of a run with what became of it: everything that was acknowledged is there.
+    async fn tell(
+        &self,
+        mut line: Value,
+        before: &Mark,
+        databases: &[String],
+        rows: u64,
+        commits: u64,
+    ) -> anyhow::Result<()> {
+        let now = self.mark()?;
+        let counted = now.commits - before.commits;
+        ensure!(
+            counted == commits as f64,
+            "{commits} commits, of which the store counted {counted}"
+        );
+        let found = found(&self.node, databases).await?;
+        ensure!(rows == found, "{rows} rows were sent, and {found} are there");
+        let load = load::round(now.load_cpu_seconds - before.load_cpu_seconds);
+        let store = load::round(now.store_cpu_seconds - before.store_cpu_seconds);
+        line["engine"] = json!(self.engine);
+        line["rows_sent"] = json!(rows);
+        line["rows_found"] = json!(found);
+        line["commits_acknowledged"] = json!(commits);
+        line["commits_counted_by_the_store"] = json!(counted);
+        line["cpu_seconds"] = match self.role {
+            Some(_) => json!({ "load": load, "store": store }),
+            None => json!({ "load_and_store": load }),
+        };
+        load::print(&line);
+        Ok(())
+    }
+}
+
+async fn measure(bench: &Bench) -> anyhow::Result<()> {
     let mut next_shard = 0;
     for shards in [1, 12] {
         for rows in [1, 10, 100, 1_000] {
-            let databases = provision(control, next_shard, shards).await?;
+            let databases = provision(&bench.control, next_shard, shards).await?;
             next_shard += shards;
-            groups(engine, node, &databases, rows).await?;
+            groups(bench, &databases, rows).await?;
         }
-        let databases = provision(control, next_shard, shards).await?;
+        let databases = provision(&bench.control, next_shard, shards).await?;
         next_shard += shards;
-        writers(engine, node, &databases).await?;
+        writers(bench, &databases).await?;
     }
     Ok(())
 }
@@ -89,7 +206,7 @@ async fn provision(
     control: &Arc<dyn Store>,
     first: u32,
     count: u32,
-) -> Result<Vec<String>, Failure> {
+) -> anyhow::Result<Vec<String>> {
     let mut databases = Vec::new();
     for shard in first..first + count {
         let database = format!("shard-{shard}");
@@ -109,15 +226,10 @@ struct Sent {
     latencies: Vec<Duration>,
 }
 
-async fn groups(
-    engine: &str,
-    node: &Arc<dyn Store>,
-    databases: &[String],
-    rows: usize,
-) -> Result<(), Failure> {
-    let started = Instant::now();
+async fn groups(bench: &Bench, databases: &[String], rows: usize) -> anyhow::Result<()> {
+    let (before, started) = (bench.mark()?, Instant::now());
     let tasks = databases.iter().map(|database| {
-        let (node, database) = (node.clone(), database.clone());
+        let (node, database) = (bench.node.clone(), database.clone());
         tokio::spawn(async move { commit_groups(&node, &database, rows).await })
     });
     let mut all = Sent::default();
@@ -130,21 +242,17 @@ async fn groups(
     all.latencies.sort();
     let at =
         |share: usize| all.latencies[(all.latencies.len() - 1) * share / 100].as_micros() as u64;
-    tell(serde_json::json!({
-        "bench": "commit", "engine": engine, "shards": databases.len(), "group_rows": rows,
+    let line = json!({
+        "bench": "commit", "shards": databases.len(), "group_rows": rows,
         "payload_bytes": PAYLOAD_BYTES,
         "commits_per_second": (all.latencies.len() as f64 / seconds) as u64,
         "rows_per_second": (all.rows as f64 / seconds) as u64,
         "p50_us": at(50), "p99_us": at(99),
-        "rows_sent": all.rows, "rows_found": found(node, databases).await?,
-    }))
+    });
+    bench.tell(line, &before, databases, all.rows, all.latencies.len() as u64).await
 }
 
-async fn commit_groups(
-    node: &Arc<dyn Store>,
-    database: &str,
-    rows: usize,
-) -> Result<Sent, Failure> {
+async fn commit_groups(node: &Arc<dyn Store>, database: &str, rows: usize) -> anyhow::Result<Sent> {
     let payload = Bytes::from(vec![b'x'; PAYLOAD_BYTES]);
     let mut sent = Sent::default();
     let started = Instant::now();
@@ -168,17 +276,17 @@ async fn commit_groups(
         let outcome = node.commit(database, Arc::new(group)).await?;
         sent.latencies.push(began.elapsed());
         if outcome != CommitOutcome::Committed {
-            return Err(format!("{database}: {outcome:?}").into());
+            bail!("{database}: {outcome:?}");
         }
     }
     Ok(sent)
 }
 
-async fn writers(engine: &str, node: &Arc<dyn Store>, databases: &[String]) -> Result<(), Failure> {
+async fn writers(bench: &Bench, databases: &[String]) -> anyhow::Result<()> {
     let groups_before = counter();
-    let started = Instant::now();
+    let (before, started) = (bench.mark()?, Instant::now());
     let tasks = databases.iter().map(|database| {
-        let (node, database) = (node.clone(), database.clone());
+        let (node, database) = (bench.node.clone(), database.clone());
         let in_flight = IN_FLIGHT / databases.len();
         tokio::spawn(async move { append_rows(node, database, in_flight).await })
     });
@@ -187,13 +295,14 @@ async fn writers(engine: &str, node: &Arc<dyn Store>, databases: &[String]) -> R
         rows += task.await??;
     }
     let seconds = started.elapsed().as_secs_f64();
-    tell(serde_json::json!({
-        "bench": "writer", "engine": engine, "shards": databases.len(), "in_flight": IN_FLIGHT,
+    let groups = counter() - groups_before;
+    let line = json!({
+        "bench": "writer", "shards": databases.len(), "in_flight": IN_FLIGHT,
         "payload_bytes": PAYLOAD_BYTES,
-        "groups_per_second": ((counter() - groups_before) as f64 / seconds) as u64,
+        "groups_per_second": (groups as f64 / seconds) as u64,
         "rows_per_second": (rows as f64 / seconds) as u64,
-        "rows_sent": rows, "rows_found": found(node, databases).await?,
-    }))
+    });
+    bench.tell(line, &before, databases, rows, groups).await
 }
 
 /// Groups that the writers of this process committed.
@@ -205,7 +314,7 @@ async fn append_rows(
     node: Arc<dyn Store>,
     database: String,
     in_flight: usize,
-) -> Result<u64, Failure> {
+) -> anyhow::Result<u64> {
     let opening = Opening { epoch: Epoch(1), head: Lsn(0), heads: Heads::new() };
     let writer = writer::spawn(node, database, opening, Limits::default(), |_| ());
     let room = Arc::new(tokio::sync::Semaphore::new(in_flight));
@@ -226,7 +335,7 @@ async fn append_rows(
             done: Box::new(move |_| drop(place)),
         };
         if writer.append(append).is_err() {
-            return Err("the writer is full or has stopped".into());
+            bail!("the writer is full or has stopped");
         }
         rows += 1;
     }
@@ -234,15 +343,11 @@ async fn append_rows(
     Ok(rows)
 }
 
-async fn found(node: &Arc<dyn Store>, databases: &[String]) -> Result<u64, Failure> {
+async fn found(node: &Arc<dyn Store>, databases: &[String]) -> anyhow::Result<u64> {
     let mut rows = 0;
     for database in databases {
         let recovery = node.recover(database).await?;
         rows += recovery.mark.lsn + recovery.tail.len() as u64;
     }
     Ok(rows)
-}
-
-fn tell(line: serde_json::Value) -> Result<(), Failure> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
 }

@@ -5,13 +5,16 @@
 //! model, every agent with one work in flight all the time. For an agent that the fault concerns, the time is from the
 //! fault to the acceptance of the first work that was submitted after it; of a drain it is the longest time between a
 //! submit and its acceptance.
+//!
+//! Every work that was acknowledged is read back. What a killed process had counted and burnt is lost with it, so the sums
+//! are of the others, and the line names it.
 
 mod load;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use domain::AgentId;
 use proto::v1::open_response::Response;
 use proto::v1::work_event::Event;
@@ -21,7 +24,7 @@ use serde_json::json;
 use tests::harness::Options;
 use tokio::time::timeout;
 
-use load::{Cluster, argument, percentile};
+use load::{Cluster, Counted, ReadBack, argument, percentile};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_stagedoor-under-test");
 const SHARDS: u32 = 12;
@@ -77,15 +80,19 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// What one trial showed.
+#[derive(Default)]
 struct Trial {
     /// Of each agent that the fault concerns.
     out_ms: Vec<f64>,
     /// Until the first acceptance of anything that was submitted after the fault.
     first_ms: f64,
     refused: usize,
-    /// Works that did not succeed, and works that were read back and have not six steps.
+    /// Works that did not succeed.
     failed: usize,
-    read_back: usize,
+    /// Every work that was acknowledged: those that have ended have six steps.
+    read_back: ReadBack,
+    /// From the first submit on.
+    counted: Counted,
 }
 
 fn report(fault: Fault, agents: usize, mut trials: Vec<Trial>) {
@@ -97,7 +104,12 @@ fn report(fault: Fault, agents: usize, mut trials: Vec<Trial>) {
     let of = |trials: &mut Vec<Trial>, share: f64| {
         trials.iter_mut().map(|trial| percentile(&mut trial.out_ms, share)).collect::<Vec<_>>()
     };
-    load::print(&json!({
+    let (mut counted, mut read) = (Counted::default(), ReadBack::default());
+    for trial in &mut trials {
+        counted.add(std::mem::take(&mut trial.counted));
+        read.add(&trial.read_back);
+    }
+    let line = json!({
         "bench": "failover", "fault": fault.name(), "trials": trials.len(), "agents": agents,
         "concerned": trials.iter().map(|trial| trial.out_ms.len()).min(),
         "p50_ms": spread(of(&mut trials, 0.5)), "p99_ms": spread(of(&mut trials, 0.99)),
@@ -105,13 +117,14 @@ fn report(fault: Fault, agents: usize, mut trials: Vec<Trial>) {
         "first_ms": spread(trials.iter().map(|trial| trial.first_ms).collect()),
         "refused": trials.iter().map(|trial| trial.refused).sum::<usize>(),
         "failed": trials.iter().map(|trial| trial.failed).sum::<usize>(),
-        "read_back": trials.iter().map(|trial| trial.read_back).sum::<usize>(),
-    }));
+        "read_back": read.json(),
+    });
+    load::print_with(line, &counted);
 }
 
 async fn trial(fault: Fault, agents: usize) -> anyhow::Result<Trial> {
     let options = Options { nodes: 3, controls: 2, ..Options::default() };
-    let cluster = Cluster::start_with_options(PROGRAM, &options)?;
+    let mut cluster = Cluster::start_with_options(PROGRAM, &options)?;
     let definition = proto::v1::Definition {
         name: "bench".to_owned(),
         model: "noop".to_owned(),
@@ -120,6 +133,7 @@ async fn trial(fault: Fault, agents: usize) -> anyhow::Result<Trial> {
     let (tenant, definition) = ("default".to_owned(), Some(definition));
     cluster.client.apply(proto::v1::ApplyDefinitionRequest { tenant, definition }).await?;
     let names = concerned(&cluster, fault, agents).await?;
+    cluster.mark()?;
     Box::pin(run(&cluster, fault, &names)).await
 }
 
@@ -168,15 +182,14 @@ async fn run(cluster: &Cluster, fault: Fault, names: &[String]) -> anyhow::Resul
         agent.submitted = Instant::now();
         submit(index).await?;
     }
-    let mut trial =
-        Trial { out_ms: Vec::new(), first_ms: 0.0, refused: 0, failed: 0, read_back: 0 };
-    let (mut ended, mut struck, mut ids) = (0_usize, None::<Instant>, Vec::new());
+    let mut trial = Trial::default();
+    let (mut ended, mut struck, mut ids) = (0_usize, None::<(Instant, String)>, Vec::new());
     let begun = Instant::now();
     while agents.iter().any(|agent| agent.back_ms.is_none()) {
         ensure!(begun.elapsed() < TRIAL_MAX, "{} took too long", fault.name());
         if struck.is_none() && WARM * names.len() <= ended {
-            strike(cluster, fault).await?;
-            struck = Some(Instant::now());
+            let victim = strike(cluster, fault).await?;
+            struck = Some((Instant::now(), victim));
         }
         let response = timeout(TRIAL_MAX, responses.next()).await.context("no response")?;
         let response = response.context("the stream ended")??;
@@ -185,9 +198,9 @@ async fn run(cluster: &Cluster, fault: Fault, names: &[String]) -> anyhow::Resul
             Response::Accepted(work) => {
                 let agent = &mut agents[index];
                 let waited = agent.submitted.elapsed().as_secs_f64() * 1_000.0;
-                if let Some(struck) = struck {
+                if let Some((struck, _)) = &struck {
                     agent.longest_ms = agent.longest_ms.max(waited);
-                    if struck <= agent.submitted && agent.back_ms.is_none() {
+                    if *struck <= agent.submitted && agent.back_ms.is_none() {
                         let back = struck.elapsed().as_secs_f64() * 1_000.0;
                         agent.back_ms = Some(back);
                         trial.first_ms =
@@ -215,40 +228,31 @@ async fn run(cluster: &Cluster, fault: Fault, names: &[String]) -> anyhow::Resul
         trial.out_ms = agents.iter().map(|agent| agent.longest_ms).collect();
     }
     drop((sender, responses));
-    trial.read_back = read_back(cluster, &ids).await?;
+    trial.read_back = load::read_back(&cluster.client, &ids).await?;
+    if let (Fault::NodeStop | Fault::LeaderStop, Some((_, victim))) = (fault, struck) {
+        // What stands still does not say what it counted.
+        cluster.dev.signal(&victim, Signal::CONT);
+    }
+    trial.counted = cluster.since_mark()?;
+    let early = trial.counted.number("steps_begun_early");
+    ensure!(early == 0.0, "{early} steps began before the commit of what they rest on");
     Ok(trial)
 }
 
-async fn strike(cluster: &Cluster, fault: Fault) -> anyhow::Result<()> {
-    let leader = async || {
+/// Answers the name of the process that it concerned.
+async fn strike(cluster: &Cluster, fault: Fault) -> anyhow::Result<String> {
+    let victim = if fault.is_of_a_node() {
+        VICTIM.to_owned()
+    } else {
         let status = cluster.client.status().await?;
-        status.leader.map(|leader| leader.name).context("nobody leads")
+        status.leader.map(|leader| leader.name).context("nobody leads")?
     };
     match fault {
-        Fault::NodeKill => cluster.dev.signal(VICTIM, Signal::KILL),
-        Fault::NodeStop => cluster.dev.signal(VICTIM, Signal::STOP),
-        Fault::LeaderKill => cluster.dev.signal(&leader().await?, Signal::KILL),
-        Fault::LeaderStop => cluster.dev.signal(&leader().await?, Signal::STOP),
+        Fault::NodeKill | Fault::LeaderKill => cluster.dev.signal(&victim, Signal::KILL),
+        Fault::NodeStop | Fault::LeaderStop => cluster.dev.signal(&victim, Signal::STOP),
         Fault::Drain => {
-            cluster.client.drain(DrainRequest { name: VICTIM.to_owned() }).await?;
+            cluster.client.drain(DrainRequest { name: victim.clone() }).await?;
         }
     }
-    Ok(())
-}
-
-/// Every acknowledged work is there still, and has ended as it must: with six steps.
-async fn read_back(cluster: &Cluster, ids: &[String]) -> anyhow::Result<usize> {
-    let mut read = 0;
-    for chunk in ids.chunks(64) {
-        let asked = chunk.iter().map(|id| cluster.client.get(id));
-        for work in futures::future::join_all(asked).await {
-            let work = work?;
-            let is_over = work.end_time.is_some();
-            if is_over && (work.state() != WorkState::Succeeded || work.steps.len() != 6) {
-                bail!("{} is {:?} with {} steps", work.id, work.state(), work.steps.len());
-            }
-            read += 1;
-        }
-    }
-    Ok(read)
+    Ok(victim)
 }

@@ -1,13 +1,15 @@
-//! What every bench needs: arguments, a cluster in a temporary directory, a connected client, and what the processes
-//! counted and burnt meanwhile.
+//! What every bench needs: arguments, a cluster in a temporary directory, a connected client, what the processes counted
+//! and burnt meanwhile, and works read back.
 
 // Each bench uses a part of this.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, ensure};
+use proto::v1::{Work, WorkState};
 use serde_json::{Map, Value, json};
 use tests::harness::{Dev, Metrics, Options, Program};
 
@@ -22,12 +24,19 @@ pub(crate) fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
 pub(crate) struct Cluster {
     pub(crate) dev: Dev,
     pub(crate) client: client::Client,
-    before: BTreeMap<String, Counts>,
+    /// Of the process that started and watches the others.
+    dev_pid: u32,
+    before: Mark,
 }
 
-/// What one process had counted and burnt at one moment.
+/// What had been counted and burnt at one moment. Before a cluster starts, its processes have done nothing.
+struct Mark {
+    processes: BTreeMap<String, Counts>,
+    load_cpu_seconds: f64,
+}
+
 struct Counts {
-    metrics: Metrics,
+    metrics: Option<Metrics>,
     cpu_seconds: f64,
 }
 
@@ -49,77 +58,206 @@ impl Cluster {
         program: &'static str,
         options: &Options,
     ) -> anyhow::Result<Self> {
-        let dev = Dev::start_with(Program(program), options);
+        let load_cpu_seconds = cpu_seconds(std::process::id())?;
+        let before = Mark { processes: BTreeMap::new(), load_cpu_seconds };
+        let mut dev = Dev::start_with(Program(program), options);
+        let dev_pid = dev.child().pid();
         let mut config = client::Config::new(dev.credentials());
         config.api = client::addresses_of(dev.api());
         config.timeouts.call = Duration::from_secs(120);
         let client = client::Client::connect(&config)?;
-        let before = BTreeMap::new();
-        Ok(Self { dev, client, before })
+        Ok(Self { dev, client, dev_pid, before })
     }
 
-    /// Counts from here.
+    /// Counts from here, and no longer from the start.
     pub(crate) fn mark(&mut self) -> anyhow::Result<()> {
-        self.before = self.counts()?;
+        self.before = self.now()?;
         Ok(())
     }
 
-    fn counts(&self) -> anyhow::Result<BTreeMap<String, Counts>> {
-        let mut counts = BTreeMap::new();
-        for process in self.dev.ready()["processes"].as_array().into_iter().flatten() {
-            let name = process["name"].as_str().unwrap_or_default();
-            let pid = u32::try_from(process["pid"].as_u64().unwrap_or(0))?;
-            let counted =
-                Counts { metrics: self.dev.metrics(name), cpu_seconds: cpu_seconds(pid)? };
-            counts.insert(name.to_owned(), counted);
+    /// The processes that live.
+    fn now(&self) -> anyhow::Result<Mark> {
+        let load_cpu_seconds = cpu_seconds(std::process::id())?;
+        let dev = Counts { metrics: None, cpu_seconds: cpu_seconds(self.dev_pid)? };
+        let mut processes = BTreeMap::from([("dev".to_owned(), dev)]);
+        for (name, pid) in self.processes().filter(|(_, pid)| lives(*pid)) {
+            let metrics = Some(self.dev.metrics(&name));
+            processes.insert(name, Counts { metrics, cpu_seconds: cpu_seconds(pid)? });
         }
-        Ok(counts)
+        Ok(Mark { processes, load_cpu_seconds })
     }
 
-    /// What was counted since the mark, over all processes, and the CPU seconds of each.
-    pub(crate) fn since_mark(&self) -> anyhow::Result<Map<String, Value>> {
-        let now = self.counts()?;
-        let sum = |name: &str, labels: &[&str]| -> f64 {
-            let of = |counts: &BTreeMap<String, Counts>| -> f64 {
-                counts.values().map(|counts| counts.metrics.sum(name, labels)).sum()
-            };
-            of(&now) - of(&self.before)
-        };
-        let steps = sum("stagedoor_agent_steps_total", &[]);
-        let remote = sum("stagedoor_agent_steps_remote_total", &[]);
-        let mut counted = Map::new();
-        counted.insert("model_calls".into(), json!(sum("stagedoor_model_calls_total", &[])));
-        counted.insert("steps".into(), json!(steps));
-        counted.insert("steps_off_owner".into(), json!(remote / steps.max(1.0)));
-        counted.insert(
-            "steps_begun_early".into(),
-            json!(sum("stagedoor_agent_steps_early_total", &[])),
-        );
-        counted.insert("groups".into(), json!(sum("stagedoor_store_writer_groups_total", &[])));
-        counted.insert("rows".into(), json!(sum("stagedoor_store_writer_rows_total", &[])));
-        counted.insert(
-            "commits_synced".into(),
-            json!(sum("stagedoor_store_commits_total", &["outcome=\"committed\""])),
-        );
-        let mut cpu = Map::new();
-        for (name, counts) in &now {
-            let before = self.before.get(name).map_or(0.0, |before| before.cpu_seconds);
-            cpu.insert(name.clone(), json!(round(counts.cpu_seconds - before)));
+    fn processes(&self) -> impl Iterator<Item = (String, u32)> {
+        let processes = self.dev.ready()["processes"].as_array().into_iter().flatten();
+        processes.map(|process| {
+            let name = process["name"].as_str().unwrap_or_default();
+            let pid = process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            (name.to_owned(), pid.expect("the ready line names it"))
+        })
+    }
+
+    /// What was counted since the mark by the processes that live, and the CPU seconds of each and of the load.
+    pub(crate) fn since_mark(&self) -> anyhow::Result<Counted> {
+        let now = self.now()?;
+        let mut counted = Counted::default();
+        for (key, name, labels) in COUNTED {
+            counted.numbers.insert(key, since(&self.before, &now, name, labels)?);
         }
-        cpu.insert("load".into(), json!(round(cpu_seconds(std::process::id())?)));
-        counted.insert("cpu_seconds".into(), Value::Object(cpu));
+        for (name, counts) in &now.processes {
+            let before = self.before.processes.get(name);
+            let before = before.map_or(0.0, |before| before.cpu_seconds);
+            counted.cpu_seconds.insert(name.clone(), counts.cpu_seconds - before);
+        }
+        let load = now.load_cpu_seconds - self.before.load_cpu_seconds;
+        counted.cpu_seconds.insert("load".to_owned(), load);
+        let gone = self.processes().map(|(name, _)| name);
+        counted.gone = gone.filter(|name| !now.processes.contains_key(name)).collect();
         Ok(counted)
     }
 }
 
-/// User and system time of a process, from the kernel's accounting in ticks of 10 ms.
+/// What benches print, the series that it is, and the labels that count.
+const COUNTED: [(&str, &str, &[&str]); 7] = [
+    ("model_calls", "stagedoor_model_calls_total", &[]),
+    ("steps", "stagedoor_agent_steps_total", &[]),
+    ("steps_remote", "stagedoor_agent_steps_remote_total", &[]),
+    ("steps_begun_early", "stagedoor_agent_steps_early_total", &[]),
+    ("groups", "stagedoor_store_writer_groups_total", &[]),
+    ("rows", "stagedoor_store_writer_rows_total", &[]),
+    ("commits", "stagedoor_store_commits_total", &["outcome=\"committed\""]),
+];
+
+/// By how much a series grew, over all processes that have it: some do, or nothing was counted.
+fn since(before: &Mark, now: &Mark, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
+    let of = |counts: &Counts| counts.metrics.as_ref().and_then(|all| all.find(name, labels));
+    let grown = now.processes.iter().filter_map(|(process, counts)| {
+        let was = before.processes.get(process).and_then(of).unwrap_or(0.0);
+        Some(of(counts)? - was)
+    });
+    grown.reduce(|sum, more| sum + more).with_context(|| format!("no process counts {name}"))
+}
+
+/// What the store's commits stand for. Nothing here sees a system call.
+const COMMITS: &str = "one sync of the WAL for each commit at synchronous=FULL, by SQLite's documentation; checkpoints not counted";
+
+/// What processes counted and burnt within one measurement, or several.
+#[derive(Default)]
+pub(crate) struct Counted {
+    numbers: BTreeMap<&'static str, f64>,
+    cpu_seconds: BTreeMap<String, f64>,
+    /// Processes that were killed meanwhile: what they counted and burnt is not in the sums.
+    gone: BTreeSet<String>,
+}
+
+impl Counted {
+    pub(crate) fn number(&self, key: &str) -> f64 {
+        self.numbers.get(key).copied().unwrap_or_else(|| panic!("{key} is not counted"))
+    }
+
+    pub(crate) fn add(&mut self, more: Self) {
+        for (key, number) in more.numbers {
+            *self.numbers.entry(key).or_default() += number;
+        }
+        for (name, seconds) in more.cpu_seconds {
+            *self.cpu_seconds.entry(name).or_default() += seconds;
+        }
+        self.gone.extend(more.gone);
+    }
+
+    pub(crate) fn json(&self) -> Map<String, Value> {
+        let numbers = self.numbers.iter().map(|(key, number)| ((*key).to_owned(), json!(number)));
+        let mut object: Map<String, Value> = numbers.collect();
+        let off_owner = self.number("steps_remote") / self.number("steps").max(1.0);
+        object.insert("steps_off_owner".into(), json!(round(off_owner)));
+        object.insert("commits_are".into(), json!(COMMITS));
+        let cpu =
+            self.cpu_seconds.iter().map(|(name, seconds)| (name.clone(), json!(round(*seconds))));
+        object.insert("cpu_seconds".into(), Value::Object(cpu.collect()));
+        if !self.gone.is_empty() {
+            object.insert("killed_and_not_counted".into(), json!(self.gone));
+        }
+        object
+    }
+}
+
+/// What works came to, asked of the cluster again after a run.
+#[derive(Default)]
+pub(crate) struct ReadBack {
+    pub(crate) works: usize,
+    /// Of those, the ones that have succeeded with six steps.
+    pub(crate) with_six_steps: usize,
+    /// And those that have not ended.
+    pub(crate) open: usize,
+}
+
+impl ReadBack {
+    pub(crate) fn json(&self) -> Value {
+        let Self { works, with_six_steps, open } = self;
+        json!({ "works": works, "with_six_steps": with_six_steps, "open": open })
+    }
+
+    pub(crate) fn add(&mut self, more: &Self) {
+        self.works += more.works;
+        self.with_six_steps += more.with_six_steps;
+        self.open += more.open;
+    }
+}
+
+/// Asks for every one of these works; those that have ended must have succeeded, with six steps.
+pub(crate) async fn read_back(client: &client::Client, ids: &[String]) -> anyhow::Result<ReadBack> {
+    let mut read = ReadBack::default();
+    for work in works(client, ids).await? {
+        read.works += 1;
+        if work.end_time.is_none() {
+            read.open += 1;
+            continue;
+        }
+        let (id, state, steps) = (&work.id, work.state(), work.steps.len());
+        ensure!(state == WorkState::Succeeded && steps == 6, "{id} is {state:?}, {steps} steps");
+        read.with_six_steps += 1;
+    }
+    Ok(read)
+}
+
+/// Every one of these works, without what it came to.
+pub(crate) async fn works(client: &client::Client, ids: &[String]) -> anyhow::Result<Vec<Work>> {
+    let mut works = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(64) {
+        let asked = chunk.iter().map(|id| client.get(id));
+        for work in futures::future::join_all(asked).await {
+            works.push(Work { result: None, ..work? });
+        }
+    }
+    Ok(works)
+}
+
+/// The fields of a process after its name, by the kernel's accounting.
+fn stat(pid: u32) -> std::io::Result<Vec<String>> {
+    let text = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
+    let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(after_name.split_whitespace().map(str::to_owned).collect())
+}
+
+fn lives(pid: u32) -> bool {
+    stat(pid).is_ok_and(|fields| fields.first().is_some_and(|state| state != "Z"))
+}
+
+/// Two fields that stand side by side, in ticks of 10 ms.
+fn seconds(pid: u32, first: usize) -> anyhow::Result<f64> {
+    let fields = stat(pid)?;
+    let ticks = fields.get(first..first + 2).context("a line of /proc is too short")?;
+    let ticks: Result<Vec<f64>, _> = ticks.iter().map(|field| field.parse()).collect();
+    Ok(ticks?.iter().sum::<f64>() / 100.0)
+}
+
+/// User and system time of a process.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let ticks =
-        |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    Ok((ticks(11) + ticks(12)) / 100.0)
+    seconds(pid, 11)
+}
+
+/// User and system time of the children of this process that have ended, and of theirs.
+pub(crate) fn cpu_seconds_of_ended_children() -> anyhow::Result<f64> {
+    seconds(std::process::id(), 13)
 }
 
 pub(crate) fn round(value: f64) -> f64 {
@@ -137,4 +275,10 @@ pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
 #[allow(clippy::print_stdout)]
 pub(crate) fn print(line: &Value) {
     println!("{line}");
+}
+
+/// The same with what was counted.
+pub(crate) fn print_with(mut line: Value, counted: &Counted) {
+    line.as_object_mut().expect("a line is an object").extend(counted.json());
+    print(&line);
 }

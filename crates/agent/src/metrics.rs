@@ -8,6 +8,10 @@ use telemetry::metrics::{counter, counter_vec, gauge};
 macro_rules! counters {
     ($($name:ident = $text:literal $help:literal;)*) => {
         $(pub(crate) static $name: LazyLock<IntCounter> = LazyLock::new(|| counter($text, $help));)*
+
+        fn register_counters() {
+            $(LazyLock::force(&$name);)*
+        }
     };
 }
 
@@ -22,7 +26,7 @@ counters! {
     STEPS = "stagedoor_agent_steps_total" "Steps journaled.";
     STEPS_REMOTE = "stagedoor_agent_steps_remote_total" "Steps journaled that ran on another node.";
     STEPS_LATE = "stagedoor_agent_answers_late_total" "Answers of steps that nobody waited for any more.";
-    STEPS_EARLY = "stagedoor_agent_steps_early_total" "Steps begun before the commit of the one they rest on: never.";
+    STEPS_EARLY = "stagedoor_agent_steps_early_total" "Steps begun before the entries that they rest on were acknowledged as committed: never.";
     STEPS_NAMED = "stagedoor_agent_steps_named_total" "Steps that workers had when a shard was opened.";
     STEPS_TAKEN_OVER = "stagedoor_agent_steps_taken_over_total" "Steps whose answer an owner before had asked for, journaled.";
     DOUBTS = "stagedoor_agent_doubts_total" "Steps that came to be in doubt.";
@@ -49,3 +53,13 @@ pub(crate) static REFUSED: LazyLock<IntCounterVec> = LazyLock::new(|| {
 pub(crate) static TOOL_CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter_vec("stagedoor_tool_calls_total", "Tool calls that were begun.", &["tool"])
 });
+
+/// Exports everything from 0, so that a series that is not there is a mistake of whoever looks for it.
+pub(crate) fn register(tools: &tool::Registry) {
+    register_counters();
+    LazyLock::force(&HOT);
+    LazyLock::force(&SHARDS);
+    for tool in tools.tools() {
+        TOOL_CALLS.with_label_values(&[tool.name()]);
+    }
+}

@@ -108,6 +108,8 @@ struct NodeState {
 /// An actor that does not start.
 pub async fn spawn(args: Args) -> Result<Handle, Error> {
     let Args { config, phases, me, wire, stores, models, tools, on_view } = args;
+    metrics::register(&tools);
+    models.count_from_zero();
     let failed = |source| Error::Spawn { what: "the node's supervisor".to_owned(), source };
     let (ready, inner) = tokio::sync::oneshot::channel();
     let start = (stores, inner);

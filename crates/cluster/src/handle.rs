@@ -15,7 +15,7 @@ use crate::hub::{Acknowledgements, Hub};
 use crate::link::Task;
 use crate::links::{Links, LinksArgs, LinksMessage};
 use crate::server::Cookie;
-use crate::{Args, Error, Peer};
+use crate::{Args, Error, Peer, metrics};
 
 /// For the actors to stop, which takes milliseconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
@@ -23,6 +23,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(6);
 /// Joins the cluster: listens, and links on demand from now on.
 pub async fn spawn(args: Args) -> Result<Handle, Error> {
     let Args { config, identity, incarnation, service } = args;
+    metrics::register();
     let cookie = Cookie::read(&config.cookie).await?;
     let roles = [Role::Control, Role::Node];
     let (addr, limits) = (config.listen, config.listener.clone());

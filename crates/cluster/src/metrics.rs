@@ -38,6 +38,30 @@ pub(crate) static FRAMES: LazyLock<IntCounter> =
 pub(crate) static ENVELOPES: LazyLock<IntCounter> =
     LazyLock::new(|| counter("stagedoor_cluster_envelopes_total", "Envelopes sent."));
 
+/// Why sessions are turned away: the values of the label `reason`.
+const REASONS: [&str; 13] = [
+    "own_name",
+    "name_timeout",
+    "left",
+    "malformed_name",
+    "name_mismatch",
+    "no_gateway",
+    "handshake_timeout",
+    "wrong_cookie",
+    "ended_by_peer",
+    "version",
+    "malformed_hello",
+    "early",
+    "acknowledged",
+];
+
+/// Exports refusals from 0, so that they can be compared with it.
+pub(crate) fn register() {
+    for reason in REASONS {
+        REFUSED.with_label_values(&[reason]);
+    }
+}
+
 /// Counts a session that was turned away, and says so to who may have to act.
 pub(crate) fn refused(
     reason: &'static str,

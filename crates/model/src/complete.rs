@@ -22,6 +22,13 @@ static CALL_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
     metrics::histogram_vec(name, help, &["model"], LATENCY_BUCKETS_SECONDS)
 });
 
+/// Exports the calls of this model from 0.
+pub(crate) fn count_from_zero(model: &dyn Model) {
+    for task in Phase::ALL.map(Phase::as_str).into_iter().chain(["answer"]) {
+        CALLS.with_label_values(&[model.name(), task]);
+    }
+}
+
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {

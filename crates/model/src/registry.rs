@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::{Extractive, Model, Noop, Script};
+use crate::{Extractive, Model, Noop, Script, complete};
 
 #[derive(Clone)]
 pub struct Registry {
@@ -31,6 +31,11 @@ impl Registry {
 
     pub fn get(&self, name: &str) -> Option<Arc<dyn Model>> {
         self.models.get(name).cloned()
+    }
+
+    /// Exports what is counted of each model from 0: a series that is not there stands for no call that was not made.
+    pub fn count_from_zero(&self) {
+        self.models.values().for_each(|model| complete::count_from_zero(&**model));
     }
 
     /// Sorted.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use crate::refusal::{ACCEPT_ERRORS, ACCEPTED, Refusal, Rejection};
+use crate::refusal::{ACCEPT_ERRORS, ACCEPTED, REFUSED, Refusal, Rejection};
 use crate::{Error, Identity, Protocol, SpiffeId, spiffe, tls};
 
 /// The first byte of a server on a connection that is not gRPC: you are in.
@@ -88,6 +88,7 @@ impl Listener {
         allowed: &[Role],
         config: ListenerConfig,
     ) -> Result<Self, Error> {
+        LazyLock::force(&REFUSED);
         let socket = TcpListener::bind(addr).await.map_err(|error| of_bind(addr, error))?;
         let addr = socket.local_addr().map_err(|error| of_bind(addr, error))?;
         let (sender, accepted) = mpsc::channel(config.backlog_max.get());

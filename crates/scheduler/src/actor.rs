@@ -129,6 +129,7 @@ impl Actor for Scheduler {
         myself: Inbox,
         shared: Arc<Shared>,
     ) -> Result<State, ActorProcessingErr> {
+        metrics::LEADS.set(0);
         steps::tick(shared.config.tick_ms, myself.clone());
         Ok(State {
             shared,

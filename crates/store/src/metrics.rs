@@ -29,3 +29,21 @@ metric!(WAITING_ROWS: IntGauge = gauge("stagedoor_store_writer_waiting_rows", "R
 metric!(OVERLOADED: IntCounter = counter("stagedoor_store_writer_overloaded_total", "Appends refused because too much waited."));
 metric!(UNKNOWN: IntCounter = counter("stagedoor_store_writer_unknown_total", "Commits whose answer was lost."));
 metric!(FENCED: IntCounter = counter("stagedoor_store_writer_fenced_total", "Shard writers that were fenced."));
+
+/// Exports everything from 0, so that a series that is not there is a mistake of whoever looks for it.
+pub(crate) fn register() {
+    for gauge in [&OPEN_DATABASES, &WAITING_ROWS] {
+        LazyLock::force(gauge);
+    }
+    let engine = [&COMMITTED_ROWS, &PRUNED_ROWS, &DENIED, &RECONNECTS];
+    let writer = [&GROUPS, &GROUP_ROWS, &GROUP_BYTES, &OVERLOADED, &UNKNOWN, &FENCED];
+    for counter in engine.into_iter().chain(writer) {
+        LazyLock::force(counter);
+    }
+    for histogram in [&ENGINE_SECONDS, &COMMIT_SECONDS] {
+        LazyLock::force(histogram);
+    }
+    for outcome in ["committed", "fenced", "head", "error"] {
+        COMMITS.with_label_values(&[outcome]);
+    }
+}

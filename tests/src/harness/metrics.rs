@@ -29,7 +29,16 @@ impl Metrics {
     }
 
     /// The sum of all series of this name that have all these labels, given as `name="value"`.
+    ///
+    /// # Panics
+    /// There is none: what is not counted is not 0.
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        self.find(name, labels)
+            .unwrap_or_else(|| panic!("no series {name} with {labels:?} is there"))
+    }
+
+    /// The same, if there is one.
+    pub fn find(&self, name: &str, labels: &[&str]) -> Option<f64> {
         let values = self.lines.iter().filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             let (shown, value) = match rest.strip_prefix('{') {
@@ -39,7 +48,7 @@ impl Metrics {
             let has_all = labels.iter().all(|label| shown.split(',').any(|part| part == *label));
             has_all.then(|| value.trim().parse::<f64>().ok())?
         });
-        values.sum()
+        values.reduce(|sum, value| sum + value)
     }
 }
 
@@ -56,6 +65,13 @@ mod tests {
         assert_eq!(metrics.sum("calls", &["model=\"a\""]), 5.0);
         assert_eq!(metrics.sum("calls", &["model=\"a\"", "task=\"x\""]), 2.0);
         assert_eq!(metrics.sum("up", &[]), 1.0);
-        assert_eq!(metrics.sum("down", &[]), 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "no series down with")]
+    fn a_series_that_is_not_there_is_not_0() {
+        let metrics = Metrics { lines: vec!["down_total 1".to_owned(), "up 0".to_owned()] };
+        assert_eq!(metrics.find("up", &["model=\"a\""]), None);
+        metrics.sum("down", &[]);
     }
 }

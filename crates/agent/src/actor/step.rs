@@ -228,9 +228,7 @@ impl State {
         deadline: Instant,
         begin_by_ms: Option<u64>,
     ) {
-        if self.is_journaling(work) {
-            metrics::STEPS_EARLY.inc();
-        }
+        self.count_if_early();
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
         let attempt = self.attempt(turn, step, number);
         let job = self.job(turn, attempt, definition);
@@ -251,6 +249,14 @@ impl State {
             };
             _ = me.cast(AgentMessage::Answered(Answer { attempt, outcome }));
         });
+    }
+
+    /// A step rests on all that is folded. The writer knows better than the fold what is committed, so it is asked.
+    fn count_if_early(&self) {
+        let rests_on = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
+        if !self.shard().writer.is_acknowledged(rests_on) {
+            metrics::STEPS_EARLY.inc();
+        }
     }
 
     fn step_deadline(&self, work: Lsn, step: StepKey) -> Instant {

@@ -104,6 +104,7 @@ pub(crate) enum Missing {
 impl Engine {
     /// Blocks for the moment that it takes to lock the directory.
     pub(crate) fn open(path: &Path, config: Config) -> Result<Self, Error> {
+        metrics::register();
         let directory = Directory::open(path)?;
         let config = Config {
             write_threads: config.write_threads.max(1),

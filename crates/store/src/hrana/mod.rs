@@ -66,6 +66,7 @@ impl HranaStore {
     /// # Errors
     /// The config is out of its range, or a file that it names cannot be used.
     pub fn new(config: &Config) -> Result<Self, Error> {
+        metrics::register();
         let parsed = Parsed::of(config)?;
         Ok(Self(Arc::new(Shared {
             server: Server::new(config, parsed)?,

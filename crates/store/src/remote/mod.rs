@@ -27,6 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     CommitOutcome, Config, ControlOutcome, Error, FenceOutcome, MESSAGE_BYTES_MAX, Recovery, Store,
+    metrics,
 };
 use writes::Writes;
 
@@ -58,6 +59,7 @@ pub struct RemoteStore {
 impl RemoteStore {
     /// Must be called within a tokio runtime. Connects at the first use.
     pub fn new(config: &Config, identity: &net::Identity) -> Result<Self, Error> {
+        metrics::register();
         let address = &config.address;
         let malformed = |_| {
             Error::invalid(format!("store address {address:?} is not valid: host:port is allowed"))

@@ -176,6 +176,11 @@ impl WriterHandle {
         self.0.0.lock().writer.head()
     }
 
+    /// Whether the store has said that everything up to `lsn` is committed.
+    pub fn is_acknowledged(&self, lsn: Lsn) -> bool {
+        lsn <= self.head()
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.0.0.progress.borrow().is_stopped
     }

@@ -100,12 +100,15 @@ async fn what_waits_while_a_group_is_in_flight_goes_together() {
     for number in 2..=5 {
         bench.append(number, number % 2, 2);
     }
+    // It was sent, but the store has not said that it is committed.
+    assert!(bench.writer.is_acknowledged(Lsn(0)) && !bench.writer.is_acknowledged(Lsn(1)));
     store.gate.add_permits(2);
     bench.writer.settled().await;
     assert_eq!(bench.lsns(), [(1, 1, 1), (2, 2, 3), (3, 4, 5), (4, 6, 7), (5, 8, 9)]);
     let rows: Vec<_> = store.seen.lock().unwrap().iter().map(|group| group.rows.len()).collect();
     assert_eq!(rows, [1, 8]);
     assert_eq!((doors.head().await, bench.writer.head()), (9, Lsn(9)));
+    assert!(bench.writer.is_acknowledged(Lsn(9)) && !bench.writer.is_acknowledged(Lsn(10)));
     // Agent 1: one entry in the first group, two and two in the second, among those of the shard itself.
     let asked = ReadHistory { from: 9, above: 0, limit: 0 };
     let page = doors.node.history(SHARD, &asked).await.unwrap();
