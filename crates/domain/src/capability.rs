@@ -23,9 +23,13 @@ pub struct CapabilityQuery {
 impl Capability {
     /// Whether this offer meets `query`. Attributes that the query does not name do not matter.
     pub fn meets(&self, query: &CapabilityQuery) -> bool {
-        self.name == query.name
-            && query.version_min <= self.version
-            && query.attributes.iter().all(|(key, value)| self.attributes.get(key) == Some(value))
+        self.name == query.name && self.has(query.version_min, &query.attributes)
+    }
+
+    /// The same for whoever chooses by name otherwise.
+    pub fn has(&self, version_min: u32, attributes: &BTreeMap<String, String>) -> bool {
+        version_min <= self.version
+            && attributes.iter().all(|(key, value)| self.attributes.get(key) == Some(value))
     }
 }
 

@@ -919,7 +919,7 @@ pub struct Store {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub url: ::prost::alloc::string::String,
-    /// file, and whether commits are durable when answered: full.
+    /// What keeps the data and its version, and whether commits are durable when answered: full, or trusted.
     #[prost(string, tag = "3")]
     pub engine: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]

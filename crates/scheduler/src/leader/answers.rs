@@ -28,9 +28,7 @@ impl Query {
             Some(prefix) => offer.name.as_str().starts_with(prefix),
             None => self.name.is_empty() || self.name == offer.name.as_str(),
         };
-        is_named
-            && self.version_min <= offer.version
-            && self.attributes.iter().all(|(key, value)| offer.attributes.get(key) == Some(value))
+        is_named && offer.has(self.version_min, &self.attributes)
     }
 }
 
