@@ -16,6 +16,7 @@ mod refusals;
 mod replicas;
 mod run;
 mod steps;
+mod sweep;
 mod tracing;
 
 use std::fs;

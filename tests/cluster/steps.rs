@@ -21,36 +21,46 @@ const WORKS: usize = 9;
 const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"got {results}"}"#;
 
 /// A cluster whose nodes have the counting tool.
-struct Desk {
-    dev: Dev,
+pub(crate) struct Desk {
+    pub(crate) dev: Dev,
     folder: TempDir,
 }
 
 /// How the tool behaves.
 #[derive(Clone, Copy, Default)]
-struct Tool {
-    delay_before_ms: u64,
-    delay_ms: u64,
-    reconcile: bool,
+pub(crate) struct Tool {
+    pub(crate) delay_before_ms: u64,
+    pub(crate) delay_ms: u64,
+    pub(crate) reconcile: bool,
 }
 
 impl Desk {
     fn start(tool: Tool) -> Self {
+        Self::start_with(tool, TOOL_TIMEOUT_MS, Vec::new())
+    }
+
+    /// With these variables in the environment of every process.
+    pub(crate) fn start_with(
+        tool: Tool,
+        timeout_ms: u64,
+        variables: Vec<(String, String)>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("calls").display().to_string();
         let set = |name: &str, value: String| (format!("STAGEDOOR_NODE__{name}"), value);
-        let env = vec![
+        let mut env = vec![
             set("TOOLS__COUNT__FILE", file),
             set("TOOLS__COUNT__RECONCILE", tool.reconcile.to_string()),
             set("TOOLS__COUNT__DELAY_MS", tool.delay_ms.to_string()),
             set("TOOLS__COUNT__DELAY_BEFORE_MS", tool.delay_before_ms.to_string()),
-            set("AGENTS__TOOL_TIMEOUT_MS", TOOL_TIMEOUT_MS.to_string()),
+            set("AGENTS__TOOL_TIMEOUT_MS", timeout_ms.to_string()),
             set("PHASES__WORKERS", "16".to_owned()),
         ];
+        env.extend(variables);
         Self { dev: Dev::start_with(PROGRAM, &Options { env, ..Options::default() }), folder }
     }
 
-    fn apply(&self, name: &str, rest: &str) {
+    pub(crate) fn apply(&self, name: &str, rest: &str) {
         let path = self.dev.scratch().join(format!("{name}.toml"));
         let tools = "tools = [\"count\", \"echo\"]";
         let text =
@@ -66,17 +76,22 @@ impl Desk {
         text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
     }
 
-    fn calls_of(&self, work: &str) -> usize {
+    pub(crate) fn calls_of(&self, work: &str) -> usize {
         self.calls().iter().filter(|key| key.starts_with(&format!("{work}/"))).count()
     }
 
     /// Submits works to many agents at once: their ids.
     fn submit_many(&self, agent: &str) -> Vec<String> {
+        self.submit(agent, WORKS)
+    }
+
+    pub(crate) fn submit(&self, agent: &str, count: usize) -> Vec<String> {
         let client = self.dev.client();
         block_on(async {
-            let submits = (0..WORKS).map(|n| {
+            let submits = (0..count).map(|n| {
                 let request = SubmitRequest {
                     agent: format!("default/{agent}/k{n}"),
+                    idempotency_key: format!("key-{n}"),
                     input: ONE_CALL.to_owned(),
                     timeout: Some(Duration::from_secs(300).into()),
                     ..SubmitRequest::default()
@@ -92,7 +107,7 @@ impl Desk {
         self.dev.run(&["work", "get", id]).document()
     }
 
-    fn ended(&self, id: &str) -> Value {
+    pub(crate) fn ended(&self, id: &str) -> Value {
         eventually(SETTLED, "the work ends", || {
             let work = self.get(id);
             if work["endTime"].is_string() { Ok(work) } else { Err(work) }

@@ -19,7 +19,8 @@ pub const POINTS: [&str; 10] = [
 pub const LEADER_POINTS: [&str; 2] = ["leader-before-fence", "leader-fenced"];
 
 /// The variable that says who does what where: `node-1:turn-answered:3:kill`, with `stop` or `block-20000` (milliseconds)
-/// for `kill`. The number says at which pass. A name that ends in `*` stands for every process whose name begins so.
+/// for `kill`. The number says at which pass. A name that ends in `*` stands for every process whose name begins so. Several are
+/// separated by commas; of each process the first holds.
 pub const VARIABLE: &str = "STAGEDOOR_FAULT_POINT";
 
 #[cfg(not(feature = "fault-points"))]
@@ -56,7 +57,8 @@ mod points {
 
     /// This process is called so: from now on its plan holds.
     pub(crate) fn named(process: &str) {
-        _ = PLAN.set(std::env::var(super::VARIABLE).ok().and_then(|text| parse(&text, process)));
+        let plans = std::env::var(super::VARIABLE).unwrap_or_default();
+        _ = PLAN.set(plans.split(',').find_map(|text| parse(text, process)));
     }
 
     fn parse(text: &str, process: &str) -> Option<Plan> {

@@ -1,0 +1,48 @@
+//! A node dies at every place of a turn at which that could cost something, and another is stopped there and wakes.
+
+use rustix::process::Signal;
+use telemetry::fault::{POINTS, VARIABLE};
+use tests::harness::{PATIENCE, eventually};
+
+use crate::steps::{Desk, Tool};
+use crate::{list, text};
+
+const WORKS: usize = 24;
+/// Calls of the tool are short here; doubts end soon after.
+const TOOL_TIMEOUT_MS: u64 = 2_000;
+/// A writer passes its places once for each shard that it opens before anything else.
+const OPENINGS: usize = 6;
+
+#[test]
+fn wherever_nodes_die_or_stop_every_call_is_made_once_and_no_work_is_lost() {
+    for point in POINTS {
+        sweep(point);
+    }
+}
+
+fn sweep(point: &str) {
+    let pass = if point.starts_with("writer") { OPENINGS + 3 } else { 3 };
+    let plan = format!("node-1:{point}:{pass}:kill,node-2:{point}:{pass}:stop");
+    let tool = Tool { reconcile: true, ..Tool::default() };
+    let desk = Desk::start_with(tool, TOOL_TIMEOUT_MS, vec![(VARIABLE.to_owned(), plan)]);
+    desk.apply("clerk", "");
+    let works = desk.submit("clerk", WORKS);
+    for node in ["node-1", "node-2"] {
+        eventually(PATIENCE, &format!("{node} gets to {point}"), || {
+            let log = desk.dev.log(node);
+            if log.contains("a planned fault") { Ok(()) } else { Err(log) }
+        });
+    }
+    eventually(PATIENCE, "who was stopped counts as dead", || {
+        let nodes = desk.dev.run(&["nodes"]).document();
+        let alive = list(&nodes["nodes"]).iter().filter(|node| node["state"] == "alive");
+        let alive: Vec<_> = alive.map(|node| text(&node["name"]).to_owned()).collect();
+        if alive == ["node-3"] { Ok(()) } else { Err(format!("{alive:?} live")) }
+    });
+    desk.dev.signal("node-2", Signal::CONT);
+    for id in &works {
+        let work = desk.ended(id);
+        assert_eq!(work["state"], "WORK_STATE_SUCCEEDED", "{point}: {work}");
+        assert_eq!(desk.calls_of(id), 1, "{point}: {work}");
+    }
+}
