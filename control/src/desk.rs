@@ -106,8 +106,9 @@ impl Desk {
             .await?;
         let position = position(answer.epoch, answer.lsn);
         let (id, work) = work_of(answer.work)?;
-        // What a submit answers is what was accepted, which does not age; it is as new as it says all the same.
-        self.shows(id, position);
+        // What a submit answers is what was accepted, which does not age, so it is never too old; what is asked for after
+        // it must not be older.
+        self.shown(id, position);
         Ok(Submitted { id, work, position, ticket })
     }
 
@@ -134,6 +135,12 @@ impl Desk {
         }
     }
 
+    /// Something about a work that stands there was shown and cannot be too old: an entry, or an acceptance.
+    pub(crate) fn shown(&self, id: WorkId, position: Position) {
+        _ = self.shows(id, position);
+    }
+
+    /// Whether an answer about a work may be shown; if so it counts as shown.
     fn shows(&self, id: WorkId, position: Position) -> bool {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(id, position)
     }
@@ -213,3 +220,7 @@ pub(crate) fn work_of(info: Option<WorkInfo>) -> Result<(WorkId, v1::Work), Fail
     let id = id.map_err(|error| refusal::unreadable("an answer", &error))?;
     Ok((id, without_steps(info)))
 }
+
+#[cfg(test)]
+#[path = "desk_tests.rs"]
+mod tests;

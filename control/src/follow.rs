@@ -2,7 +2,7 @@
 //!
 //! Pure: entries go in, events come out. Never opens a subscription.
 
-use domain::WorkId;
+use domain::{Epoch, Lsn, Position, WorkId};
 use proto::convert::{self, Cursor};
 use proto::link::{Events, WatchMode, WorkInfo};
 use proto::v1::{self, work_event};
@@ -26,10 +26,20 @@ pub(crate) struct Follow {
     accepted: u64,
     /// The beginning of its turn was told, or is told no more.
     has_begun: bool,
+    /// Where the last entry that was read stands.
+    at: Option<Position>,
     /// Steps so far.
     steps: i32,
     /// Its place among the works that one stream may follow at once.
     _place: Option<OwnedSemaphorePermit>,
+}
+
+/// An event for the client.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Told {
+    pub(crate) event: v1::WorkEvent,
+    /// Where its entry stands; none for an event without one.
+    pub(crate) position: Option<Position>,
 }
 
 /// What comes after some events.
@@ -45,8 +55,8 @@ pub(crate) enum Next {
 impl Follow {
     /// Follows a work from its beginning.
     pub(crate) fn new(tag: i64, work: WorkId, mode: WatchMode) -> Self {
-        let (known, last, accepted, steps) = ((0, 0), 0, 0, 0);
-        Self { tag, work, mode, known, last, accepted, has_begun: false, steps, _place: None }
+        let (known, last, accepted, at, steps) = ((0, 0), 0, 0, None, 0);
+        Self { tag, work, mode, known, last, accepted, has_begun: false, at, steps, _place: None }
     }
 
     /// Follows a work from after the event that `cursor` marks.
@@ -71,13 +81,14 @@ impl Follow {
     pub(crate) fn read(
         &mut self,
         events: Events,
-        out: &mut Vec<v1::WorkEvent>,
+        out: &mut Vec<Told>,
     ) -> Result<Next, proto::journal::Error> {
         for entry in &events.entries {
             if entry.seq <= self.last {
                 continue;
             }
             self.last = entry.seq;
+            self.at = Some(Position { epoch: Epoch(entry.epoch), lsn: Lsn(entry.lsn) });
             if self.mode == WatchMode::End {
                 continue;
             }
@@ -88,7 +99,8 @@ impl Follow {
                 out.extend(self.begin(at_ms));
             }
             let event = convert::event(self.work, entry, &mut self.steps)?;
-            out.extend(event.filter(|_| self.known < (entry.seq, 0)));
+            let event = event.filter(|_| self.known < (entry.seq, 0));
+            out.extend(event.map(|event| Told { event, position: self.at }));
         }
         if events.began_ms != 0 && self.mode == WatchMode::All {
             out.extend(self.begin(events.began_ms));
@@ -101,25 +113,27 @@ impl Follow {
     }
 
     /// Its turn began. That has no entry of its own, so it stands after the acceptance, whoever shows it first.
-    fn begin(&mut self, at_ms: i64) -> Option<v1::WorkEvent> {
+    fn begin(&mut self, at_ms: i64) -> Option<Told> {
         let is_news = !std::mem::replace(&mut self.has_begun, true) && self.accepted != 0;
+        let event = || convert::began(self.work, self.accepted, at_ms);
         (is_news && self.known < (self.accepted, 1))
-            .then(|| convert::began(self.work, self.accepted, at_ms))
+            .then(|| Told { event: event(), position: None })
     }
 
     /// The last event, unless the client has it.
-    fn result(&self, ended: WorkInfo) -> Option<v1::WorkEvent> {
+    fn result(&self, ended: WorkInfo) -> Option<Told> {
         let seq = if self.last == 0 { SEQ_LAST } else { self.last };
         if (seq, 0) <= self.known {
             return None;
         }
         let time = convert::timestamp(ended.end_ms);
-        Some(v1::WorkEvent {
+        let event = v1::WorkEvent {
             work: self.work.to_string(),
             cursor: Cursor { work: self.work, seq, offset: 0 }.to_text(),
             time,
             event: Some(work_event::Event::Result(without_steps(ended))),
-        })
+        };
+        Some(Told { event, position: self.at })
     }
 }
 
@@ -201,7 +215,7 @@ pub(crate) mod tests {
     fn read(follow: &mut Follow, events: Events) -> (Vec<(u64, i32)>, Next) {
         let mut out = Vec::new();
         let next = follow.read(events, &mut out).unwrap();
-        (out.iter().map(short).collect(), next)
+        (out.iter().map(|told| short(&told.event)).collect(), next)
     }
 
     fn after(seq: u64, offset: u64) -> Follow {
@@ -268,7 +282,7 @@ pub(crate) mod tests {
         let begun = |follow: &mut Follow, events: Events| {
             let mut out = Vec::new();
             follow.read(events, &mut out).unwrap();
-            out.into_iter().map(|event| event.cursor).collect::<Vec<_>>()
+            out.into_iter().map(|told| told.event.cursor).collect::<Vec<_>>()
         };
         let at = |seq: u64, offset: u64| Cursor { work: work(), seq, offset }.to_text();
         let live = || Events { began_ms: 7, ..Events::default() };
@@ -285,6 +299,20 @@ pub(crate) mod tests {
         assert_eq!(begun(&mut after(2, 0), phases()), [at(2, 1), at(4, 0)]);
         assert_eq!(begun(&mut after(2, 1), phases()), [at(4, 0)]);
         assert_eq!(begun(&mut after(4, 0), phases()), [""; 0]);
+    }
+
+    #[test]
+    fn an_event_stands_where_its_entry_does_and_the_result_at_the_end() {
+        let mut follow = Follow::new(0, work(), WatchMode::All);
+        let events =
+            Events { ended: ended(), ..sent(vec![accepted(2), phase(4, Phase::Yield), last(5)]) };
+        let mut out = Vec::new();
+        follow.read(events, &mut out).unwrap();
+        let positions: Vec<_> = out
+            .iter()
+            .map(|told| told.position.map(|position| position.to_string()).unwrap_or_default())
+            .collect();
+        assert_eq!(positions, ["1.1", "", "1.104", "1.105"]);
     }
 
     #[test]

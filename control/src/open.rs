@@ -6,13 +6,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use domain::AgentId;
+use domain::{AgentId, Position};
 use pbjson_types::Duration as WireDuration;
 use proto::link::WatchMode;
 use proto::status::{Failure, code};
 use proto::v1::{
-    CancelRequest, OpenRequest, OpenResponse, OpenSubmit, OpenWatch, Refused, WatchRequest,
-    WorkEvent, open_request, open_response,
+    CancelRequest, OpenRequest, OpenResponse, OpenSubmit, OpenWatch, Refused, WatchRequest, Work,
+    open_request, open_response,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -22,7 +22,7 @@ use tonic::Status;
 use tracing::Instrument;
 
 use crate::desk::{Desk, Wanted};
-use crate::follow::Follow;
+use crate::follow::{Follow, Told};
 use crate::hub::{Inbox, Item, Room};
 use crate::pump::{Out, Outlet, Pump};
 use crate::{api, deadline, edge};
@@ -40,8 +40,9 @@ struct Open;
 impl Outlet for Open {
     type Response = OpenResponse;
 
-    fn event(tag: i64, event: WorkEvent) -> OpenResponse {
-        OpenResponse { tag, response: Some(open_response::Response::Event(event)) }
+    fn event(tag: i64, Told { event, position }: Told) -> OpenResponse {
+        let response = Some(open_response::Response::Event(event));
+        OpenResponse { tag, response, position: api::text(position) }
     }
 
     fn failed(tag: i64, failure: Failure) -> Result<OpenResponse, Status> {
@@ -60,7 +61,8 @@ fn refused(tag: i64, failure: Failure) -> OpenResponse {
         message: failure.message,
         retry_delay,
     };
-    OpenResponse { tag, response: Some(open_response::Response::Refused(refused)) }
+    let response = Some(open_response::Response::Refused(refused));
+    OpenResponse { tag, response, position: String::new() }
 }
 
 /// Serves one stream until the client has said all and was told all, or goes.
@@ -203,7 +205,7 @@ impl Session {
             Ok(submitted) => submitted,
             Err(failure) => return self.refuse(tag, failure).await,
         };
-        self.send(tag, open_response::Response::Accepted(submitted.work)).await?;
+        self.accepted(tag, submitted.work, submitted.position).await?;
         drop(unanswered);
         if let (Some((mode, place)), Some(ticket)) = (watch, submitted.ticket) {
             let follow = Follow::new(tag, submitted.id, mode).with_place(place);
@@ -220,7 +222,7 @@ impl Session {
     ) {
         // Whoever is gone does not want to know.
         let _ = match api::work::cancel(&self.desk, &request, deadline::by_default()).await {
-            Ok((work, _)) => self.send(tag, open_response::Response::Accepted(work)).await,
+            Ok((work, position)) => self.accepted(tag, work, position).await,
             Err(failure) => self.refuse(tag, failure).await,
         };
     }
@@ -250,8 +252,9 @@ impl Session {
         self.out.send(Ok(refused(tag, failure))).await.map_err(|_| Gone)
     }
 
-    async fn send(&self, tag: i64, response: open_response::Response) -> Result<(), Gone> {
-        let response = OpenResponse { tag, response: Some(response) };
+    async fn accepted(&self, tag: i64, work: Work, position: Position) -> Result<(), Gone> {
+        let response = Some(open_response::Response::Accepted(work));
+        let response = OpenResponse { tag, response, position: position.to_string() };
         self.out.send(Ok(response)).await.map_err(|_| Gone)
     }
 

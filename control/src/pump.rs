@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use domain::ErrorKind;
 use proto::status::Failure;
-use proto::v1::WorkEvent;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::Status;
 
 use crate::desk::Desk;
-use crate::follow::{Follow, Next};
+use crate::follow::{Follow, Next, Told};
 use crate::hub::{Inbox, Item};
 use crate::{deadline, refusal, router};
 
@@ -27,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// What a stream of the API carries.
 pub(crate) trait Outlet: Send + 'static {
     type Response: Send;
-    fn event(tag: i64, event: WorkEvent) -> Self::Response;
+    fn event(tag: i64, told: Told) -> Self::Response;
     /// A work that cannot be followed any more: a response, or the end of the stream.
     fn failed(tag: i64, failure: Failure) -> Result<Self::Response, Status>;
 }
@@ -98,10 +97,13 @@ impl<O: Outlet> Pump<O> {
             }
             Item::Events(number, events) => {
                 let Some(follow) = self.follows.get_mut(&number) else { return Ok(()) };
-                let (tag, mut told) = (follow.tag, Vec::new());
-                let next = follow.read(*events, &mut told);
-                for event in told {
-                    self.send(Ok(O::event(tag, event))).await?;
+                let (tag, work, mut out) = (follow.tag, follow.work, Vec::new());
+                let next = follow.read(*events, &mut out);
+                for told in out {
+                    if let Some(position) = told.position {
+                        self.desk.shown(work, position);
+                    }
+                    self.send(Ok(O::event(tag, told))).await?;
                 }
                 match next {
                     Ok(Next::More) => Ok(()),

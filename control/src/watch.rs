@@ -1,17 +1,17 @@
 //! The stream of one watch: the events of one work, until it ends.
 
 use proto::status::Failure;
-use proto::v1::{WatchRequest, WatchResponse, WorkEvent};
+use proto::v1::{WatchRequest, WatchResponse};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::desk::Desk;
-use crate::edge;
-use crate::follow::Follow;
+use crate::follow::{Follow, Told};
 use crate::hub::{Inbox, Item, Room};
 use crate::pump::{Outlet, Pump};
+use crate::{api, edge};
 
 const ROOM: Room = Room { events: 1_024, bytes: 1 << 20 };
 const RESPONSES_MAX: usize = 16;
@@ -23,8 +23,8 @@ struct Watch;
 impl Outlet for Watch {
     type Response = WatchResponse;
 
-    fn event(_: i64, event: WorkEvent) -> WatchResponse {
-        WatchResponse { event: Some(event) }
+    fn event(_: i64, Told { event, position }: Told) -> WatchResponse {
+        WatchResponse { event: Some(event), position: api::text(position) }
     }
 
     fn failed(_: i64, failure: Failure) -> Result<WatchResponse, Status> {

@@ -10,7 +10,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// The domain of our `ErrorInfo`.
 pub const DOMAIN: &str = "stagedoor.local";
 
-/// Response metadata with the [`domain::Position`] at which an answer about one work was taken.
+/// Response metadata with the [`domain::Position`] at which an answer about one work was taken. The messages of a stream
+/// carry it as a field. Lists, agents and histories are not of one work and have none.
 pub const POSITION: &str = "stagedoor-position";
 
 /// What a refusal says: its kind, its reason code, a text for people, and when to try again.

@@ -35,6 +35,19 @@ fn a_text_goes_through_six_phases_on_several_nodes_and_the_answer_names_what_is_
     assert_ne!(answers[0], answers[1]);
 }
 
+/// Accepted, then running because its turn began, then the first phase.
+fn assert_begins_with_its_turn(events: &[Value]) {
+    let told = |event: &Value| {
+        let change = event.get("stateChange")?;
+        Some((text(&change["state"]).to_owned(), text(&change["reason"]).to_owned()))
+    };
+    let changes: Vec<_> = events.iter().map_while(told).collect();
+    let expected = [("WORK_STATE_ACCEPTED", "submitted"), ("WORK_STATE_RUNNING", "turn_began")];
+    let expected = expected.map(|(state, reason)| (state.to_owned(), reason.to_owned()));
+    assert_eq!(changes, expected, "{events:#?}");
+    assert!(events[2].get("phase").is_some(), "{}", events[2]);
+}
+
 #[test]
 fn a_watch_prints_one_event_a_line_and_the_result_last() {
     let dev = Dev::start(PROGRAM);
@@ -45,6 +58,7 @@ fn a_watch_prints_one_event_a_line_and_the_result_last() {
         let has = |kind: &&str| event.get(kind).is_some();
         assert_eq!(kinds.iter().filter(|kind| has(kind)).count(), 1, "{event}");
     }
+    assert_begins_with_its_turn(&events);
     let phases: Vec<_> = events.iter().filter_map(|event| event.get("phase")).collect();
     let phases: Vec<_> = phases.into_iter().map(|step| text(&step["name"])).collect();
     assert_eq!(phases, PHASES);
@@ -59,6 +73,8 @@ fn a_watch_prints_one_event_a_line_and_the_result_last() {
         events.iter().map(|event| text(&event["cursor"]).to_owned()).collect()
     };
     assert_eq!(text(&result_of(&again)["id"]), id);
+    assert_begins_with_its_turn(&again);
+    assert_eq!(cursors(&again), cursors(&events));
     let middle = cursors(&again)[again.len() / 2].clone();
     let rest = dev.run(&["work", "watch", id, "--cursor", &middle]).documents();
     assert_eq!(cursors(&rest), cursors(&again)[again.len() / 2 + 1..]);

@@ -31,6 +31,11 @@ fn caller<T>(request: &Request<T>) -> String {
     peer.map(|peer| peer.id.to_string()).unwrap_or_default()
 }
 
+/// As the messages of a stream carry a position.
+pub(crate) fn text(position: Option<Position>) -> String {
+    position.map(|position| position.to_string()).unwrap_or_default()
+}
+
 fn positioned<T>(message: T, position: Position) -> Response<T> {
     let mut metadata = tonic::metadata::MetadataMap::new();
     if let Ok(text) = position.to_string().parse() {

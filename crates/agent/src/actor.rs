@@ -22,7 +22,7 @@ use cluster::{Peer, Reply};
 use domain::agent::Agent as Fold;
 use domain::entry::{Accepted, Entry};
 use domain::turn::Stop;
-use domain::{AgentId, Attempt, IdempotencyKey, Lsn, Reason, Seq};
+use domain::{AgentId, Attempt, IdempotencyKey, Lsn, Position, Reason, Seq};
 use proto::link::{AgentRow, SubmitCall, SubscribeCall};
 use store::writer::{Append, Committed, Stopped};
 
@@ -30,6 +30,7 @@ use crate::actor::step::Outcome;
 use crate::dispatch::Place;
 use crate::host::HostMessage;
 use crate::metrics;
+use crate::recovering::Share;
 use crate::shard::Shard;
 
 /// Everything that an agent hears.
@@ -50,7 +51,7 @@ pub(crate) enum AgentMessage {
     Subscribe(SubscribeCall, Peer, Reply),
     Unsubscribe(u64),
     /// A new owner found unfinished work of it.
-    Recover(Box<AgentRow>, OwnedSemaphorePermit),
+    Recover(Box<AgentRow>, Share),
     /// It was started again after a failure: take up what it left.
     Resume,
     /// Accept the next submit of the queue.
@@ -249,7 +250,7 @@ impl Actor for AgentActor {
                 Box::pin(state.subscribe(call, from, reply)).await?
             }
             AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),
-            AgentMessage::Recover(row, permit) => Box::pin(state.recover(*row, permit)).await?,
+            AgentMessage::Recover(row, share) => Box::pin(state.recover(*row, share)).await?,
             AgentMessage::Resume => Box::pin(state.resume()).await?,
             AgentMessage::AcceptNext => Box::pin(state.accept_next()).await?,
             AgentMessage::Drive => state.drive()?,
@@ -310,6 +311,13 @@ impl State {
         &self.args.shard
     }
 
+    /// Where answers from its fold stand: at the last entry that is in it. Never further: what is durable and still in
+    /// the mailbox is not in the answer.
+    fn position(&self) -> Position {
+        let lsn = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
+        Position { epoch: self.shard().epoch, lsn }
+    }
+
     /// Whether there is anything that must not be forgotten.
     fn is_busy(&self) -> bool {
         let open = self.fold.as_ref().is_some_and(|fold| fold.open_len() != 0);
@@ -367,6 +375,22 @@ impl State {
         if let Err(append) = self.shard().writer.append(append) {
             self.unsent.push_back(append);
             self.flush_later();
+        }
+    }
+
+    /// Appends an acceptance, unless the writer has no room: nobody is kept waiting whose work is not begun.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    fn append_acceptance(&mut self, append: Append) -> Result<(), Reason> {
+        if !self.unsent.is_empty() {
+            return Err(Reason::Overloaded);
+        }
+        let writer = &self.shard().writer;
+        match writer.append(append) {
+            Ok(()) => Ok(()),
+            Err(_) if writer.is_stopping() => Err(Reason::Moved),
+            Err(_) => Err(Reason::Overloaded),
         }
     }
 

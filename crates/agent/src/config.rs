@@ -10,8 +10,12 @@ pub struct Config {
     pub idle_ms: u64,
     /// Inputs of works that are accepted and not ended, of all agents of the node, in bytes.
     pub queued_bytes_max: usize,
+    /// Entries of one shard that wait to be committed; beyond that no work is accepted.
+    pub waiting_entries_max: usize,
     /// Agents that are recovered at once.
     pub recovering_max: usize,
+    /// Bytes of their snapshots and journals that they read at once; a single agent may need more.
+    pub recovering_bytes_max: usize,
     /// Reads of one shard on behalf of clients at once.
     pub reads_max: usize,
     /// A phase or a model's call that is not answered after this long is given to another worker, in milliseconds.
@@ -25,7 +29,9 @@ impl Default for Config {
         Self {
             idle_ms: 10_000,
             queued_bytes_max: 64 << 20,
+            waiting_entries_max: 8_192,
             recovering_max: 64,
+            recovering_bytes_max: 64 << 20,
             reads_max: 64,
             phase_timeout_ms: 60_000,
             tool_timeout_ms: 30_000,

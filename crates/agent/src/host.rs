@@ -25,6 +25,7 @@ use store::writer::Event;
 
 use crate::actor::{AgentActor, AgentArgs, AgentMessage, Glance, Submit};
 use crate::open::{Open, open};
+use crate::recovering::Share;
 use crate::shard::{Context, Shard, refusal};
 use crate::{Error, clock, metrics, read};
 
@@ -58,7 +59,7 @@ pub(crate) enum HostMessage {
     /// The row of an agent that is not in memory has to be written.
     Stale(AgentId),
     /// The node has room to recover this agent now.
-    Recover(AgentId, Box<AgentRow>, OwnedSemaphorePermit),
+    Recover(AgentId, Box<AgentRow>, Share),
 }
 
 impl ractor::Message for HostMessage {}
@@ -163,8 +164,8 @@ impl Actor for ShardHost {
             HostMessage::Stayed(agent) => state.stayed(&agent),
             HostMessage::Settled(agent) => state.settled(&agent),
             HostMessage::Restart(agent) => state.restart(agent).await?,
-            HostMessage::Recover(agent, row, permit) => {
-                state.tell(agent, AgentMessage::Recover(row, permit)).await?;
+            HostMessage::Recover(agent, row, share) => {
+                state.tell(agent, AgentMessage::Recover(row, share)).await?;
             }
             HostMessage::Stale(agent) => state.tell(agent, AgentMessage::Persist).await?,
         }
@@ -230,8 +231,8 @@ impl State {
     fn recover(&self, shard: &Arc<Shard>, id: AgentId, row: AgentRow) {
         let (room, me) = (shard.node.recovering.clone(), self.me.clone());
         tokio::spawn(async move {
-            if let Ok(permit) = room.acquire_owned().await {
-                _ = me.cast(HostMessage::Recover(id, Box::new(row), permit));
+            if let Some(share) = room.begin().await {
+                _ = me.cast(HostMessage::Recover(id, Box::new(row), share));
             }
         });
     }

@@ -19,6 +19,7 @@ mod node;
 mod open;
 mod pool;
 mod read;
+mod recovering;
 mod shard;
 mod steps;
 mod wire;

@@ -25,6 +25,7 @@ use crate::dispatch::{Dispatcher, DispatcherArgs};
 use crate::held;
 use crate::host::{self, HostArgs, HostMessage, HostReport};
 use crate::pool::{Pools, PoolsArgs};
+use crate::recovering::Recovering;
 use crate::shard::{Context, lock, refusal};
 use crate::wire::Wire;
 use crate::{Error, metrics};
@@ -142,7 +143,7 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
     });
     let context = Context {
         inputs: Arc::new(Semaphore::new(config.queued_bytes_max)),
-        recovering: Arc::new(Semaphore::new(config.recovering_max)),
+        recovering: Recovering::new(&config),
         dispatcher,
         held,
         awake,

@@ -48,13 +48,11 @@ pub(crate) async fn open(
     let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
     let heads = Heads::recover(&mark, tail.filter(|(_, agent)| *agent != 0));
     let opening = Opening { epoch, head, heads };
-    let writer = writer::spawn(
-        store.clone(),
-        grant.database.clone(),
-        opening,
-        writer::Limits::default(),
-        events,
-    );
+    let limits = writer::Limits {
+        waiting_rows_max: node.config.waiting_entries_max,
+        ..writer::Limits::default()
+    };
+    let writer = writer::spawn(store.clone(), grant.database.clone(), opening, limits, events);
     // Steps that an owner before asked for are not asked for again while somebody has them.
     let named = match recovery.open.is_empty() {
         true => HashMap::new(),

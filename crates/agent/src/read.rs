@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use cluster::{Peer, Reply};
-use domain::{AgentId, Lsn, Reason, WorkState};
+use domain::{AgentId, Lsn, Position, Reason, WorkState};
 use proto::journal;
 use proto::link::{
     AgentAnswer, AgentInfo, AgentRow, AgentsAnswer, AgentsCall, Events, HistoryAnswer, HistoryCall,
@@ -57,27 +57,35 @@ pub(crate) async fn work(shard: &Shard, work: Lsn) -> Result<WorkInfo, Refusal> 
     }
 }
 
+/// A work that has ended, and where that stands. What is open is answered by its agent alone: a row says nothing of what
+/// has happened since the acceptance, and the shard as a whole is further than the agent.
+pub(crate) async fn ended(shard: &Shard, lsn: Lsn) -> Result<(WorkInfo, Position), Refusal> {
+    let position = shard.before_read();
+    match work(shard, lsn).await? {
+        info if is_final(info.state) => Ok((info, position)),
+        _ => Err(not_yet(lsn)),
+    }
+}
+
 pub(crate) async fn get(shard: &Shard, lsn: Lsn, reply: Reply) {
-    match work(shard, lsn).await {
-        Ok(info) => answer_get(reply, info, shard.position()),
+    match ended(shard, lsn).await {
+        Ok((info, position)) => answer_get(reply, info, position),
         Err(refusal) => reply.refuse(refusal),
     }
 }
 
 /// A cancel that came after the end: the work as it is.
 pub(crate) async fn cancelled(shard: &Shard, lsn: Lsn, reply: Reply) {
-    match work(shard, lsn).await {
-        Ok(info) if !is_final(info.state) => reply.refuse(not_yet(lsn)),
-        Ok(info) => answer_cancel(reply, info, shard.position()),
+    match ended(shard, lsn).await {
+        Ok((info, position)) => answer_cancel(reply, info, position),
         Err(refusal) => reply.refuse(refusal),
     }
 }
 
 /// A signal that came after the end: the work as it is, if it is one that the signal made.
 pub(crate) async fn signalled(shard: &Shard, lsn: Lsn, signal: &Signal, reply: Reply) {
-    match work(shard, lsn).await {
-        Ok(info) if !is_final(info.state) => reply.refuse(not_yet(lsn)),
-        Ok(info) if was_resolved(&info, signal) => answer_signal(reply, info, shard.position()),
+    match ended(shard, lsn).await {
+        Ok((info, position)) if was_resolved(&info, signal) => answer_signal(reply, info, position),
         Ok(_) => reply.refuse(refusal(Reason::NotInDoubt, "the work has ended")),
         Err(refusal) => reply.refuse(refusal),
     }
@@ -93,8 +101,7 @@ fn was_resolved(info: &WorkInfo, signal: &Signal) -> bool {
 
 /// A subscription to a work that has ended.
 pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, reply: Reply) {
-    match work(shard, Lsn(call.work)).await {
-        Ok(info) if !is_final(info.state) => return reply.refuse(not_yet(Lsn(call.work))),
+    match ended(shard, Lsn(call.work)).await {
         Ok(_) => reply.send(SubscribeAnswer {}.encode_to_vec().into()),
         Err(refusal) => return reply.refuse(refusal),
     }

@@ -24,6 +24,7 @@ use crate::definitions::{Definitions, Known};
 use crate::dispatch::Dispatcher;
 use crate::held::Held;
 use crate::named::Named;
+use crate::recovering::Recovering;
 use crate::wire::Wire;
 use crate::{Error, metrics};
 use prost::Message;
@@ -42,8 +43,7 @@ pub(crate) struct Context {
     pub view: Arc<ArcSwapOption<View>>,
     /// Bytes of inputs that may still be taken in.
     pub inputs: Arc<Semaphore>,
-    /// Agents that may still be recovered at once.
-    pub recovering: Arc<Semaphore>,
+    pub recovering: Recovering,
     /// The control replicas, as last heard of.
     pub controls: Mutex<Vec<cluster::Peer>>,
 }
@@ -120,8 +120,9 @@ impl Shard {
         }
     }
 
-    /// What is known here now, as answers carry it: everything up to this row is in them.
-    pub(crate) fn position(&self) -> Position {
+    /// Where a read of the store stands that begins after this is asked: everything up to this row is in it. An agent's
+    /// fold may be behind, and has a position of its own.
+    pub(crate) fn before_read(&self) -> Position {
         Position { epoch: self.epoch, lsn: self.writer.head() }
     }
 

@@ -496,4 +496,5 @@ async fn an_agent_with_a_damaged_journal_is_quarantined_and_others_go_on() {
     assert_eq!(state(&bench.ended(other.lsn).await), WorkState::Succeeded);
 }
 
+mod owner;
 mod takeover;

@@ -325,7 +325,7 @@ mod unit {
     }
 
     fn response(tag: i64, response: open_response::Response) -> OpenResponse {
-        OpenResponse { tag, response: Some(response) }
+        OpenResponse { tag, response: Some(response), ..OpenResponse::default() }
     }
 
     fn accepted(tag: i64) -> OpenResponse {

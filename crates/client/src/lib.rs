@@ -28,6 +28,7 @@ use proto::status::POSITION;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient as Agents;
 use proto::v1::cluster_service_client::ClusterServiceClient as Cluster;
+use proto::v1::open_response;
 use proto::v1::registry_service_client::RegistryServiceClient as Registry;
 use proto::v1::work_service_client::WorkServiceClient as Works;
 use tonic::{Response, Status};
@@ -123,7 +124,12 @@ impl Client {
         with_key(&mut request);
         let span = tracing::info_span!("submit", agent = request.agent);
         let answer = self.call("SubmitRequest", request, |channel, request| async move {
-            Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).submit(request).await
+            let mut works = Works::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            let answer = works.submit(request).await?;
+            // What was accepted does not age, so it is never too old; what is asked for after it must not be older.
+            let work = answer.get_ref().work.as_ref().map_or("", |work| &work.id);
+            self.shown(work, position_of(&answer));
+            Ok(answer)
         });
         let answer: v1::SubmitResponse = answer.instrument(span).await?;
         answer.work.ok_or(Error::Answer { what: "work" })
@@ -162,15 +168,30 @@ impl Client {
     /// Gives an answer about a work back, unless a later one was shown before: an API server that was cut off may not
     /// know what another one has told already. Then it is asked for again, elsewhere.
     fn shows<A>(&self, work: &str, answer: Response<A>) -> Result<Response<A>, Status> {
-        let position = answer.metadata().get(POSITION).and_then(|text| text.to_str().ok());
-        let position = position.and_then(|text| text.parse::<Position>().ok());
-        let (Some(position), Ok(work)) = (position, work.parse::<WorkId>()) else {
-            return Ok(answer);
-        };
-        match self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(work, position) {
+        match self.shown(work, position_of(&answer)) {
             true => Ok(answer),
             false => Err(Status::unavailable("the answer is older than one that was shown before")),
         }
+    }
+
+    /// Whether something about a work that stands at `position` may be shown; if so it counts as shown. What has no
+    /// position may.
+    fn shown(&self, work: &str, position: &str) -> bool {
+        let (Ok(position), Ok(work)) = (position.parse::<Position>(), work.parse::<WorkId>())
+        else {
+            return true;
+        };
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(work, position)
+    }
+
+    /// Remembers where a message of an open stream stands.
+    fn heard(&self, response: &v1::OpenResponse) {
+        let work = match &response.response {
+            Some(open_response::Response::Accepted(work)) => &work.id,
+            Some(open_response::Response::Event(event)) => &event.work,
+            Some(open_response::Response::Refused(_)) | None => return,
+        };
+        self.shown(work, &response.position);
     }
 
     /// The events of a work after `cursor` (empty: from its beginning) until it ends.
@@ -242,6 +263,11 @@ impl Client {
         })
         .await
     }
+}
+
+/// Where an answer says that it was taken; empty if it does not.
+fn position_of<A>(answer: &Response<A>) -> &str {
+    answer.metadata().get(POSITION).and_then(|text| text.to_str().ok()).unwrap_or_default()
 }
 
 /// A submit that may be sent twice needs a key of its own.

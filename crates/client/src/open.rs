@@ -283,6 +283,7 @@ impl Driver {
         let status = match message {
             Ok(Some(response)) => {
                 self.patience.restart();
+                self.client.heard(&response);
                 match self.ledger.hear(&response) {
                     Heard::Pass => {
                         self.later.end(response.tag);

@@ -1,5 +1,6 @@
 //! The client against servers of its own API, over real TLS on loopback.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use domain::{ErrorKind, Role};
 use net::pki::{Ca, Validity};
 use net::{Identity, Listener, ListenerConfig, Protocol};
-use proto::status::Failure;
+use proto::status::{Failure, POSITION};
 use proto::v1::work_service_server::{WorkService, WorkServiceServer};
 use proto::v1::{
     CancelRequest, CancelResponse, GetRequest, GetResponse, ListRequest, ListResponse, OpenRequest,
@@ -125,11 +126,15 @@ struct Fake {
     cursors: Mutex<Vec<String>>,
     /// How many events a watch sends before it hangs.
     events: Mutex<usize>,
+    /// What Get answers, in turn: a state, and where that stands.
+    gets: Mutex<VecDeque<(WorkState, &'static str)>>,
     /// Whether Open answers submits, or only takes them.
     mute: Mutex<bool>,
 }
 
 const EVENTS: usize = 6;
+/// A work that is watched.
+const WORK: &str = "w-0-000-1";
 /// A work whose result is its last event.
 const ENDED: &str = "w-0-000-9";
 
@@ -138,11 +143,18 @@ fn event(number: usize) -> WorkEvent {
         true => work_event::Event::Phase(proto::v1::Step::default()),
         false => work_event::Event::Result(Work::default()),
     };
-    WorkEvent { cursor: number.to_string(), event: Some(event), ..WorkEvent::default() }
+    let (work, cursor) = (WORK.to_owned(), number.to_string());
+    WorkEvent { work, cursor, event: Some(event), ..WorkEvent::default() }
 }
 
 fn work(key: &str) -> Work {
     Work { id: format!("w-{key}"), ..Work::default() }
+}
+
+fn at<T>(position: &'static str, message: T) -> Response<T> {
+    let mut response = Response::new(message);
+    response.metadata_mut().insert(POSITION, position.parse().unwrap());
+    response
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -157,12 +169,17 @@ impl WorkService for Fake {
         self.keys.lock().unwrap().push(key.clone());
         match self.refusals.lock().unwrap().pop() {
             Some(refusal) => Err(refusal.into()),
-            None => Ok(Response::new(SubmitResponse { work: Some(work(&key)) })),
+            None => Ok(at("2.7", SubmitResponse { work: Some(work(&key)) })),
         }
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let id = request.into_inner().id;
+        let answer = self.gets.lock().unwrap().pop_front();
+        if let Some((state, position)) = answer {
+            let work = Work { id, state: state.into(), ..Work::default() };
+            return Ok(at(position, GetResponse { work: Some(work) }));
+        }
         if id == ENDED {
             let work = Work { id, state: WorkState::Succeeded.into(), ..Work::default() };
             return Ok(Response::new(GetResponse { work: Some(work) }));
@@ -188,8 +205,9 @@ impl WorkService for Fake {
         }
         let count = *self.events.lock().unwrap();
         let events = (first..=EVENTS).take(count);
-        let events = tokio_stream::iter(events)
-            .map(|number| Ok(WatchResponse { event: Some(event(number)) }));
+        let events = tokio_stream::iter(events).map(|number| {
+            Ok(WatchResponse { event: Some(event(number)), position: format!("2.{number}") })
+        });
         Ok(Response::new(Box::pin(events.chain(tokio_stream::pending()))))
     }
 
@@ -233,7 +251,8 @@ impl WorkService for Fake {
                         ..Refused::default()
                     };
                     let response = Some(open_response::Response::Refused(refused));
-                    if answers.send(Ok(OpenResponse { tag, response })).await.is_err() {
+                    let refused = OpenResponse { tag, response, ..OpenResponse::default() };
+                    if answers.send(Ok(refused)).await.is_err() {
                         return;
                     }
                     continue;
@@ -241,7 +260,8 @@ impl WorkService for Fake {
                 let accepted = open_response::Response::Accepted(work(&key));
                 let end = open_response::Response::Event(event(EVENTS));
                 for response in [accepted, end] {
-                    let response = OpenResponse { tag, response: Some(response) };
+                    let position = "2.9".to_owned();
+                    let response = OpenResponse { tag, response: Some(response), position };
                     if !mute && answers.send(Ok(response)).await.is_err() {
                         return;
                     }
@@ -267,6 +287,44 @@ async fn a_submit_is_repeated_under_one_key() {
     let keys = fake.keys.lock().unwrap();
     assert_eq!(keys.len(), 3);
     assert!(keys.iter().all(|key| *key == keys[0] && work.id == format!("w-{key}")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn an_answer_older_than_what_was_shown_is_asked_for_again() {
+    for (shown, newest) in [("get", "2.5"), ("submit", "2.7"), ("watch", "2.6"), ("open", "2.9")] {
+        let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
+        *fake.events.lock().unwrap() = EVENTS;
+        let served = fixture.serve(&fake);
+        let client = fixture.client(&[&served]);
+        let answers = |answers: &[_]| fake.gets.lock().unwrap().extend(answers);
+        match shown {
+            "get" => {
+                answers(&[(WorkState::Succeeded, newest)]);
+                client.get(WORK).await.unwrap();
+            }
+            "submit" => {
+                let idempotency_key = "0-000-1".to_owned();
+                let request = SubmitRequest { idempotency_key, ..SubmitRequest::default() };
+                assert_eq!(client.submit(request).await.unwrap().id, WORK);
+            }
+            "watch" => {
+                let mut watch = client.watch(WORK, "");
+                while watch.next().await.is_some() {}
+            }
+            _ => {
+                let (sender, mut receiver) = client.open().split();
+                sender.submit(1, SubmitRequest::default(), OpenWatch::End).await.unwrap();
+                drop(sender);
+                while receiver.next().await.is_some() {}
+            }
+        }
+        let late = [(WorkState::Running, "1.99"), (WorkState::Running, "2.4")];
+        answers(&late);
+        answers(&[(WorkState::Succeeded, newest)]);
+        let work = client.get(WORK).await.unwrap();
+        assert_eq!(work.state(), WorkState::Succeeded, "after {shown}");
+        assert!(fake.gets.lock().unwrap().is_empty());
+    }
 }
 
 #[tokio::test]

@@ -77,11 +77,13 @@ impl Watch {
         }
         let connected = self.stream.as_mut().expect("was just put there");
         let status = match connected.stream.message().await {
-            Ok(Some(WatchResponse { event: Some(event) })) => {
+            Ok(Some(WatchResponse { event: Some(event), position })) => {
                 connected.is_empty = false;
+                // An entry is what happened, however late it is told.
+                self.client.shown(&self.request.id, &position);
                 return Ok(Some(event));
             }
-            Ok(Some(WatchResponse { event: None })) => {
+            Ok(Some(WatchResponse { event: None, .. })) => {
                 return Err(Error::Answer { what: "event" });
             }
             Ok(None) if connected.is_empty && !self.request.cursor.is_empty() => {

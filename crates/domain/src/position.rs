@@ -9,8 +9,8 @@ use std::str::FromStr;
 
 use crate::{Epoch, Error, Lsn, WorkId};
 
-/// The ownership under which an answer was given, and the last committed row that its owner knew of then. Both only
-/// grow, so of two answers the one with the larger position is the newer. Text is `<epoch>.<lsn>`.
+/// The ownership under which an answer about a work was given, and the last committed row that is surely in it. Both only
+/// grow, so of two answers about one work the one with the larger position is not the older. Text is `<epoch>.<lsn>`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub epoch: Epoch,

@@ -2271,7 +2271,9 @@ pub struct WorkEvent {
 }
 /// Nested message and enum types in `WorkEvent`.
 pub mod work_event {
-    /// The work is in another state.
+    /// The work is in another state. That it runs because its turn began is told as soon as that is so to those who watch
+    /// then, and stands after the acceptance. It has no entry of its own: a work that ended before its first step came to
+    /// anything does not show it any more afterwards.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct StateChange {
         #[prost(enumeration = "super::WorkState", tag = "1")]
@@ -2376,6 +2378,10 @@ pub struct WatchRequest {
 pub struct WatchResponse {
     #[prost(message, optional, tag = "1")]
     pub event: ::core::option::Option<WorkEvent>,
+    /// Where the event stands, as stagedoor-position in the metadata of other answers: a stream has none for each message.
+    /// Empty: it has no place of its own.
+    #[prost(string, tag = "2")]
+    pub position: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CancelRequest {
@@ -2469,6 +2475,9 @@ pub struct OpenSubmit {
 pub struct OpenResponse {
     #[prost(int64, tag = "1")]
     pub tag: i64,
+    /// As in WatchResponse: where what is accepted, or the event, stands.
+    #[prost(string, tag = "5")]
+    pub position: ::prost::alloc::string::String,
     #[prost(oneof = "open_response::Response", tags = "2, 3, 4")]
     pub response: ::core::option::Option<open_response::Response>,
 }

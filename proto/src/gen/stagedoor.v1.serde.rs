@@ -4894,6 +4894,9 @@ impl serde::Serialize for OpenResponse {
         if self.tag != 0 {
             len += 1;
         }
+        if !self.position.is_empty() {
+            len += 1;
+        }
         if self.response.is_some() {
             len += 1;
         }
@@ -4902,6 +4905,9 @@ impl serde::Serialize for OpenResponse {
             #[allow(clippy::needless_borrow)]
             #[allow(clippy::needless_borrows_for_generic_args)]
             struct_ser.serialize_field("tag", ToString::to_string(&self.tag).as_str())?;
+        }
+        if !self.position.is_empty() {
+            struct_ser.serialize_field("position", &self.position)?;
         }
         if let Some(v) = self.response.as_ref() {
             match v {
@@ -4927,6 +4933,7 @@ impl<'de> serde::Deserialize<'de> for OpenResponse {
     {
         const FIELDS: &[&str] = &[
             "tag",
+            "position",
             "accepted",
             "refused",
             "event",
@@ -4935,6 +4942,7 @@ impl<'de> serde::Deserialize<'de> for OpenResponse {
         #[allow(clippy::enum_variant_names)]
         enum GeneratedField {
             Tag,
+            Position,
             Accepted,
             Refused,
             Event,
@@ -4960,6 +4968,7 @@ impl<'de> serde::Deserialize<'de> for OpenResponse {
                     {
                         match value {
                             "tag" => Ok(GeneratedField::Tag),
+                            "position" => Ok(GeneratedField::Position),
                             "accepted" => Ok(GeneratedField::Accepted),
                             "refused" => Ok(GeneratedField::Refused),
                             "event" => Ok(GeneratedField::Event),
@@ -4983,6 +4992,7 @@ impl<'de> serde::Deserialize<'de> for OpenResponse {
                     V: serde::de::MapAccess<'de>,
             {
                 let mut tag__ = None;
+                let mut position__ = None;
                 let mut response__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
@@ -4993,6 +5003,12 @@ impl<'de> serde::Deserialize<'de> for OpenResponse {
                             tag__ = 
                                 Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
                             ;
+                        }
+                        GeneratedField::Position => {
+                            if position__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("position"));
+                            }
+                            position__ = Some(map_.next_value()?);
                         }
                         GeneratedField::Accepted => {
                             if response__.is_some() {
@@ -5019,6 +5035,7 @@ impl<'de> serde::Deserialize<'de> for OpenResponse {
                 }
                 Ok(OpenResponse {
                     tag: tag__.unwrap_or_default(),
+                    position: position__.unwrap_or_default(),
                     response: response__,
                 })
             }
@@ -7664,9 +7681,15 @@ impl serde::Serialize for WatchResponse {
         if self.event.is_some() {
             len += 1;
         }
+        if !self.position.is_empty() {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("stagedoor.v1.WatchResponse", len)?;
         if let Some(v) = self.event.as_ref() {
             struct_ser.serialize_field("event", v)?;
+        }
+        if !self.position.is_empty() {
+            struct_ser.serialize_field("position", &self.position)?;
         }
         struct_ser.end()
     }
@@ -7679,11 +7702,13 @@ impl<'de> serde::Deserialize<'de> for WatchResponse {
     {
         const FIELDS: &[&str] = &[
             "event",
+            "position",
         ];
 
         #[allow(clippy::enum_variant_names)]
         enum GeneratedField {
             Event,
+            Position,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -7706,6 +7731,7 @@ impl<'de> serde::Deserialize<'de> for WatchResponse {
                     {
                         match value {
                             "event" => Ok(GeneratedField::Event),
+                            "position" => Ok(GeneratedField::Position),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -7726,6 +7752,7 @@ impl<'de> serde::Deserialize<'de> for WatchResponse {
                     V: serde::de::MapAccess<'de>,
             {
                 let mut event__ = None;
+                let mut position__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Event => {
@@ -7734,10 +7761,17 @@ impl<'de> serde::Deserialize<'de> for WatchResponse {
                             }
                             event__ = map_.next_value()?;
                         }
+                        GeneratedField::Position => {
+                            if position__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("position"));
+                            }
+                            position__ = Some(map_.next_value()?);
+                        }
                     }
                 }
                 Ok(WatchResponse {
                     event: event__,
+                    position: position__.unwrap_or_default(),
                 })
             }
         }

@@ -7,7 +7,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use cluster::Reply;
 use domain::entry::{Accepted, Entry, Stamp, fingerprint};
-use domain::{Lsn, Position, Reason};
+use domain::turn::Turn;
+use domain::{Epoch, Lsn, Position, Reason};
 use proto::journal;
 use proto::link::{
     AgentRow, CancelAnswer, DedupRow, DefinitionRow, GetAnswer, ReadAgent, SubmitAnswer, WatchMode,
@@ -126,6 +127,7 @@ impl State {
         let hash = Bytes::copy_from_slice(submit.definition.as_bytes());
         let entry = Entry::Accepted(accepted.clone());
         let payload = journal::encode(&entry);
+        let before = (self.seq, self.row_stored);
         let row = self.next_row(&entry, Lsn(0), payload.clone(), now_ms);
         let mut append = self.new_append();
         append.rows.push(row);
@@ -153,8 +155,18 @@ impl State {
         }
         self.first_row(&mut append);
         point("accept-before-append");
+        if let Err(reason) = self.append_acceptance(append) {
+            // As if it had never come; its room and its place in the queue go with it.
+            (self.seq, self.row_stored) = before;
+            let message = if reason == Reason::Overloaded {
+                "too many entries wait for the journal of the shard"
+            } else {
+                "the shard moved"
+            };
+            return self.refuse(submit.reply, reason, message);
+        }
         let pending = Pending::Accept { submit, accepted, payload, ts_ms: now_ms, permit };
-        self.append(append, pending);
+        self.pending.push_back(pending);
     }
 
     /// An agent's first entry brings its row, so that its name is known.
@@ -214,7 +226,8 @@ impl State {
             .as_ref()
             .and_then(|fold| fold.turn(work))
             .ok_or("the work was just opened")?;
-        answer_submit(reply, info::of_accepted(&self.args.id, turn), false, shard.position());
+        let position = position_of_acceptance(turn);
+        answer_submit(reply, info::of_accepted(&self.args.id, turn), false, position);
         if call.subscription != 0 {
             let watcher =
                 watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
@@ -244,16 +257,17 @@ impl State {
         let call = watch::call_of(&submit.call, work, submit.slot, shard.class);
         let Submit { from, reply, .. } = *submit;
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
-        if let Some(info) = turn.map(|turn| info::of_accepted(&self.args.id, turn)) {
-            answer_submit(reply, info, true, shard.position());
+        if let Some(turn) = turn {
+            let position = position_of_acceptance(turn);
+            answer_submit(reply, info::of_accepted(&self.args.id, turn), true, position);
             if let Some(call) = call {
                 self.watch_open(&call, from);
             }
             return;
         }
         tokio::spawn(async move {
-            match read::work(&shard, work).await {
-                Ok(info) => answer_submit(reply, info, true, shard.position()),
+            match read::ended(&shard, work).await {
+                Ok((info, position)) => answer_submit(reply, info, true, position),
                 Err(refusal) => return reply.refuse(refusal),
             }
             if let Some(call) = call {
@@ -271,11 +285,17 @@ impl State {
         let shard = self.shard().clone();
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         match turn.map(|turn| info::of_turn(&self.args.id, turn)) {
-            Some(info) => answer_get(reply, info, shard.position()),
+            Some(info) => answer_get(reply, info, self.position()),
             None => _ = tokio::spawn(async move { read::get(&shard, work, reply).await }),
         }
         Ok(())
     }
+}
+
+/// What a submit answers is the acceptance, whatever has happened since, and so it stands where that does.
+fn position_of_acceptance(turn: &Turn) -> Position {
+    let epoch = turn.entries().first().map_or(Epoch(0), |(stamp, _)| stamp.epoch);
+    Position { epoch, lsn: turn.id() }
 }
 
 fn hash_of(found: &DedupRow) -> [u8; 32] {

@@ -159,7 +159,7 @@ impl State {
                 self.journal(work, entries, Some(Told::Signal(reply)));
             }
             Signalled::Known => {
-                answer_signal(reply, info::of_turn(&self.args.id, turn), self.shard().position());
+                answer_signal(reply, info::of_turn(&self.args.id, turn), self.position());
             }
             Signalled::Refused => {
                 let message = match turn.doubted() {

@@ -135,8 +135,8 @@ impl State {
             info.or_else(|| turn.map(|turn| info::of_turn(&self.args.id, turn))).unwrap_or_default()
         };
         match told {
-            Some(Told::Cancel(reply)) => accept::answer_cancel(reply, info(), shard.position()),
-            Some(Told::Signal(reply)) => doubt::answer_signal(reply, info(), shard.position()),
+            Some(Told::Cancel(reply)) => accept::answer_cancel(reply, info(), self.position()),
+            Some(Told::Signal(reply)) => doubt::answer_signal(reply, info(), self.position()),
             Some(Told::Worker(reply)) => reply.send(bytes::Bytes::new()),
             Some(Told::Pool(place, attempt)) => shard.node.dispatcher.kept(&place, attempt),
             None => {}

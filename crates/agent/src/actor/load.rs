@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ractor::ActorProcessingErr;
-use tokio::sync::OwnedSemaphorePermit;
 
 use domain::agent::Agent as Fold;
 use domain::entry::{Entry, Stamp};
@@ -15,6 +14,7 @@ use store::writer::Event;
 
 use super::{AgentMessage, Pending, State};
 use crate::host::HostMessage;
+use crate::recovering::Share;
 use crate::{Error, metrics};
 
 /// Entries after which the row is written again, so that a fold is never long.
@@ -45,7 +45,7 @@ impl State {
             .map_err(|source| self.unread(source))?;
         self.check_owned(answer.epoch)?;
         match answer.agent {
-            Some(row) => self.load(row).await?,
+            Some(row) => self.load(row, None).await?,
             None => {
                 self.row = shard.next_row();
                 self.keys_complete = true;
@@ -75,13 +75,16 @@ impl State {
     }
 
     /// Folds its snapshot and every entry after it.
-    async fn load(&mut self, row: AgentRow) -> Result<(), Error> {
+    async fn load(&mut self, row: AgentRow, mut share: Option<&mut Share>) -> Result<(), Error> {
+        if let Some(share) = share.as_deref_mut() {
+            share.take(row.state.len()).await;
+        }
         let shard = self.shard().clone();
         let head = shard.writer.head_of(row.id).unwrap_or(Lsn(row.head));
         let agent = self.args.id.to_string();
         let damaged = |source| Error::Journal { agent: agent.clone(), source };
         let mut entries = Vec::new();
-        for row in self.tail(head, Lsn(row.snap_lsn)).await? {
+        for row in self.tail(head, Lsn(row.snap_lsn), share).await? {
             let (seq, lsn, epoch) = (Seq(row.seq), Lsn(row.lsn), Epoch(row.epoch));
             let stamp = Stamp { seq, lsn, epoch, ts_ms: row.ts_ms };
             let entry = journal::decode(row.payload).map_err(damaged)?;
@@ -119,7 +122,12 @@ impl State {
     }
 
     /// Its entries after `above` up to `head`, oldest first.
-    async fn tail(&mut self, head: Lsn, above: Lsn) -> Result<Vec<LogRow>, Error> {
+    async fn tail(
+        &mut self,
+        head: Lsn,
+        above: Lsn,
+        mut share: Option<&mut Share>,
+    ) -> Result<Vec<LogRow>, Error> {
         let shard = self.shard().clone();
         let mut rows: Vec<LogRow> = Vec::new();
         let mut from = head;
@@ -133,6 +141,9 @@ impl State {
             self.check_owned(page.epoch)?;
             let Some(last) = page.rows.last() else { break };
             from = Lsn(last.prev);
+            if let Some(share) = share.as_deref_mut() {
+                share.take(page.rows.iter().map(|row| row.payload.len()).sum()).await;
+            }
             rows.extend(page.rows);
         }
         rows.reverse();
@@ -143,15 +154,15 @@ impl State {
     pub(super) async fn recover(
         &mut self,
         row: AgentRow,
-        permit: OwnedSemaphorePermit,
+        mut share: Share,
     ) -> Result<(), ActorProcessingErr> {
         if self.fold.is_none() {
-            if let Err(error) = self.load(row.clone()).await {
-                return self.recover_later(row, permit, error);
+            if let Err(error) = self.load(row.clone(), Some(&mut share)).await {
+                return self.recover_later(row, share, error);
             }
             metrics::RECOVERED.inc();
         }
-        drop(permit);
+        drop(share);
         self.drive()
     }
 
@@ -171,14 +182,15 @@ impl State {
     fn recover_later(
         &self,
         row: AgentRow,
-        permit: OwnedSemaphorePermit,
+        mut share: Share,
         error: Error,
     ) -> Result<(), ActorProcessingErr> {
         if !error.kind().is_retryable() {
             return Err(Box::new(error));
         }
         tracing::warn!(agent = %self.args.id, error = &error as &dyn std::error::Error, "cannot recover yet");
-        let message = move || AgentMessage::Recover(Box::new(row), permit);
+        share.give_back();
+        let message = move || AgentMessage::Recover(Box::new(row), share);
         self.me.send_after(RECOVER_AGAIN, message);
         Ok(())
     }
@@ -241,6 +253,7 @@ impl State {
             self.write_row();
             if self.pending.is_empty() {
                 // It is too large to be written; it stays cold without its snapshot.
+                metrics::EVICTED.inc();
                 return self.me.stop(Some(Reason::Idle.to_string()));
             }
             // The host has stopped sending; this comes round again once the row is durable.

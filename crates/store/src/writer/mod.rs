@@ -181,6 +181,11 @@ impl WriterHandle {
         lsn <= self.head()
     }
 
+    /// Whether nothing more is taken, ever: it has stopped or is about to.
+    pub fn is_stopping(&self) -> bool {
+        self.0.0.lock().stop.is_some()
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.0.0.progress.borrow().is_stopped
     }
