@@ -88,6 +88,8 @@ pub(crate) struct Submit {
 /// What became of one attempt of a step.
 pub(crate) struct Answer {
     pub attempt: Attempt,
+    /// Whose pool was asked.
+    pub place: Place,
     pub outcome: Outcome,
 }
 
@@ -139,7 +141,8 @@ pub(crate) struct State {
     /// The room that inputs of open works take.
     rooms: HashMap<Lsn, OwnedSemaphorePermit>,
     watchers: HashMap<Lsn, Vec<watch::Watcher>>,
-    running: Option<Running>,
+    /// The attempt that was sent out, and whose answer is waited for.
+    running: Option<Attempt>,
     /// Works whose end is on its way into the journal.
     ending: HashSet<Lsn>,
     hold_until: Option<Instant>,
@@ -153,13 +156,6 @@ pub(crate) struct State {
     began: Option<(Lsn, i64)>,
     span: Option<(Lsn, tracing::Span)>,
     quarantined: bool,
-}
-
-/// The step that was sent out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Running {
-    attempt: Attempt,
-    place: Place,
 }
 
 /// A work that is to end.

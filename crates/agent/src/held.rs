@@ -156,6 +156,12 @@ impl Held {
         lock(&self.inner).steps.values().all(|step| !step.is_routed)
     }
 
+    /// Whether somebody asked for a step.
+    #[cfg(test)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        lock(&self.inner).steps.values().any(|step| step.wanted_by.is_some())
+    }
+
     /// The answer of a step that is routed (none if it came to nothing), and who asked for it last. None if nobody needs it
     /// any more.
     pub(crate) fn answer(

@@ -14,7 +14,7 @@ use domain::{Lsn, Position, Reason, StepKey};
 use proto::link::{SignalAnswer, StepAnswer, WorkInfo};
 
 use super::step::{Outcome, wanted};
-use super::{AgentMessage, Answer, Running, State, Told};
+use super::{AgentMessage, Answer, State, Told};
 use crate::dispatch::{self, Order, Target};
 use crate::worker::{DONE, NOT_DONE};
 use crate::{clock, info, metrics, read};
@@ -66,28 +66,28 @@ impl State {
         if let Some(tool) = &mut job.tool {
             tool.is_probe = true;
         }
-        self.running = Some(Running { attempt, place: place.clone() });
+        self.running = Some(attempt);
         let traceparent = self.traceparent(work);
         let deadline = Instant::now() + Duration::from_millis(shard.node.config.tool_timeout_ms);
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms: None };
         let me = self.me.clone();
         tokio::spawn(async move {
-            let outcome = match shard.node.dispatcher.run(place, order).await {
+            let outcome = match shard.node.dispatcher.run(place.clone(), order).await {
                 dispatch::Outcome::Done(answer) => Outcome::Done(answer),
                 dispatch::Outcome::NotRun { after } => Outcome::NotRun { after },
                 dispatch::Outcome::Failed(failure) | dispatch::Outcome::Cut(failure) => {
                     Outcome::Failed(failure)
                 }
             };
-            _ = me.cast(AgentMessage::Probed(Answer { attempt, outcome }));
+            _ = me.cast(AgentMessage::Probed(Answer { attempt, place, outcome }));
         });
     }
 
     /// What the tool says, unless the doubt is over by now.
     pub(super) fn probed(&mut self, answer: Answer) -> Result<(), ActorProcessingErr> {
-        let Answer { attempt, outcome } = answer;
+        let Answer { attempt, outcome, .. } = answer;
         let work = attempt.work.lsn;
-        let is_expected = self.running.take_if(|running| running.attempt == attempt).is_some();
+        let is_expected = self.running.take_if(|running| *running == attempt).is_some();
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         let is_doubted = turn.and_then(Turn::doubted).is_some_and(|doubted| {
             (doubted.step, doubted.attempt) == (attempt.step, attempt.number)

@@ -155,7 +155,7 @@ impl State {
         for watcher in self.watchers.remove(&work).unwrap_or_default() {
             self.send_entries(&watcher, work, shown, Some(info.clone()));
         }
-        if self.running.as_ref().is_some_and(|running| running.attempt.work.lsn == work) {
+        if self.running.is_some_and(|running| running.work.lsn == work) {
             // Its answer finds nobody.
             self.running = None;
         }

@@ -24,7 +24,7 @@ use proto::link::{StepAnswer, StepJob, ToolCall};
 use store::writer::Event;
 use telemetry::fault::point;
 
-use super::{AgentMessage, Answer, Running, State, Told};
+use super::{AgentMessage, Answer, State, Told};
 use crate::awake::{YOUNG_MS, boot_ms};
 use crate::dispatch::{self, Order, Place, Target, lost};
 use crate::host::HostMessage;
@@ -233,7 +233,7 @@ impl State {
         let attempt = self.attempt(turn, step, number);
         let job = self.job(turn, attempt, definition);
         point("turn-before-step");
-        self.running = Some(Running { attempt, place: place.clone() });
+        self.running = Some(attempt);
         let traceparent = self.traceparent(work);
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms };
         let (shard, me) = (self.shard().clone(), self.me.clone());
@@ -247,7 +247,7 @@ impl State {
                     node.after_cut(&place, shard.id, attempt, failure).await
                 }
             };
-            _ = me.cast(AgentMessage::Answered(Answer { attempt, outcome }));
+            _ = me.cast(AgentMessage::Answered(Answer { attempt, place, outcome }));
         });
     }
 
@@ -299,12 +299,13 @@ impl State {
         if let Some(fold) = &mut self.fold {
             fold.await_worker();
         }
-        self.running = Some(Running { attempt, place: named.place.clone() });
+        let place = named.place.clone();
+        self.running = Some(attempt);
         let outcome = match named.answer.clone() {
             Some(answer) => Outcome::Done(answer),
             None => Outcome::Awaited(named),
         };
-        _ = self.me.cast(AgentMessage::Answered(Answer { attempt, outcome }));
+        _ = self.me.cast(AgentMessage::Answered(Answer { attempt, place, outcome }));
     }
 
     /// Until its deadline, and as long as its worker lives: the answer comes by itself.
@@ -319,34 +320,34 @@ impl State {
                 tokio::time::sleep(LOOK).await;
             }
             let outcome = Outcome::Failed(lost("its worker is gone, or did not answer in time"));
-            _ = me.cast(AgentMessage::Answered(Answer { attempt, outcome }));
+            _ = me.cast(AgentMessage::Answered(Answer { attempt, place, outcome }));
         });
     }
 
     /// Journals what came of a step; an answer that nobody waits for is dropped.
     pub(super) fn answered(&mut self, answer: Answer) -> Result<(), ActorProcessingErr> {
-        let Answer { attempt, outcome } = answer;
+        let Answer { attempt, place, outcome } = answer;
         let work = attempt.work.lsn;
-        let running = self.running.take_if(|running| running.attempt == attempt);
-        let verdict = contest::of_answer(running.is_some(), self.underway(work));
-        let Some(running) = running.filter(|_| verdict != OfAnswer::PassOver) else {
+        let is_taken = self.running == Some(attempt);
+        let verdict = contest::of_answer(is_taken, self.underway(work));
+        if is_taken && verdict != OfAnswer::AskAgain && !matches!(outcome, Outcome::Awaited(_)) {
+            self.running = None;
+        }
+        if verdict == OfAnswer::PassOver {
             metrics::STEPS_LATE.inc();
+            self.shard().node.dispatcher.kept(&place, attempt);
             return self.drive();
-        };
-        let is_awaited = matches!(outcome, Outcome::Awaited(_));
-        if verdict == OfAnswer::AskAgain || is_awaited {
-            self.running = Some(running.clone());
         }
         if verdict == OfAnswer::AskAgain {
-            let again = Answer { attempt, outcome };
+            let again = Answer { attempt, place, outcome };
             self.me.send_after(Duration::from_millis(5), || AgentMessage::Answered(again));
             return Ok(());
         }
         point("turn-answered");
         match outcome {
             Outcome::Done(answer) => {
-                let told = Told::Pool(running.place.clone(), attempt);
-                self.done(attempt, answer, &running.place, told);
+                let told = Told::Pool(place.clone(), attempt);
+                self.done(attempt, answer, &place, told);
             }
             Outcome::NotRun { after } => self.again_after(after),
             Outcome::Failed(failure) => self.step_failed(attempt, failure),
@@ -388,7 +389,7 @@ impl State {
             }
             (OfAnswer::Journal, None) => {
                 reply.send(Bytes::new());
-                if self.running.take_if(|running| running.attempt == attempt).is_some() {
+                if self.running.take_if(|running| *running == attempt).is_some() {
                     self.step_failed(attempt, lost("its worker failed"));
                 }
             }

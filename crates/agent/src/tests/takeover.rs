@@ -9,6 +9,8 @@ use domain::{Epoch, ProcessName, ShardId, Term};
 #[derive(Default)]
 struct Net {
     nodes: Mutex<HashMap<String, Handle>>,
+    /// Every step that was called for is cut off, without its worker noticing.
+    cut: tokio::sync::Notify,
 }
 
 struct Port {
@@ -29,14 +31,21 @@ impl Wire for Port {
         envelope: Envelope,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Bytes, cluster::Error>> {
-        let (node, me) = (self.net.node(&to), self.me.clone());
+        let (node, me, net) = (self.net.node(&to), self.me.clone(), self.net.clone());
+        let is_step = envelope.kind == kind::STEP;
         Box::pin(async move {
             let Some(node) = node else { return Err(cluster::Error::NoAddress { peer: to }) };
             let (sender, receiver) = oneshot::channel();
             let reply = Some(Reply::from_fn(move |answer| _ = sender.send(answer)));
             let from = Peer::new(Role::Node, me);
             node.incoming(Incoming { from, envelope, deadline: Some(deadline), reply });
-            match tokio::time::timeout_at(deadline.into(), receiver).await {
+            let answer = tokio::select! {
+                answer = tokio::time::timeout_at(deadline.into(), receiver) => answer,
+                () = net.cut.notified(), if is_step => {
+                    return Err(cluster::Error::PeerGone { peer: to });
+                }
+            };
+            match answer {
                 Ok(Ok(Ok(bytes))) => Ok(bytes),
                 Ok(Ok(Err(refusal))) => Err(cluster::Error::Refused(refusal)),
                 Ok(Err(_)) => Err(cluster::Error::PeerGone { peer: to }),
@@ -258,6 +267,19 @@ async fn a_step_whose_worker_dies_while_the_next_owner_waits_for_it_is_run_again
     assert_eq!(state(&work), WorkState::Succeeded);
     assert_eq!((work.steps[3].attempts, fresh.calls(Phase::Observation)), (2, 1));
     assert_eq!(fresh.calls(Phase::Action), 0, "what is committed is not run again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_link_broke_reaches_the_owner_that_asked() {
+    let (stage, model, gate, work) = stage_with_worker().await;
+    let before = crate::metrics::ANSWERS_ROUTED.get();
+    stage.net.cut.notify_waiters();
+    // The owner has asked again, and was told that it still runs.
+    let worker = stage.node("node-2");
+    eventually("the owner waits", async || worker.context().held.is_wanted()).await;
+    gate.add_permits(100);
+    assert_every_phase_once(&stage.ended(work).await, &model);
+    eventually("it was routed", async || before < crate::metrics::ANSWERS_ROUTED.get()).await;
 }
 
 /// One worker for Action, which is busy with the first work.
