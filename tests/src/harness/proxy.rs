@@ -9,13 +9,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::PATIENCE;
 use super::fault::{Door, Fault, Flow};
 use super::pump::join;
 
@@ -152,7 +153,21 @@ impl Serving {
             if wanted.wait_for(|wanted| *wanted).await.is_err() {
                 return;
             }
-            listener = held.listen(BACKLOG).expect("it was ours just now");
+            listener = self.listen_again(held).await;
+        }
+    }
+
+    /// The system looks at the port anew, and a socket that is about to go can be in the way for a moment.
+    async fn listen_again(&self, held: TcpSocket) -> TcpListener {
+        let began = Instant::now();
+        let mut held = Ok(held);
+        loop {
+            match held.and_then(|held| held.listen(BACKLOG)) {
+                Ok(listener) => return listener,
+                Err(error) if PATIENCE < began.elapsed() => panic!("{}: {error}", self.listen),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+            held = hold(self.listen);
         }
     }
 
