@@ -111,16 +111,16 @@ fn a_killed_leader_costs_nothing_and_moves_nothing() {
 
 #[test]
 fn what_a_leader_had_fenced_and_not_granted_the_next_one_grants() {
-    // The first twelve fences place the shards; the next is the first of a node that died.
+    // A leader that places all twelve shards dies at the next fence: of a shard that moves to a node that came late, or of
+    // one whose node died.
     let fault = ("STAGEDOOR_FAULT_POINT".to_owned(), "control-*:leader-fenced:13:kill".to_owned());
     let (mut mesh, clients) = start(&MeshOptions { env: vec![fault], ..replicas() });
-    let (first, _) = leader(&mesh);
     mesh.kill("node-2");
-    let dead = eventually(PATIENCE, "the leader dies between fence and grant", || {
+    let first = eventually(PATIENCE, "a leader dies between fence and grant", || {
         let dead = mesh.dead();
-        if dead.contains(&first) { Ok(dead) } else { Err(format!("{dead:?}")) }
+        let control = dead.iter().find(|name| name.starts_with("control"));
+        control.cloned().ok_or_else(|| format!("{dead:?}"))
     });
-    assert_eq!(dead, std::slice::from_ref(&first));
     next_leader(&mesh, &first);
     eventually(PATIENCE, "every shard is open on a node that lives", || {
         let status = status(&mesh);
@@ -129,6 +129,7 @@ fn what_a_leader_had_fenced_and_not_granted_the_next_one_grants() {
         if open == 12 { Ok(()) } else { Err(format!("{open} are")) }
     });
     more_end(&clients, 40);
+    mesh.start_again("node-2");
     let heard = clients.finish(&mesh, REST_MAX);
     mesh.assert_sound(&heard, false);
 }

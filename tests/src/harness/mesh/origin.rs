@@ -5,8 +5,12 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::harness::Origin;
+
+/// The system writes its table in pieces; a row that moves between two of them is missed.
+const LOOKS: usize = 20;
 
 /// The names of the processes that run, by pid.
 #[derive(Clone, Default)]
@@ -28,8 +32,13 @@ impl Processes {
     }
 
     fn owner(&self, peer: SocketAddr) -> Option<String> {
-        let table = fs::read_to_string("/proc/net/tcp").ok()?;
-        let socket = format!("socket:[{}]", inode(&table, peer)?);
+        let socket = (0..LOOKS).find_map(|look| {
+            if 0 < look {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let table = fs::read_to_string("/proc/net/tcp").ok()?;
+            Some(format!("socket:[{}]", inode(&table, peer)?))
+        })?;
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().find(|(pid, _)| has_open(**pid, &socket)).map(|(_, name)| name.clone())
     }
