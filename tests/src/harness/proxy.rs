@@ -149,7 +149,7 @@ impl Serving {
                 _ = wanted.wait_for(|wanted| !wanted) => {}
             }
             drop(listener);
-            let held = hold(self.listen).expect("it was ours just now");
+            let held = self.hold_again().await;
             if wanted.wait_for(|wanted| *wanted).await.is_err() {
                 return;
             }
@@ -157,17 +157,28 @@ impl Serving {
         }
     }
 
-    /// The system looks at the port anew, and a socket that is about to go can be in the way for a moment.
-    async fn listen_again(&self, held: TcpSocket) -> TcpListener {
+    /// Takes the port that was ours just now: a socket that is about to go can be in the way for a moment.
+    async fn hold_again(&self) -> TcpSocket {
         let began = Instant::now();
-        let mut held = Ok(held);
         loop {
-            match held.and_then(|held| held.listen(BACKLOG)) {
+            match hold(self.listen) {
+                Ok(held) => return held,
+                Err(error) if PATIENCE < began.elapsed() => panic!("{}: {error}", self.listen),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// The same when it is listened at: the system looks at the port anew.
+    async fn listen_again(&self, mut held: TcpSocket) -> TcpListener {
+        let began = Instant::now();
+        loop {
+            match held.listen(BACKLOG) {
                 Ok(listener) => return listener,
                 Err(error) if PATIENCE < began.elapsed() => panic!("{}: {error}", self.listen),
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
-            held = hold(self.listen);
+            held = self.hold_again().await;
         }
     }
 
