@@ -18,6 +18,8 @@ use crate::{metrics, wire};
 const BYTES_MAX: usize = 16 << 20;
 /// What an answer takes beside its output.
 const ANSWER_BYTES: usize = 256;
+/// So many names of answers that nobody needs are borne with before they are swept out.
+const ORDER_SLACK: usize = 1_024;
 
 #[derive(Default)]
 pub(crate) struct Held {
@@ -188,6 +190,10 @@ impl Inner {
 
     /// Lets go of what is past its deadline, and of the oldest beyond the limit.
     fn shrink(&mut self, now: Instant) {
+        // An old answer at the front must not hold up the names of all that were kept after it.
+        if 2 * self.steps.len() + ORDER_SLACK < self.order.len() {
+            self.order.retain(|attempt| self.steps.contains_key(attempt));
+        }
         while let Some(oldest) = self.order.front().copied() {
             match self.steps.get(&oldest) {
                 None => {}
@@ -230,6 +236,22 @@ mod tests {
         let owner = Some(Member { name: node.parse().unwrap(), incarnation: Incarnation(1) });
         view.shards.insert(SHARD, Place { owner, epoch: Epoch(epoch), open: true });
         view
+    }
+
+    #[test]
+    fn an_answer_that_nobody_takes_holds_up_no_memory_of_later_ones() {
+        let held = Held::default();
+        let finish = |lsn| {
+            held.begin(attempt(lsn), SHARD, later());
+            held.finish(&attempt(lsn), Some(&answer(3)), Some(&view("node-1", 1)));
+        };
+        finish(1);
+        for lsn in 2..5_000 {
+            finish(lsn);
+            held.kept(&[attempt(lsn)]);
+        }
+        assert!(held.answer(&attempt(1)).is_some());
+        assert!(lock(&held.inner).order.len() <= ORDER_SLACK + 2);
     }
 
     #[test]
