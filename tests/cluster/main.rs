@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agents;
+mod backup;
 mod by_hand;
 mod commands;
 mod faults;

@@ -69,6 +69,8 @@ impl From<Error> for Failure {
             Error::Start(_) | Error::Silent => Reason::Overloaded,
             Error::NotLeader { .. } => Reason::Moved,
             Error::UnknownSubject { .. } => Reason::NotFound,
+            // A request that the store refuses is not mended by trying again.
+            Error::Store { source, .. } if source.kind() == ErrorKind::Invalid => Reason::Malformed,
             Error::Store { .. } => Reason::StoreUnavailable,
         };
         let message = match &error {
