@@ -70,7 +70,7 @@ pub(crate) enum Command {
     /// Let a node hand everything over and end
     #[command(after_help = example("stagedoor drain node-2"))]
     Drain(NodeArgs),
-    /// Explain why a work, agent, shard or node is as it is
+    /// Explain why a work, agent, shard, node or leader is as it is
     #[command(after_help = example("stagedoor why shard 7"))]
     Why(WhyArgs),
     /// Make and read certificates

@@ -120,6 +120,8 @@ pub struct NodeView {
     pub loads: Vec<Load>,
     pub hot_agents: u32,
     pub runtime_silent_ms: u64,
+    /// The result of an [`Effect::Probe`] is awaited.
+    pub is_probed: bool,
 }
 
 /// Whether so many nodes fell silent at once that the fault is rather ours than theirs.
@@ -232,18 +234,27 @@ impl Membership {
                 node.standing = Standing::Suspect;
                 self.silences.insert((now, member.clone()));
                 let suspect = Effect::Suspect { member: member.clone(), reason };
-                vec![suspect, Effect::Probe { member: member.clone() }]
+                std::iter::once(suspect).chain(self.probe(member)).collect()
             }
         }
     }
 
-    /// What came of an [`Effect::Probe`]. Only a refusal says something: nobody listens, so the process is gone.
+    fn probe(&mut self, member: &Member) -> Option<Effect> {
+        let node = self.node_mut(member)?;
+        let is_due = !std::mem::replace(&mut node.is_probed, true);
+        is_due.then(|| Effect::Probe { member: member.clone() })
+    }
+
+    /// What came of an [`Effect::Probe`]. Only a refusal says something: nobody listens, so the process is gone. After
+    /// anything else a suspect is probed again with the next tick: a process that dies closes one socket after another.
     pub fn probe_result(&mut self, member: &Member, probe: Probe) -> Vec<Effect> {
-        let standing = self.node_mut(member).map(|node| node.standing);
-        match (probe, standing) {
-            (Probe::Refused, Some(Standing::Suspect)) => self.bury(member, Reason::PortRefused),
-            (Probe::Refused, Some(Standing::Answering) | None)
-            | (Probe::Connected | Probe::Failed, _) => Vec::new(),
+        let Some(node) = self.node_mut(member) else { return Vec::new() };
+        node.is_probed = false;
+        match (probe, node.standing) {
+            (Probe::Refused, Standing::Suspect) => self.bury(member, Reason::PortRefused),
+            (Probe::Refused, Standing::Answering) | (Probe::Connected | Probe::Failed, _) => {
+                Vec::new()
+            }
         }
     }
 
@@ -289,7 +300,15 @@ impl Membership {
                 effects.extend(self.bury(&member, Reason::Silent));
             }
         }
+        for member in self.suspects() {
+            effects.extend(self.probe(&member));
+        }
         effects
+    }
+
+    fn suspects(&self) -> Vec<Member> {
+        let suspects = self.nodes.values().filter(|node| node.standing == Standing::Suspect);
+        suspects.map(|node| node.joining.member.clone()).collect()
     }
 
     fn bury(&mut self, member: &Member, reason: Reason) -> Vec<Effect> {
@@ -364,6 +383,7 @@ impl NodeView {
             loads: Vec::new(),
             hot_agents: 0,
             runtime_silent_ms: 0,
+            is_probed: false,
         }
     }
 
@@ -424,7 +444,8 @@ mod tests {
         assert_eq!(membership.tick(Millis(1_999)), []);
         assert_eq!(membership.tick(Millis(2_000)), suspect(&ann, Reason::BeatsMissed));
         assert_eq!(membership.probe_result(&ann, Probe::Connected), []);
-        assert_eq!(membership.tick(Millis(2_499)), []);
+        let again = [Effect::Probe { member: ann.clone() }];
+        assert_eq!(membership.tick(Millis(2_499)), again);
         assert_eq!(membership.tick(Millis(2_500)), [dead(&ann, Reason::Silent)]);
         assert_eq!(membership.nodes().count(), 0);
     }
@@ -435,6 +456,18 @@ mod tests {
         let mut membership = with(&[&ann]);
         let lost = membership.session_lost(&ann.name, Millis(10));
         assert_eq!(lost, suspect(&ann, Reason::SessionLost));
+        let refused = membership.probe_result(&ann, Probe::Refused);
+        assert_eq!(refused, [dead(&ann, Reason::PortRefused)]);
+    }
+
+    #[test]
+    fn a_suspect_is_probed_again_until_its_port_is_closed_too() {
+        let ann = member("ann", 1);
+        let mut membership = with(&[&ann]);
+        membership.session_lost(&ann.name, Millis(10));
+        assert_eq!(membership.tick(Millis(60)), [], "one probe at a time");
+        assert_eq!(membership.probe_result(&ann, Probe::Connected), []);
+        assert_eq!(membership.tick(Millis(110)), [Effect::Probe { member: ann.clone() }]);
         let refused = membership.probe_result(&ann, Probe::Refused);
         assert_eq!(refused, [dead(&ann, Reason::PortRefused)]);
     }

@@ -47,6 +47,8 @@ struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
     used: Instant,
+    /// Nothing was sent over it yet.
+    is_fresh: bool,
 }
 
 /// Cuts the connection when nobody waits for its answer any more.
@@ -79,10 +81,13 @@ impl Http {
             let connection = timeout_at(deadline, connecting).await;
             let mut connection =
                 connection.map_err(|_| not_sent("the server was not reached in time"))??;
+            let is_fresh = std::mem::take(&mut connection.is_fresh);
             let reply =
                 match timeout_at(deadline, connection.sender.try_send_request(request)).await {
                     Ok(Ok(reply)) => reply,
                     Ok(Err(mut failed)) => match failed.take_message() {
+                        // A server that closes what it has just accepted is not dialled again and again.
+                        Some(_) if is_fresh => return Err(not_sent("a new connection was closed")),
                         // The server closed a connection that was idle: it has seen nothing.
                         Some(back) => {
                             request = back;
@@ -130,7 +135,7 @@ impl Http {
             // Whoever waits for an answer is told by its absence.
             _ = connection.await;
         }));
-        Ok(Connection { sender, driver, used: Instant::now() })
+        Ok(Connection { sender, driver, used: Instant::now(), is_fresh: true })
     }
 
     fn take(&self, place: &Place) -> Option<Connection> {
@@ -158,4 +163,38 @@ impl Http {
 
 fn lost(error: &hyper::Error) -> NoReply {
     NoReply::Lost(format!("the connection broke: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_closes_every_connection_is_not_dialled_until_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dials = Arc::new(AtomicUsize::new(0));
+        let counted = dials.clone();
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                drop(stream);
+            }
+        });
+        let http = Http::new(WebDialer::plaintext(Duration::from_secs(5)), 4);
+        let (host, authority) = ("127.0.0.1".to_owned(), format!("127.0.0.1:{port}"));
+        let place = Place { host, port, authority, namespace: None };
+        for _ in 0..20 {
+            let request = Request::builder().uri("/").body(Full::default()).unwrap();
+            let sent = http.send(&place, request, Instant::now() + Duration::from_secs(60)).await;
+            assert!(sent.is_err());
+        }
+        assert_eq!(dials.load(Ordering::Relaxed), 20);
+        server.abort();
+    }
 }
