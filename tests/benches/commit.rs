@@ -6,15 +6,14 @@
 //! in the same process: the difference to `role` is what the way to another process costs.
 //!
 //! Shards have one group in flight each, as their writers do; `writer` appends single rows, 1,024 at a time, and lets it
-//! group them. `commits` are commits: at synchronous=FULL each is one sync of the WAL, by SQLite's documentation.
-//! Checkpoints are not counted.
+//! group them. `syncs` are the calls of fsync and fdatasync meanwhile, checkpoints included.
 
 mod load;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,20 +35,22 @@ const PAYLOAD_BYTES: usize = 512;
 const RUN: Duration = Duration::from_secs(2);
 const IN_FLIGHT: usize = 1_024;
 
-fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    if let Some(folder) = std::env::var_os(CHILD) {
-        return runtime.block_on(serve(Path::new(&folder)));
-    }
-    runtime.block_on(async {
-        let folder = tempfile::tempdir()?;
-        let files =
-            Arc::new(FileStore::open(&folder.path().join("files"), EngineConfig::default())?);
-        let (control, node) = (files.clone() as Arc<dyn Store>, files.clone() as Arc<dyn Store>);
-        measure(&Bench { engine: "files", control, node, role: None }).await?;
-        files.close().await;
-        through_the_role(folder.path()).await
+fn main() -> anyhow::Result<ExitCode> {
+    load::run(async {
+        match std::env::var_os(CHILD) {
+            Some(folder) => serve(Path::new(&folder)).await,
+            None => bench().await,
+        }
     })
+}
+
+async fn bench() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let files = Arc::new(FileStore::open(&folder.path().join("files"), EngineConfig::default())?);
+    let (control, node) = (files.clone() as Arc<dyn Store>, files.clone() as Arc<dyn Store>);
+    measure(&Bench { engine: "files", control, node, role: None }).await?;
+    files.close().await;
+    through_the_role(folder.path()).await
 }
 
 /// A store under load.
@@ -132,6 +133,7 @@ async fn through_the_role(folder: &Path) -> anyhow::Result<()> {
 /// What had been committed and burnt at one moment.
 struct Mark {
     commits: f64,
+    syncs: u64,
     load_cpu_seconds: f64,
     store_cpu_seconds: f64,
 }
@@ -140,16 +142,18 @@ impl Bench {
     fn mark(&self) -> anyhow::Result<Mark> {
         const COMMITS: &str = "stagedoor_store_commits_total";
         let load_cpu_seconds = load::cpu_seconds(std::process::id())?;
+        let syncs = load::syncs::count()?;
         Ok(match &self.role {
             Some(role) => Mark {
                 commits: Metrics::read(role.admin)?.sum(COMMITS, &["outcome=\"committed\""]),
+                syncs,
                 load_cpu_seconds,
                 store_cpu_seconds: load::cpu_seconds(role.process.id())?,
             },
             None => {
                 let counter = telemetry::metrics::counter_vec(COMMITS, "Commits.", &["outcome"]);
                 let commits = counter.with_label_values(&["committed"]).get() as f64;
-                Mark { commits, load_cpu_seconds, store_cpu_seconds: 0.0 }
+                Mark { commits, syncs, load_cpu_seconds, store_cpu_seconds: 0.0 }
             }
         })
     }
@@ -178,6 +182,7 @@ impl Bench {
         line["rows_found"] = json!(found);
         line["commits_acknowledged"] = json!(commits);
         line["commits_counted_by_the_store"] = json!(counted);
+        line["syncs"] = json!(now.syncs - before.syncs);
         line["cpu_seconds"] = match self.role {
             Some(_) => json!({ "load": load, "store": store }),
             None => json!({ "load_and_store": load }),

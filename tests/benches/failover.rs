@@ -1,28 +1,35 @@
 //! What callers notice of a fault: a thousand agents at work, one fault, and how long each agent was out of reach.
 //!
-//! `cargo bench -p tests --bench failover -- --trials 20 --agents 1000 --fault node-kill` prints one JSON line a fault; without
-//! `--fault` it does all of them. Each trial is a cluster of its own: two control replicas and three nodes, the no-op
-//! model, every agent with one work in flight all the time. For an agent that the fault concerns, the time is from the
-//! fault to the acceptance of the first work that was submitted after it; of a drain it is the longest time between a
-//! submit and its acceptance.
+//! `cargo bench -p tests --bench failover -- --trials 20 --agents 1000 --fault node-kill --store files` prints one JSON line
+//! a fault; without `--fault` it does all of them, and `--store sqld` puts a real sqld behind the cluster. Each trial is a
+//! cluster of its own: two control replicas and three nodes, the no-op model. For an agent that the fault concerns, the
+//! time is from the fault to the acceptance of the first work that was submitted after it.
+//!
+//! An agent has its next work submitted `--pause-ms` after the last has ended: 0 by default, so that every agent is in the
+//! middle of a turn when the fault comes and the processors are full. Of a drain the time is the longest between a submit
+//! and its acceptance, which a full processor would hide: its pause is two seconds by default, and `nothing` shows
+//! what the same load waits when nothing happens.
 //!
 //! Every work that was acknowledged is read back. What a killed process had counted and burnt is lost with it, so the sums
 //! are of the others, and the line names it.
 
 mod load;
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, VecDeque};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use domain::AgentId;
 use proto::v1::open_response::Response;
 use proto::v1::work_event::Event;
-use proto::v1::{DrainRequest, OpenWatch, SubmitRequest, WorkState};
+use proto::v1::{
+    DrainRequest, ExplainRequest, OpenResponse, OpenWatch, SubmitRequest, Transition, WorkState,
+};
 use rustix::process::Signal;
 use serde_json::json;
-use tests::harness::Options;
-use tokio::time::timeout;
+use tests::harness::{Options, Sqld};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use load::{Cluster, Counted, ReadBack, argument, percentile};
 
@@ -31,6 +38,10 @@ const SHARDS: u32 = 12;
 const VICTIM: &str = "node-2";
 /// Nothing of this takes longer; a trial that does has failed.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
+/// For so long waits are looked at, when it is about waiting.
+const WAITING: Duration = Duration::from_secs(6);
+/// So many works an agent before the fault.
+const WARM: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -39,11 +50,18 @@ enum Fault {
     LeaderKill,
     LeaderStop,
     Drain,
+    Nothing,
 }
 
 impl Fault {
-    const ALL: [Self; 5] =
-        [Self::NodeKill, Self::NodeStop, Self::LeaderKill, Self::LeaderStop, Self::Drain];
+    const ALL: [Self; 6] = [
+        Self::NodeKill,
+        Self::NodeStop,
+        Self::LeaderKill,
+        Self::LeaderStop,
+        Self::Drain,
+        Self::Nothing,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -52,31 +70,53 @@ impl Fault {
             Self::LeaderKill => "leader-kill",
             Self::LeaderStop => "leader-stop",
             Self::Drain => "drain",
+            Self::Nothing => "nothing",
         }
+    }
+
+    /// Whether the longest wait of an agent is asked for, and not when it is back.
+    fn is_of_waiting(self) -> bool {
+        matches!(self, Self::Drain | Self::Nothing)
     }
 
     /// Whether only the agents of one node are concerned.
     fn is_of_a_node(self) -> bool {
         match self {
-            Self::NodeKill | Self::NodeStop | Self::Drain => true,
+            Self::NodeKill | Self::NodeStop | Self::Drain | Self::Nothing => true,
             Self::LeaderKill | Self::LeaderStop => false,
         }
     }
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    load::run(bench())
+}
+
+async fn bench() -> anyhow::Result<()> {
     let trials: usize = argument("trials", 20);
-    let agents: usize = argument("agents", 1_000);
-    let only: String = argument("fault", String::new());
+    let (only, store) = (argument("fault", String::new()), argument("store", "files".to_owned()));
     for fault in Fault::ALL.into_iter().filter(|fault| only.is_empty() || fault.name() == only) {
+        let pause_ms = argument("pause-ms", if fault.is_of_waiting() { 2_000 } else { 0 });
+        let setup = Setup {
+            fault,
+            agents: argument("agents", 1_000),
+            pause: Duration::from_millis(pause_ms),
+            store: store.clone(),
+        };
         let mut all = Vec::new();
         for _ in 0..trials {
-            all.push(Box::pin(trial(fault, agents)).await?);
+            all.push(Box::pin(trial(&setup)).await?);
         }
-        report(fault, agents, all);
+        report(&setup, all);
     }
     Ok(())
+}
+
+struct Setup {
+    fault: Fault,
+    agents: usize,
+    pause: Duration,
+    store: String,
 }
 
 /// What one trial showed.
@@ -84,9 +124,11 @@ async fn main() -> anyhow::Result<()> {
 struct Trial {
     /// Of each agent that the fault concerns.
     out_ms: Vec<f64>,
-    /// Until the first acceptance of anything that was submitted after the fault.
-    first_ms: f64,
-    refused: usize,
+    /// Until the leader took the victim for dead, and until its last shard was open elsewhere, by the cluster's own record.
+    dead_ms: f64,
+    open_ms: f64,
+    /// By reason.
+    refused: BTreeMap<String, usize>,
     /// Works that did not succeed.
     failed: usize,
     /// Every work that was acknowledged: those that have ended have six steps.
@@ -95,7 +137,7 @@ struct Trial {
     counted: Counted,
 }
 
-fn report(fault: Fault, agents: usize, mut trials: Vec<Trial>) {
+fn report(setup: &Setup, mut trials: Vec<Trial>) {
     let spread = |values: Vec<f64>| {
         let mut values = values;
         let (least, most) = (percentile(&mut values, 0.0), percentile(&mut values, 1.0));
@@ -105,25 +147,37 @@ fn report(fault: Fault, agents: usize, mut trials: Vec<Trial>) {
         trials.iter_mut().map(|trial| percentile(&mut trial.out_ms, share)).collect::<Vec<_>>()
     };
     let (mut counted, mut read) = (Counted::default(), ReadBack::default());
+    let mut refused = BTreeMap::<String, usize>::new();
     for trial in &mut trials {
         counted.add(std::mem::take(&mut trial.counted));
         read.add(&trial.read_back);
+        for (reason, count) in std::mem::take(&mut trial.refused) {
+            *refused.entry(reason).or_default() += count;
+        }
     }
     let line = json!({
-        "bench": "failover", "fault": fault.name(), "trials": trials.len(), "agents": agents,
+        "bench": "failover", "fault": setup.fault.name(), "store": setup.store, "trials": trials.len(),
+        "agents": setup.agents, "pause_ms": setup.pause.as_millis() as u64,
         "concerned": trials.iter().map(|trial| trial.out_ms.len()).min(),
         "p50_ms": spread(of(&mut trials, 0.5)), "p99_ms": spread(of(&mut trials, 0.99)),
         "longest_ms": spread(of(&mut trials, 1.0)),
-        "first_ms": spread(trials.iter().map(|trial| trial.first_ms).collect()),
-        "refused": trials.iter().map(|trial| trial.refused).sum::<usize>(),
+        "dead_ms": spread(trials.iter().map(|trial| trial.dead_ms).collect()),
+        "open_ms": spread(trials.iter().map(|trial| trial.open_ms).collect()),
+        "refused": refused,
         "failed": trials.iter().map(|trial| trial.failed).sum::<usize>(),
         "read_back": read.json(),
     });
     load::print_with(line, &counted);
 }
 
-async fn trial(fault: Fault, agents: usize) -> anyhow::Result<Trial> {
-    let options = Options { nodes: 3, controls: 2, ..Options::default() };
+async fn trial(setup: &Setup) -> anyhow::Result<Trial> {
+    let sqld = match setup.store.as_str() {
+        "files" => None,
+        "sqld" => Some(Sqld::start().context("there is no sqld here")?),
+        other => bail!("--store is files or sqld, not {other}"),
+    };
+    let args = sqld.as_ref().map(Sqld::dev_args).unwrap_or_default();
+    let options = Options { nodes: 3, controls: 2, args, ..Options::default() };
     let mut cluster = Cluster::start_with_options(PROGRAM, &options)?;
     let definition = proto::v1::Definition {
         name: "bench".to_owned(),
@@ -132,9 +186,9 @@ async fn trial(fault: Fault, agents: usize) -> anyhow::Result<Trial> {
     };
     let (tenant, definition) = ("default".to_owned(), Some(definition));
     cluster.client.apply(proto::v1::ApplyDefinitionRequest { tenant, definition }).await?;
-    let names = concerned(&cluster, fault, agents).await?;
+    let names = concerned(&cluster, setup.fault, setup.agents).await?;
     cluster.mark()?;
-    Box::pin(run(&cluster, fault, &names)).await
+    Box::pin(run(&cluster, setup, names)).await
 }
 
 /// Agents that the fault concerns: those of the victim, or just any.
@@ -160,76 +214,72 @@ async fn concerned(cluster: &Cluster, fault: Fault, count: usize) -> anyhow::Res
 
 /// One agent and what it is about.
 struct Agent {
+    name: String,
     submitted: Instant,
-    /// Its first acceptance of something that was submitted after the fault, since the fault.
-    back_ms: Option<f64>,
+    /// It had something accepted that was submitted after the fault.
+    is_back: bool,
     longest_ms: f64,
 }
 
-async fn run(cluster: &Cluster, fault: Fault, names: &[String]) -> anyhow::Result<Trial> {
-    const WARM: usize = 3;
+/// All agents under load, and what was seen of them.
+struct Run {
+    agents: Vec<Agent>,
+    /// Who has its next work submitted when.
+    due: VecDeque<(Instant, usize)>,
+    struck: Option<Instant>,
+    ended: usize,
+    ids: Vec<String>,
+    trial: Trial,
+}
+
+async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Result<Trial> {
     let (sender, mut responses) = cluster.client.open().split();
-    let submit = async |index: usize| {
-        let agent = names[index].clone();
-        let request = SubmitRequest { agent, input: "noop".to_owned(), ..SubmitRequest::default() };
-        sender.submit(index as i64, request, OpenWatch::End).await
-    };
-    let mut agents: Vec<Agent> = names
-        .iter()
-        .map(|_| Agent { submitted: Instant::now(), back_ms: None, longest_ms: 0.0 })
-        .collect();
-    for (index, agent) in agents.iter_mut().enumerate() {
-        agent.submitted = Instant::now();
-        submit(index).await?;
-    }
-    let mut trial = Trial::default();
-    let (mut ended, mut struck, mut ids) = (0_usize, None::<(Instant, String)>, Vec::new());
-    let begun = Instant::now();
-    while agents.iter().any(|agent| agent.back_ms.is_none()) {
-        ensure!(begun.elapsed() < TRIAL_MAX, "{} took too long", fault.name());
-        if struck.is_none() && WARM * names.len() <= ended {
-            let victim = strike(cluster, fault).await?;
-            struck = Some((Instant::now(), victim));
+    let (begun, count) = (Instant::now(), u32::try_from(names.len())?);
+    let due = (0..count).map(|n| (begun + setup.pause / count * n, n as usize)).collect();
+    let agent = |name| Agent { name, submitted: begun, is_back: false, longest_ms: 0.0 };
+    let agents: Vec<Agent> = names.into_iter().map(agent).collect();
+    let mut run =
+        Run { agents, due, struck: None, ended: 0, ids: Vec::new(), trial: Trial::default() };
+    let (mut victim, mut struck_ms) = (None, 0.0);
+    while !run.agents.iter().all(|agent| agent.is_back) {
+        ensure!(begun.elapsed() < TRIAL_MAX, "{} took too long", setup.fault.name());
+        if run.struck.is_none() && WARM * run.agents.len() <= run.ended {
+            victim = Some(strike(cluster, setup.fault).await?);
+            run.struck = Some(Instant::now());
+            struck_ms = clock_ms();
         }
-        let response = timeout(TRIAL_MAX, responses.next()).await.context("no response")?;
-        let response = response.context("the stream ended")??;
-        let index = usize::try_from(response.tag)?;
-        match response.response.context("an empty response")? {
-            Response::Accepted(work) => {
-                let agent = &mut agents[index];
-                let waited = agent.submitted.elapsed().as_secs_f64() * 1_000.0;
-                if let Some((struck, _)) = &struck {
-                    agent.longest_ms = agent.longest_ms.max(waited);
-                    if *struck <= agent.submitted && agent.back_ms.is_none() {
-                        let back = struck.elapsed().as_secs_f64() * 1_000.0;
-                        agent.back_ms = Some(back);
-                        trial.first_ms =
-                            if trial.out_ms.is_empty() { back } else { trial.first_ms };
-                        trial.out_ms.push(back);
-                    }
-                }
-                ids.push(work.id);
+        let next = run.due.front().copied();
+        let wait = sleep_until(next.map_or(begun + TRIAL_MAX, |(due, _)| due));
+        tokio::select! {
+            biased;
+            () = wait => {
+                let Some((_, index)) = run.due.pop_front() else { continue };
+                run.agents[index].submitted = Instant::now();
+                let (agent, input) = (run.agents[index].name.clone(), "noop".to_owned());
+                let request = SubmitRequest { agent, input, ..SubmitRequest::default() };
+                sender.submit(index as i64, request, OpenWatch::End).await?;
             }
-            Response::Event(event) => {
-                let Some(Event::Result(work)) = event.event else { continue };
-                trial.failed += usize::from(work.state() != WorkState::Succeeded);
-                ended += 1;
-                agents[index].submitted = Instant::now();
-                submit(index).await?;
-            }
-            Response::Refused(_) => {
-                trial.refused += 1;
-                agents[index].submitted = Instant::now();
-                submit(index).await?;
+            response = timeout(TRIAL_MAX, responses.next()) => {
+                let response = response.context("no response")?.context("the stream ended")??;
+                run.heard(response, setup)?;
             }
         }
-    }
-    if fault == Fault::Drain {
-        trial.out_ms = agents.iter().map(|agent| agent.longest_ms).collect();
     }
     drop((sender, responses));
+    let Run { agents, ids, mut trial, .. } = run;
+    if setup.fault.is_of_waiting() {
+        trial.out_ms = agents.iter().map(|agent| agent.longest_ms).collect();
+    }
+    if setup.fault == Fault::Drain {
+        let left = cluster.client.shards().await?.shards;
+        ensure!(left.iter().all(|shard| shard.node != VICTIM), "{VICTIM} is not drained");
+    }
+    if setup.fault.is_of_a_node() && setup.fault != Fault::Nothing {
+        trial.dead_ms = dead_ms(cluster).await? - struck_ms;
+        trial.open_ms = open_ms(cluster, struck_ms).await? - struck_ms;
+    }
     trial.read_back = load::read_back(&cluster.client, &ids).await?;
-    if let (Fault::NodeStop | Fault::LeaderStop, Some((_, victim))) = (fault, struck) {
+    if let (Fault::NodeStop | Fault::LeaderStop, Some(victim)) = (setup.fault, victim) {
         // What stands still does not say what it counted.
         cluster.dev.signal(&victim, Signal::CONT);
     }
@@ -237,6 +287,74 @@ async fn run(cluster: &Cluster, fault: Fault, names: &[String]) -> anyhow::Resul
     let early = trial.counted.number("steps_begun_early");
     ensure!(early == 0.0, "{early} steps began before the commit of what they rest on");
     Ok(trial)
+}
+
+impl Run {
+    fn heard(&mut self, response: OpenResponse, setup: &Setup) -> anyhow::Result<()> {
+        let index = usize::try_from(response.tag)?;
+        match response.response.context("an empty response")? {
+            Response::Accepted(work) => {
+                self.accepted(index, setup.fault);
+                self.ids.push(work.id);
+            }
+            Response::Event(event) => {
+                let Some(Event::Result(work)) = event.event else { return Ok(()) };
+                self.trial.failed += usize::from(work.state() != WorkState::Succeeded);
+                self.ended += 1;
+                self.due.push_back((Instant::now() + setup.pause, index));
+            }
+            Response::Refused(refused) => {
+                *self.trial.refused.entry(refused.reason).or_default() += 1;
+                self.due.push_back((Instant::now() + setup.pause, index));
+            }
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, index: usize, fault: Fault) {
+        let (agent, Some(struck)) = (&mut self.agents[index], self.struck) else { return };
+        let waited_ms = agent.submitted.elapsed().as_secs_f64() * 1_000.0;
+        agent.longest_ms = agent.longest_ms.max(waited_ms);
+        let is_early = fault.is_of_waiting() && struck.elapsed() < WAITING;
+        if is_early || agent.submitted < struck || std::mem::replace(&mut agent.is_back, true) {
+            return;
+        }
+        let back_ms = struck.elapsed().as_secs_f64() * 1_000.0;
+        self.trial.out_ms.push(back_ms);
+    }
+}
+
+/// The time of day: what the cluster writes down has no other, and all of it runs on this machine.
+fn clock_ms() -> f64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs_f64() * 1_000.0
+}
+
+async fn transitions(cluster: &Cluster, kind: &str, id: &str) -> anyhow::Result<Vec<Transition>> {
+    let request = ExplainRequest { kind: kind.to_owned(), id: id.to_owned() };
+    Ok(cluster.client.explain(request).await?.transitions)
+}
+
+fn time_ms(transition: &Transition) -> f64 {
+    transition.time.as_ref().map_or(0.0, |time| proto::convert::millis(time) as f64)
+}
+
+/// When the victim was taken for dead, or left.
+async fn dead_ms(cluster: &Cluster) -> anyhow::Result<f64> {
+    let told = transitions(cluster, "node", VICTIM).await?;
+    let dead = told.iter().rev().find(|told| told.to == "dead" || told.to == "left");
+    Ok(time_ms(dead.context("nobody took the victim for dead")?))
+}
+
+/// When the last shard was opened after the fault.
+async fn open_ms(cluster: &Cluster, struck_ms: f64) -> anyhow::Result<f64> {
+    let mut last = struck_ms;
+    for shard in 0..SHARDS {
+        let told = transitions(cluster, "shard", &shard.to_string()).await?;
+        let open = told.iter().filter(|told| told.to == "open").map(time_ms);
+        last = open.fold(last, f64::max);
+    }
+    Ok(last)
 }
 
 /// Answers the name of the process that it concerned.
@@ -253,6 +371,7 @@ async fn strike(cluster: &Cluster, fault: Fault) -> anyhow::Result<String> {
         Fault::Drain => {
             cluster.client.drain(DrainRequest { name: victim.clone() }).await?;
         }
+        Fault::Nothing => {}
     }
     Ok(victim)
 }

@@ -7,6 +7,7 @@ mod load;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,11 @@ use load::{Cluster, argument, round};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_stagedoor-under-test");
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    load::run(bench())
+}
+
+async fn bench() -> anyhow::Result<()> {
     let agents: usize = argument("agents", 100_000);
     // Nobody is evicted before the end is measured.
     let env = [("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "3600000".to_owned())];

@@ -10,6 +10,7 @@
 mod load;
 
 use std::collections::{BTreeSet, HashMap};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,11 @@ use load::{Cluster, argument, percentile, round};
 /// How it is known that no commit has two steps of one work.
 const SEPARATE: &str = "derived, not read: each step began after the store had acknowledged the commit of the entries it rests on (steps_begun_early counts the others), and its own entry was made after that";
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    load::run(bench())
+}
+
+async fn bench() -> anyhow::Result<()> {
     let works: usize = argument("works", 20_000);
     let in_flight: usize = argument("in-flight", 1_024);
     let agents: usize = argument("agents", works);

@@ -7,7 +7,7 @@
 mod load;
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -18,17 +18,20 @@ use load::{Cluster, Counted, ReadBack, argument, percentile, round};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_stagedoor-under-test");
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    load::run(bench())
+}
+
+async fn bench() -> anyhow::Result<()> {
     let rounds: usize = argument("rounds", 5);
-    let runtime = tokio::runtime::Runtime::new()?;
     let (mut accepted, mut shown) = (Vec::new(), Vec::new());
     let (mut counted, mut read, mut demo_cpu) = (Counted::default(), ReadBack::default(), 0.0);
     for _ in 0..rounds {
-        let first = runtime.block_on(dev())?;
+        let first = dev().await?;
         accepted.push(first.seconds);
         counted.add(first.counted);
         read.add(&first.read);
-        let (seconds, cpu) = demo()?;
+        let (seconds, cpu) = tokio::task::spawn_blocking(demo).await??;
         shown.push(seconds);
         demo_cpu += cpu;
     }

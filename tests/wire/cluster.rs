@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::harness::{ADMIN_KEY, Dev, Options, PATIENCE, Planted, Program, Sqld, eventually};
+use tests::harness::{Dev, Options, PATIENCE, Planted, Program, Sqld, eventually};
 
 const PROGRAM: Program = Program(env!("CARGO_BIN_EXE_stagedoor-under-test"));
 
@@ -20,17 +20,7 @@ fn submit_and_watch(dev: &Dev, key: &str) -> Value {
 }
 
 fn options(sqld: &Sqld) -> Options {
-    let token = sqld.write_secret("token", &sqld.token());
-    let admin = sqld.write_secret("admin-token", ADMIN_KEY);
-    let args = [
-        ("--store", sqld.url()),
-        ("--store-admin", sqld.admin_url()),
-        ("--store-token-file", token.display().to_string()),
-        ("--store-admin-token-file", admin.display().to_string()),
-        ("--store-prefix", "dev-".to_owned()),
-    ];
-    let args = args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
-    Options { args, ..Options::default() }
+    Options { args: sqld.dev_args(), ..Options::default() }
 }
 
 #[test]

@@ -99,6 +99,23 @@ impl Sqld {
         format!("http://{}", self.admin)
     }
 
+    /// Arguments with which `dev` has its data here.
+    ///
+    /// # Panics
+    /// The tokens cannot be written.
+    pub fn dev_args(&self) -> Vec<String> {
+        let token = self.write_secret("token", &self.token());
+        let admin = self.write_secret("admin-token", ADMIN_KEY);
+        let args = [
+            ("--store", self.url()),
+            ("--store-admin", self.admin_url()),
+            ("--store-token-file", token.display().to_string()),
+            ("--store-admin-token-file", admin.display().to_string()),
+            ("--store-prefix", "dev-".to_owned()),
+        ];
+        args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+
     /// For files of the test itself.
     pub fn scratch(&self) -> &Path {
         self.folder.path()
