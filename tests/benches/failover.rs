@@ -2,13 +2,14 @@
 //!
 //! `cargo bench -p tests --bench failover -- --trials 20 --agents 1000 --fault node-kill --store files` prints one JSON line
 //! a fault; without `--fault` it does all of them, and `--store sqld` puts a real sqld behind the cluster. Each trial is a
-//! cluster of its own: two control replicas and three nodes, the no-op model. For an agent that the fault concerns, the
-//! time is from the fault to the acceptance of the first work that was submitted after it.
+//! cluster of its own: two control replicas and three nodes, the no-op model. An agent has its next work submitted
+//! `--pause-ms` after the last has ended: 0 by default, so that every agent is in the middle of a turn when the fault comes,
+//! and the processors are full. The time of an agent is, from the fault on,
 //!
-//! An agent has its next work submitted `--pause-ms` after the last has ended: 0 by default, so that every agent is in the
-//! middle of a turn when the fault comes and the processors are full. Of a drain the time is the longest between a submit
-//! and its acceptance, which a full processor would hide: its pause is two seconds by default, and `nothing` shows
-//! what the same load waits when nothing happens.
+//! - of a node that was killed or stopped: until the first acceptance, phase or end that its next owner has journaled;
+//! - of a leader that was: until the acceptance of the first work that was submitted after the fault;
+//! - of a drain: the longest between a submit and its acceptance. A full processor would hide it: its pause is two seconds
+//!   by default, and `nothing` shows what the same load waits when nothing happens.
 //!
 //! Every work that was acknowledged is read back. What a killed process had counted and burnt is lost with it, so the sums
 //! are of the others, and the line names it.
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use domain::AgentId;
+use domain::{AgentId, Epoch, Position};
 use proto::v1::open_response::Response;
 use proto::v1::work_event::Event;
 use proto::v1::{
@@ -72,6 +73,11 @@ impl Fault {
             Self::Drain => "drain",
             Self::Nothing => "nothing",
         }
+    }
+
+    /// Whether others take the agents over whose answers are waited for.
+    fn has_successor(self) -> bool {
+        matches!(self, Self::NodeKill | Self::NodeStop)
     }
 
     /// Whether the longest wait of an agent is asked for, and not when it is back.
@@ -216,7 +222,9 @@ async fn concerned(cluster: &Cluster, fault: Fault, count: usize) -> anyhow::Res
 struct Agent {
     name: String,
     submitted: Instant,
-    /// It had something accepted that was submitted after the fault.
+    /// The last under which something of it was journaled before the fault.
+    epoch: Epoch,
+    /// It answered after the fault.
     is_back: bool,
     longest_ms: f64,
 }
@@ -236,11 +244,13 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
     let (sender, mut responses) = cluster.client.open().split();
     let (begun, count) = (Instant::now(), u32::try_from(names.len())?);
     let due = (0..count).map(|n| (begun + setup.pause / count * n, n as usize)).collect();
-    let agent = |name| Agent { name, submitted: begun, is_back: false, longest_ms: 0.0 };
+    let agent =
+        |name| Agent { name, submitted: begun, epoch: Epoch(0), is_back: false, longest_ms: 0.0 };
     let agents: Vec<Agent> = names.into_iter().map(agent).collect();
     let mut run =
         Run { agents, due, struck: None, ended: 0, ids: Vec::new(), trial: Trial::default() };
     let (mut victim, mut struck_ms) = (None, 0.0);
+    let watch = if setup.fault.has_successor() { OpenWatch::All } else { OpenWatch::End };
     while !run.agents.iter().all(|agent| agent.is_back) {
         ensure!(begun.elapsed() < TRIAL_MAX, "{} took too long", setup.fault.name());
         if run.struck.is_none() && WARM * run.agents.len() <= run.ended {
@@ -257,7 +267,7 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
                 run.agents[index].submitted = Instant::now();
                 let (agent, input) = (run.agents[index].name.clone(), "noop".to_owned());
                 let request = SubmitRequest { agent, input, ..SubmitRequest::default() };
-                sender.submit(index as i64, request, OpenWatch::End).await?;
+                sender.submit(index as i64, request, watch).await?;
             }
             response = timeout(TRIAL_MAX, responses.next()) => {
                 let response = response.context("no response")?.context("the stream ended")??;
@@ -292,6 +302,7 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
 impl Run {
     fn heard(&mut self, response: OpenResponse, setup: &Setup) -> anyhow::Result<()> {
         let index = usize::try_from(response.tag)?;
+        self.journaled(index, &response.position, setup.fault)?;
         match response.response.context("an empty response")? {
             Response::Accepted(work) => {
                 self.accepted(index, setup.fault);
@@ -311,16 +322,33 @@ impl Run {
         Ok(())
     }
 
+    fn journaled(&mut self, index: usize, position: &str, fault: Fault) -> anyhow::Result<()> {
+        if !fault.has_successor() || position.is_empty() {
+            return Ok(());
+        }
+        let (agent, position) = (&mut self.agents[index], position.parse::<Position>()?);
+        match self.struck {
+            Some(struck) if agent.epoch < position.epoch => self.back(index, struck),
+            Some(_) => {}
+            None => agent.epoch = position.epoch,
+        }
+        Ok(())
+    }
+
     fn accepted(&mut self, index: usize, fault: Fault) {
         let (agent, Some(struck)) = (&mut self.agents[index], self.struck) else { return };
         let waited_ms = agent.submitted.elapsed().as_secs_f64() * 1_000.0;
         agent.longest_ms = agent.longest_ms.max(waited_ms);
         let is_early = fault.is_of_waiting() && struck.elapsed() < WAITING;
-        if is_early || agent.submitted < struck || std::mem::replace(&mut agent.is_back, true) {
-            return;
+        if !is_early && !fault.has_successor() && struck <= agent.submitted {
+            self.back(index, struck);
         }
-        let back_ms = struck.elapsed().as_secs_f64() * 1_000.0;
-        self.trial.out_ms.push(back_ms);
+    }
+
+    fn back(&mut self, index: usize, struck: Instant) {
+        if !std::mem::replace(&mut self.agents[index].is_back, true) {
+            self.trial.out_ms.push(struck.elapsed().as_secs_f64() * 1_000.0);
+        }
     }
 }
 
