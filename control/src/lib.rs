@@ -109,6 +109,7 @@ impl Process {
             me: Member { name: config.name.clone(), incarnation },
             store,
             store_name: config::STORE.to_owned(),
+            authorities: identity.authorities(),
             cluster: cluster.clone(),
             beat: advertised,
         });

@@ -27,6 +27,8 @@ pub const TAKE_OVER: u32 = 11;
 pub const DRAIN: u32 = 12;
 /// Leader to node: an operator wants you to drain and end.
 pub const DRAIN_WANTED: u32 = 13;
+/// Node to leader: an agent failed (payload: AgentFailed).
+pub const AGENT_FAILED: u32 = 14;
 
 /// API server to owner.
 pub const SUBMIT: u32 = 20;

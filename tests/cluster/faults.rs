@@ -53,7 +53,7 @@ fn wait_until_replaced(mesh: &Mesh, name: &str) {
 
 /// Waits until it is alive as a later incarnation.
 fn wait_until_back(mesh: &Mesh, before: &Node) {
-    eventually(PATIENCE, "it is alive as a new incarnation", || {
+    eventually(REST_MAX, "it is alive as a new incarnation", || {
         let now = node(mesh, &before.name);
         let is_back = now.state == "alive" && before.incarnation < now.incarnation;
         if is_back { Ok(()) } else { Err(format!("{now:?}")) }
@@ -150,6 +150,28 @@ fn a_node_whose_beats_are_not_heard_is_replaced_and_comes_back() {
     more_end(&clients, 60);
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.pids(), pids);
+    mesh.assert_sound(&heard, false);
+}
+
+/// Nothing on the runtime of a node runs for a while; its beats, which have their own, go on.
+#[test]
+fn a_runtime_that_stands_still_is_slow_for_half_a_minute_and_dead_after() {
+    let plan = "node-2:turn-answered:20:block-20000,node-3:turn-answered:20:block-35000";
+    let env = vec![("STAGEDOOR_FAULT_POINT".to_owned(), plan.to_owned())];
+    let mesh = Mesh::start(PROGRAM, &MeshOptions { env, ..MeshOptions::default() });
+    let (slow, dead, pids) = (node(&mesh, "node-2"), node(&mesh, "node-3"), mesh.pids());
+    let load = Load { clients: 4, agents: 60, works_max: 8, ..Load::default() };
+    let clients = Clients::start(&mesh, &load);
+    wait_until_back(&mesh, &dead);
+    for name in ["node-2", "node-3"] {
+        assert!(mesh.log(name).contains("a planned fault"), "{name} did not stand still");
+    }
+    more_end(&clients, 60);
+    let heard = clients.finish(&mesh, REST_MAX);
+    assert_eq!(mesh.pids(), pids);
+    assert_eq!(node(&mesh, "node-2").incarnation, slow.incarnation);
+    let deaths = deaths(&mesh);
+    assert!(deaths.len() == 1 && deaths[0].contains("node/node-3 runtime_stalled"), "{deaths:?}");
     mesh.assert_sound(&heard, false);
 }
 

@@ -196,3 +196,11 @@ fn the_two_central_libraries_are_slim() {
     check("ractor", &["default"]);
     check("ractor_cluster", &["default"]);
 }
+
+/// Only the tests let processes die at a place: what people build has none of it.
+#[test]
+fn the_shipped_program_has_no_fault_points() {
+    let telemetry = shipped("telemetry");
+    assert!(!telemetry.is_empty());
+    assert!(telemetry.iter().all(|package| !package.features.contains("fault-points")));
+}

@@ -153,7 +153,12 @@ impl Cluster {
 
     async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
         let entries = self.entries(id, 0, |_| true, deadline).await?;
-        self.fold(id, &entries).await
+        let mut explained = self.fold(id, &entries).await?;
+        let (failures, _) = self.scheduler.explain("agent", &id.to_string()).await?;
+        explained.transitions.extend(failures.into_iter().map(transition));
+        let time = |one: &Transition| one.time.as_ref().map_or(0, convert::millis);
+        explained.transitions.sort_by_key(time);
+        Ok(explained)
     }
 
     /// The newest entries of an agent that are `wanted`, down to `oldest`.

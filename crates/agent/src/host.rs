@@ -27,7 +27,7 @@ use crate::actor::{AgentActor, AgentArgs, AgentMessage, Glance, Submit};
 use crate::open::{Open, open};
 use crate::recovering::Share;
 use crate::shard::{Context, Shard, refusal};
-use crate::{Error, clock, metrics, read};
+use crate::{Error, clock, failures, metrics, read};
 
 use prune::prune;
 use request::{Checked, Request};
@@ -92,6 +92,8 @@ struct Slot {
     /// What came while it was on its way out or waited to be started again.
     parked: Vec<AgentMessage>,
     intensity: Intensity,
+    /// What it last failed of.
+    failure: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,6 +337,7 @@ impl State {
         tracing::error!(agent = %id, %error, "an agent failed");
         if let Some(slot) = self.agents.get_mut(&id) {
             slot.actor = None;
+            slot.failure = error.to_string();
             slot.parked.clear();
             if slot.stage == Stage::Quarantined {
                 return;
@@ -353,7 +356,13 @@ impl State {
         let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let Some(slot) = self.agents.get_mut(id) else { return };
         let jitter = rand::rng().random_range(0..=1_000);
-        match slot.intensity.failed(now_ms, jitter) {
+        let verdict = slot.intensity.failed(now_ms, jitter);
+        let reason = match verdict {
+            Verdict::Restart { .. } => Reason::Restarted,
+            Verdict::Quarantine => Reason::Quarantined,
+        };
+        failures::tell(shard, id.to_string(), reason, slot.intensity.total(), &slot.failure);
+        match verdict {
             Verdict::Restart { after_ms } => {
                 metrics::RESTARTED.inc();
                 let id = id.clone();
@@ -618,6 +627,7 @@ impl Slot {
             stage: Stage::Running,
             parked: Vec::new(),
             intensity: Intensity::default(),
+            failure: String::new(),
         }
     }
 }

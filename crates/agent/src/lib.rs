@@ -10,6 +10,7 @@ mod config;
 mod definitions;
 mod dispatch;
 mod error;
+mod failures;
 mod held;
 mod host;
 mod info;

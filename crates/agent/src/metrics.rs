@@ -19,6 +19,7 @@ counters! {
     ACTIVATED = "stagedoor_agent_activated_total" "Agents brought into memory.";
     EVICTED = "stagedoor_agent_evicted_total" "Agents put out of memory after they were idle.";
     RESTARTED = "stagedoor_agent_restarted_total" "Agents started again after a failure.";
+    FAILURES_UNTOLD = "stagedoor_agent_failures_untold_total" "Failures of agents that no leader took note of.";
     QUARANTINED = "stagedoor_agent_quarantined_total" "Agents given up after too many failures.";
     RECOVERED = "stagedoor_agent_recovered_total" "Agents recovered with unfinished work when a shard was opened.";
     ACCEPTED = "stagedoor_agent_works_accepted_total" "Works accepted.";

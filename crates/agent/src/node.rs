@@ -28,7 +28,7 @@ use crate::pool::{Pools, PoolsArgs};
 use crate::recovering::Recovering;
 use crate::shard::{Context, lock, refusal};
 use crate::wire::Wire;
-use crate::{Error, metrics};
+use crate::{Error, failures, metrics};
 
 /// What the agents of a node need.
 pub struct Args {
@@ -152,6 +152,7 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
         definitions: Definitions::default(),
         view,
         controls: Mutex::default(),
+        failures: Arc::new(Semaphore::new(failures::WAITING_MAX)),
         config,
         wire,
     };

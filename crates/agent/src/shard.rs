@@ -46,6 +46,8 @@ pub(crate) struct Context {
     pub recovering: Recovering,
     /// The control replicas, as last heard of.
     pub controls: Mutex<Vec<cluster::Peer>>,
+    /// How many more failures of agents the leader may be told of at once.
+    pub failures: Arc<Semaphore>,
 }
 
 /// One shard that this node owns, opened.

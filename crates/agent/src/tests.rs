@@ -16,9 +16,9 @@ use domain::{AgentId, Definition, Incarnation, Lsn, Member, Phase, Reason, Role,
 use model::{Chunk, Model, Request, Task, Usage};
 use proto::kind;
 use proto::link::{
-    CancelAnswer, CancelCall, Envelope, Events, Fence, GetAnswer, GetCall, Grant, Group, Held,
-    LogRow, Provision, ReadHistory, Refusal, SubmitAnswer, SubmitCall, SubscribeCall, WatchMode,
-    WorkInfo, WorkRow,
+    AgentFailed, CancelAnswer, CancelCall, Envelope, Events, Fence, GetAnswer, GetCall, Grant,
+    Group, Held, LogRow, Provision, ReadHistory, Refusal, SubmitAnswer, SubmitCall, SubscribeCall,
+    WatchMode, WorkInfo, WorkRow,
 };
 use store::{FileStore, Store};
 
@@ -86,15 +86,20 @@ impl Model for Scripted {
 #[derive(Default)]
 struct Alone {
     events: Mutex<Vec<Events>>,
+    failures: Mutex<Vec<AgentFailed>>,
 }
 
 impl Wire for Alone {
     fn call(
         &self,
         to: Peer,
-        _: Envelope,
+        envelope: Envelope,
         _: Instant,
     ) -> BoxFuture<'static, Result<Bytes, cluster::Error>> {
+        if envelope.kind == kind::AGENT_FAILED {
+            lock(&self.failures).push(AgentFailed::decode(envelope.payload).unwrap());
+            return Box::pin(async { Ok(Bytes::new()) });
+        }
         Box::pin(async move { Err(cluster::Error::NoAddress { peer: to }) })
     }
 
@@ -487,11 +492,21 @@ async fn an_agent_with_a_damaged_journal_is_quarantined_and_others_go_on() {
         ..Group::default()
     };
     bench.store.commit(DATABASE, Arc::new(group)).await.unwrap();
+    let leader = Peer::new(Role::Control, "control-1".parse().unwrap());
+    bench.node.set_controls(vec![leader]);
     let before = crate::metrics::QUARANTINED.get();
     bench.own().await;
     bench
         .eventually("it is quarantined", async || before < crate::metrics::QUARANTINED.get())
         .await;
+    bench.eventually("the leader knows", async || lock(&bench.wire.failures).len() == 6).await;
+    let mut told = lock(&bench.wire.failures).clone();
+    told.sort_by_key(|failed| failed.failures);
+    let reasons: Vec<u32> = told.iter().map(|failed| failed.reason).collect();
+    let restarted = u32::from(Reason::Restarted.code());
+    assert_eq!(reasons[..5], [restarted; 5]);
+    assert_eq!(reasons[5], u32::from(Reason::Quarantined.code()));
+    assert!(told[5].agent == A && !told[5].detail.is_empty(), "{:?}", told[5]);
     let other = bench.submit("acme/postchain/b", "text", "k").await.unwrap();
     assert_eq!(state(&bench.ended(other.lsn).await), WorkState::Succeeded);
 }

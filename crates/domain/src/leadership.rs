@@ -230,6 +230,12 @@ impl Leadership {
     }
 }
 
+/// Whether who trusts the authorities `ours` belongs to the cluster of a store that names `theirs`: two clusters on one
+/// store would take its leadership from each other. A store that names none has no cluster yet.
+pub fn is_of_cluster(ours: &[String], theirs: &[String]) -> bool {
+    theirs.is_empty() || theirs.iter().any(|authority| ours.contains(authority))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,5 +373,19 @@ mod tests {
         assert_eq!(replica.resign(), expected);
         assert_eq!(replica.observe(None, Millis(5_000)), []);
         assert_eq!(replica.tick(Millis(5_000)), []);
+    }
+
+    #[test]
+    fn a_store_is_of_the_cluster_that_shares_an_authority_with_it() {
+        let of = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let check = |ours: &[&str], theirs: &[&str], expected| {
+            assert_eq!(is_of_cluster(&of(ours), &of(theirs)), expected, "{ours:?} {theirs:?}");
+        };
+        check(&["a"], &[], true);
+        check(&["a"], &["a"], true);
+        check(&["a", "b"], &["a"], true);
+        check(&["b"], &["a", "b"], true);
+        check(&["b"], &["a"], false);
+        check(&[], &["a"], false);
     }
 }

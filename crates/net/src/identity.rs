@@ -104,6 +104,17 @@ impl Identity {
         }
     }
 
+    /// The authorities that are trusted: the BLAKE3 hash of each one's public key (its DER), in hex, sorted. A certificate
+    /// that was renewed with the same key is the same authority.
+    pub fn authorities(&self) -> Vec<String> {
+        let keys = self.0.roots.roots.iter().map(|root| &root.subject_public_key_info);
+        let mut hashes: Vec<String> =
+            keys.map(|key| blake3::hash(key.as_ref()).to_hex().to_string()).collect();
+        hashes.sort();
+        hashes.dedup();
+        hashes
+    }
+
     pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
         self.0.certified.clone()
     }
@@ -173,6 +184,19 @@ mod tests {
         assert_eq!(identity.id().to_string(), "spiffe://stagedoor.local/node/node-1");
         assert!(SystemTime::now() < identity.not_after());
         assert_eq!(format!("{identity:?}"), "Identity(spiffe://stagedoor.local/node/node-1)");
+    }
+
+    #[test]
+    fn authorities_are_told_apart_by_their_keys() {
+        let (ours, theirs) = (Fixture::new(), Fixture::new());
+        let one = ours.issue("node/node-1");
+        let identity = |ca: &str| Identity::from_pem(&one.certificate_pem, &one.key_pem, ca);
+        let own = identity(ours.ca.certificate_pem()).unwrap().authorities();
+        assert_eq!(own.len(), 1);
+        assert_eq!(own[0].len(), 64);
+        let both = format!("{}{}", ours.ca.certificate_pem(), theirs.ca.certificate_pem());
+        let both = identity(&both).unwrap().authorities();
+        assert!(both.len() == 2 && both.contains(&own[0]) && both.is_sorted());
     }
 
     #[test]

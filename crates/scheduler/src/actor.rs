@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::Peer;
-use domain::leadership::{Action, LeaderRow, Leadership, Taken};
+use domain::leadership::{self, Action, LeaderRow, Leadership, Taken};
 use domain::time::Millis;
-use domain::{Epoch, ProcessName, Reason, Role, ShardId, Term};
+use domain::{ClusterId, Epoch, ProcessName, Reason, Role, ShardId, Term};
 use proto::kind;
-use proto::link::{Held, JoinRequest, JoinResponse, SightAnswer, StandbyRequest};
+use proto::link::{AgentFailed, Held, JoinRequest, JoinResponse, SightAnswer, StandbyRequest};
 use proto::v1;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::OwnedSemaphorePermit;
@@ -254,6 +254,11 @@ impl State {
             let actions = self.leadership.deposed();
             self.carry(actions);
         }
+        if !self.waiting.is_empty() && self.is_elsewhere() {
+            for (request, room) in std::mem::take(&mut self.waiting) {
+                self.redirect(request, room);
+            }
+        }
         if self.leader().is_some_and(Leader::is_dirty) && !self.is_publish_due {
             self.is_publish_due = true;
             let (inbox, wait_ms) = (self.inbox.clone(), self.shared.config.coalesce_ms);
@@ -302,6 +307,9 @@ impl State {
     fn observed(&mut self, observed: Option<steps::Observed>, now: Millis) {
         self.is_looking = false;
         let Some(observed) = observed else { return };
+        if !leadership::is_of_cluster(&self.shared.authorities, &observed.authorities) {
+            return self.give_up(&foreign(observed.cluster_id));
+        }
         if self.term().is_none() {
             let row = observed.leader.clone().unwrap_or_default();
             if row.name.as_ref().is_some_and(|name| *name != self.shared.me.name) {
@@ -547,6 +555,8 @@ impl State {
             }),
             kind::HELD => read_message(payload)
                 .and_then(|held: Held| leader.opened(from, read_held(held), now)),
+            kind::AGENT_FAILED => read_message(payload)
+                .and_then(|failed: AgentFailed| leader.agent_failed(from, failed)),
             kind::DRAIN => read_message(payload)
                 .and_then(|join: JoinRequest| leader.drain_asked(from, join, now)),
             kind::STANDBY => read_message(payload)
@@ -569,11 +579,16 @@ impl State {
         request.answer(answer);
     }
 
-    /// Names the leader; where that may be us in a moment, the request waits.
+    /// Whether another leads, as far as is known.
+    fn is_elsewhere(&self) -> bool {
+        let leader = self.shared.status().leader;
+        self.term().is_none() && !leader.is_empty() && leader != self.shared.me.name.as_str()
+    }
+
+    /// Names the leader; where that may be us in a moment, the request waits until it is known.
     fn redirect(&mut self, request: Request, room: OwnedSemaphorePermit) {
-        let status = self.shared.status();
-        let is_other = !status.leader.is_empty() && status.leader != self.shared.me.name.as_str();
-        if is_other && self.term().is_none() {
+        if self.is_elsewhere() {
+            let status = self.shared.status();
             let message = format!("{} leads, not {}", status.leader, self.shared.me.name);
             let mut refusal = refusal(Reason::Moved, message);
             refusal.moved_node = status.leader;
@@ -616,4 +631,13 @@ impl State {
             (Part::Standby | Part::Loading(_), None) => self.standby.sightings.lost(&pulse.from),
         }
     }
+}
+
+/// Why a store cannot be used, and what to do.
+fn foreign(cluster_id: Option<ClusterId>) -> String {
+    let cluster = cluster_id.map(String::from).unwrap_or_default();
+    format!(
+        "the store belongs to cluster {cluster}, whose certificates come from another authority: use a store of its \
+         own for this cluster, or the certificates of that one"
+    )
 }

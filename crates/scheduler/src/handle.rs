@@ -40,6 +40,8 @@ pub struct Args {
     pub store: Arc<dyn Store>,
     /// What the store is called in the config of all processes: grants name it.
     pub store_name: String,
+    /// The certificate authorities that this process trusts: see `net::Identity::authorities`.
+    pub authorities: Vec<String>,
     pub cluster: cluster::Handle,
     /// `host:port` of our heartbeat listener, as nodes are told.
     pub beat: String,
@@ -50,8 +52,9 @@ pub struct Args {
 /// # Errors
 /// The config has a number out of its range.
 pub async fn spawn(args: Args) -> Result<Handle, Error> {
-    let Args { config, me, store, store_name, cluster, beat } = args;
-    start(Parts { config, me, store, store_name, links: Arc::new(cluster), beat }).await
+    let Args { config, me, store, store_name, authorities, cluster, beat } = args;
+    let links = Arc::new(cluster);
+    start(Parts { config, me, store, store_name, authorities, links, beat }).await
 }
 
 pub(crate) struct Parts {
@@ -59,6 +62,7 @@ pub(crate) struct Parts {
     pub(crate) me: Member,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) store_name: String,
+    pub(crate) authorities: Vec<String>,
     pub(crate) links: Arc<dyn Links>,
     pub(crate) beat: String,
 }
@@ -130,6 +134,7 @@ impl Handle {
             | kind::VIEW_WANTED
             | kind::DROPPED
             | kind::HELD
+            | kind::AGENT_FAILED
             | kind::STANDBY
             | kind::SIGHT
             | kind::TAKE_OVER => {
@@ -247,6 +252,7 @@ impl Handle {
                 let shard: ShardId = id.parse()?;
                 placement = self.placement(shard).await;
             }
+            "agent" => {}
             _ => return Err(Error::UnknownKind { kind: kind.chars().take(80).collect() }),
         }
         let subject = format!("{kind}/{id}");
@@ -256,7 +262,8 @@ impl Handle {
         transitions.reverse();
         // A batch whose answer was lost was written twice.
         transitions.dedup();
-        if transitions.is_empty() && placement.is_empty() {
+        // Of an agent only its failures are here; what else there is of it is in its journal.
+        if transitions.is_empty() && placement.is_empty() && kind != "agent" {
             return Err(Error::UnknownSubject { subject });
         }
         Ok((transitions, placement))

@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) me: Member,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) store_name: String,
+    pub(crate) authorities: Vec<String>,
     pub(crate) links: Arc<dyn Links>,
     /// `host:port` of our heartbeat listener, as nodes are told.
     pub(crate) beat: String,
@@ -65,6 +66,7 @@ impl Shared {
             me: parts.me,
             store: parts.store,
             store_name: parts.store_name,
+            authorities: parts.authorities,
             links: parts.links,
             beat: parts.beat,
             clock: Clock::start(),

@@ -23,10 +23,13 @@ use crate::shared::{Shared, leader_row, row, within};
 const RELEASE_MS: u64 = 1_000;
 
 /// What a look at the control database showed.
+#[derive(Default)]
 pub(crate) struct Observed {
     /// None: nobody ever led.
     pub(crate) leader: Option<LeaderRow>,
     pub(crate) cluster_id: Option<ClusterId>,
+    /// Whose certificates the cluster's members have; none: nobody has said so yet.
+    pub(crate) authorities: Vec<String>,
 }
 
 /// Tells the actor of a refusal that no trying again ends: a newer version of this program made the database. True if
@@ -82,9 +85,10 @@ async fn look(shared: &Shared) -> Result<Observed, store::Error> {
         Ok(answer) => Ok(Observed {
             leader: answer.leader.as_ref().map(leader_row),
             cluster_id: answer.cluster_id.parse().ok(),
+            authorities: answer.authorities,
         }),
         // A fresh store: the first write makes it.
-        Err(store::Error::NotFound { .. }) => Ok(Observed { leader: None, cluster_id: None }),
+        Err(store::Error::NotFound { .. }) => Ok(Observed::default()),
         Err(error) => Err(error),
     }
 }

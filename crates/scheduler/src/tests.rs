@@ -1,3 +1,4 @@
+mod belonging;
 mod replicas;
 mod world;
 

@@ -113,7 +113,11 @@ impl Batch for Disown {
     fn write(&self, sink: &mut dyn Sink) -> Result<(), Stop> {
         sink.run(PUT_META, vec![text("database_id"), text(&uuid::Uuid::new_v4().to_string())])?;
         match self.database {
-            Database::Control => sink.run(NEXT_TERM, vec![number(EPOCHS_AHEAD)?]),
+            Database::Control => {
+                // Who restores may have other certificates than who made the backup.
+                sink.run("UPDATE cluster SET authorities = ''", Vec::new())?;
+                sink.run(NEXT_TERM, vec![number(EPOCHS_AHEAD)?])
+            }
             Database::Shard(_) => {
                 sink.run(NEXT_EPOCH, vec![number(EPOCHS_AHEAD)?])?;
                 let name = "restore".parse().map_err(|_| Error::invalid("a name"))?;

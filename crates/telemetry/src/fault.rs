@@ -36,7 +36,7 @@ mod points {
 mod points {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use rustix::process::{Signal, getpid, kill_process};
 
@@ -96,10 +96,13 @@ mod points {
     /// Every worker of the runtime gets some of these, and stands still.
     fn block_all(time: Duration) {
         const TASKS: usize = 64;
+        let until = Instant::now() + time;
+        let stand_still =
+            move || std::thread::sleep(until.saturating_duration_since(Instant::now()));
         for _ in 0..TASKS {
-            tokio::spawn(async move { std::thread::sleep(time) });
+            tokio::spawn(async move { stand_still() });
         }
-        std::thread::sleep(time);
+        stand_still();
     }
 }
 

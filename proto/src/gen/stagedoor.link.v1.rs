@@ -114,6 +114,24 @@ pub struct BeatAnswer {
     #[prost(uint64, tag = "3")]
     pub term: u64,
 }
+/// An agent failed, and what follows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentFailed {
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// restarted or quarantined.
+    #[prost(uint32, tag = "4")]
+    pub reason: u32,
+    /// How often it has failed since this node opened its shard.
+    #[prost(uint32, tag = "5")]
+    pub failures: u32,
+    #[prost(string, tag = "6")]
+    pub detail: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Held {
     #[prost(uint32, tag = "1")]
@@ -1277,10 +1295,14 @@ pub struct TakeLeadership {
 pub struct RaiseBeat {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseLeadership {}
+/// The id is set once; the authorities are replaced.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutCluster {
     #[prost(string, tag = "1")]
     pub cluster_id: ::prost::alloc::string::String,
+    /// Whose certificates the cluster's members have.
+    #[prost(string, repeated, tag = "2")]
+    pub authorities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutNode {
@@ -1446,6 +1468,9 @@ pub struct ControlAnswer {
     pub shards: ::prost::alloc::vec::Vec<PutShard>,
     #[prost(message, repeated, tag = "7")]
     pub audit: ::prost::alloc::vec::Vec<PutAudit>,
+    /// With the cluster id.
+    #[prost(string, repeated, tag = "8")]
+    pub authorities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaderRow {

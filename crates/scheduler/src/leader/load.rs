@@ -52,16 +52,25 @@ pub(crate) async fn load(hands: Hands) {
 
 async fn try_load(hands: &Hands) -> Result<Tried, store::Error> {
     let shared = &hands.shared;
-    let mut cluster_id = shared.read(Read::Cluster(ReadCluster {})).await?.cluster_id;
+    let found = shared.read(Read::Cluster(ReadCluster {})).await?;
+    let mut cluster_id = found.cluster_id;
     let mut shards = shared.read(Read::Shards(ReadShards {})).await?.shards;
     if cluster_id.is_empty() || shards.is_empty() {
         let fresh = new_shards(shared.config.shards, &shared.store_name);
-        match shared.write(hands.term, first_rows(&fresh), WRITE_MS).await? {
+        let rows = first_rows(&fresh, &shared.authorities);
+        match shared.write(hands.term, rows, WRITE_MS).await? {
             ControlOutcome::Done(answer) => cluster_id = answer.cluster_id,
             ControlOutcome::NotLeader(_) => return Ok(Tried::NotLeader),
         }
         info!(cluster = cluster_id, shards = fresh.len(), "made the cluster");
         shards = fresh;
+    } else if found.authorities != shared.authorities {
+        // They change while certificates are replaced: first both are trusted, then the new one alone.
+        let put = put_cluster(cluster_id.clone(), &shared.authorities);
+        let written = shared.write(hands.term, vec![put], WRITE_MS).await?;
+        if let ControlOutcome::NotLeader(_) = written {
+            return Ok(Tried::NotLeader);
+        }
     }
     let nodes = shared.read(Read::Nodes(ReadNodes {})).await?.nodes;
     let table = table(&shards).map_err(corrupt)?;
@@ -75,11 +84,15 @@ fn corrupt(error: domain::Error) -> store::Error {
 }
 
 /// All or nothing: a cluster that has an id has its shards.
-fn first_rows(shards: &[PutShard]) -> Vec<ControlWrite> {
+fn first_rows(shards: &[PutShard], authorities: &[String]) -> Vec<ControlWrite> {
     let cluster_id = format!("c-{:016x}", rand::random::<u64>());
-    let mut writes = vec![row(Write::Cluster(PutCluster { cluster_id }))];
+    let mut writes = vec![put_cluster(cluster_id, authorities)];
     writes.extend(shards.iter().cloned().map(|shard| row(Write::Shard(shard))));
     writes
+}
+
+fn put_cluster(cluster_id: String, authorities: &[String]) -> ControlWrite {
+    row(Write::Cluster(PutCluster { cluster_id, authorities: authorities.to_vec() }))
 }
 
 /// The shards of a new cluster: all of class `{}`, each with an equal run of slots.

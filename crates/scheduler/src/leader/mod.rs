@@ -25,8 +25,8 @@ use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
 use domain::view::{MemberInfo, View};
-use domain::{ClusterId, Epoch, Member, ProcessName, Reason, Role, ShardId, Term};
-use proto::link::{JoinRequest, PutShard, Refusal};
+use domain::{AgentId, ClusterId, Epoch, Member, ProcessName, Reason, Role, ShardId, Term};
+use proto::link::{AgentFailed, JoinRequest, PutShard, Refusal};
 use telemetry::fault::point;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -38,7 +38,7 @@ pub(crate) use hands::{Hands, Outcome, read_held};
 pub(crate) use load::{Loaded, load};
 
 use crate::journal::{Journal, Transition};
-use crate::links::refusal;
+use crate::links::{malformed, refusal};
 use crate::metrics;
 use crate::shared::node_peer;
 use facts::{DROPPED, Facts, Fencing, GRANTED, UNOWNED};
@@ -293,6 +293,33 @@ impl Leader {
             let actions = self.ownership.dropped(held.shard, held.epoch, reason, now);
             self.act(actions, now);
         }
+        Ok(Bytes::new())
+    }
+
+    /// A node says that one of its agents failed.
+    pub(crate) fn agent_failed(
+        &mut self,
+        from: &Peer,
+        failed: AgentFailed,
+    ) -> Result<Bytes, Refusal> {
+        let member = self.member_at(from)?;
+        let agent: AgentId =
+            failed.agent.parse().map_err(|error: domain::Error| malformed(error.to_string()))?;
+        let (reason, to) = match u16::try_from(failed.reason).ok().and_then(Reason::from_code) {
+            Some(reason @ Reason::Restarted) => (reason, "restarting"),
+            Some(reason @ Reason::Quarantined) => (reason, "quarantined"),
+            _ => return Err(malformed("an agent that failed is restarted or quarantined")),
+        };
+        let AgentFailed { shard, epoch, failures, detail, .. } = failed;
+        self.journal.transition(Transition {
+            subject: format!("agent/{agent}"),
+            from: "running",
+            to,
+            reason,
+            cause: format!("failure {failures} in shard {shard}: {detail}"),
+            epoch: Epoch(epoch),
+            node: member.name.to_string(),
+        });
         Ok(Bytes::new())
     }
 

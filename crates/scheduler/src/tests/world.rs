@@ -82,11 +82,22 @@ impl World {
     }
 
     pub(super) async fn scheduler_with(&self, me: &str, config: Config) -> Handle {
+        self.scheduler_of(&["ours"], me, config).await
+    }
+
+    /// One that trusts these authorities.
+    pub(super) async fn scheduler_of(
+        &self,
+        authorities: &[&str],
+        me: &str,
+        config: Config,
+    ) -> Handle {
         let parts = Parts {
             config,
             me: Member { name: name(me), incarnation: Incarnation(1) },
             store: self.store.clone(),
             store_name: "main".to_owned(),
+            authorities: authorities.iter().map(ToString::to_string).collect(),
             links: Arc::new(LinksOf { me: name(me), links: self.links.clone() }),
             beat: format!("{me}:9"),
         };

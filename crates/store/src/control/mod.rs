@@ -41,11 +41,13 @@ impl Batch for ControlBatch {
     }
 
     fn answer(&self, kept: &mut Found) -> Result<ControlAnswer, Error> {
-        let (leader, cluster_id) = (read::leader(kept)?, read::cluster_id(kept)?);
+        let answer = ControlAnswer { leader: Some(read::leader(kept)?), ..read::cluster(kept)? };
         let has_cluster =
             self.writes.iter().any(|put| matches!(put.write, Some(Write::Cluster(_))));
-        let cluster_id = if has_cluster { cluster_id } else { String::new() };
-        Ok(ControlAnswer { leader: Some(leader), cluster_id, ..ControlAnswer::default() })
+        match has_cluster {
+            true => Ok(answer),
+            false => Ok(ControlAnswer { leader: answer.leader, ..ControlAnswer::default() }),
+        }
     }
 }
 
@@ -61,12 +63,10 @@ fn writes(batch: &ControlBatch) -> Result<Vec<&Write>, Error> {
                 .ok_or_else(|| Error::invalid("a control batch has a write of an unknown kind"))?,
         );
     }
-    let is_step = matches!(writes.as_slice(), [Write::Take(_) | Write::Cluster(_)]);
+    let is_step = matches!(writes.as_slice(), [Write::Take(_)]);
     let takes = writes.iter().any(|write| matches!(write, Write::Take(_)));
     if batch.leader.is_empty() && !is_step {
-        return Err(Error::invalid(
-            "a control batch without a leader takes leadership or sets the cluster id",
-        ));
+        return Err(Error::invalid("a control batch without a leader takes leadership"));
     }
     if !batch.leader.is_empty() && takes {
         return Err(Error::invalid("leadership is taken in a batch of its own, without a leader"));
@@ -83,8 +83,10 @@ fn apply(sink: &mut dyn Sink, write: &Write) -> Result<(), Stop> {
             if put.cluster_id.is_empty() {
                 return Err(Error::invalid("a cluster id is not empty").into());
             }
-            let insert = "INSERT OR IGNORE INTO cluster VALUES(1, ?1)";
-            sink.run(insert, vec![text(&put.cluster_id)])
+            let params = vec![text(&put.cluster_id), text(&put.authorities.join("\n"))];
+            let put = "INSERT INTO cluster(id, cluster_id, authorities) VALUES(1, ?1, ?2) \
+                       ON CONFLICT(id) DO UPDATE SET authorities = excluded.authorities";
+            sink.run(put, params)
         }
         Write::Node(node) => put_node(sink, node),
         Write::Definition(definition) => put_definition(sink, definition),

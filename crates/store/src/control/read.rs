@@ -42,7 +42,9 @@ impl Query for ReadControl {
         let mut answer = ControlAnswer { leader: Some(leader(found)?), ..ControlAnswer::default() };
         match &self.read {
             None | Some(Read::Leader(_)) => {}
-            Some(Read::Cluster(_)) => answer.cluster_id = cluster_id(found)?,
+            Some(Read::Cluster(_)) => {
+                answer = ControlAnswer { leader: answer.leader, ..cluster(found)? };
+            }
             Some(Read::Definitions(_)) => answer.definitions = found.rows(definition)?,
             Some(Read::Transitions(_)) => answer.transitions = found.rows(transition)?,
             Some(Read::Nodes(_)) => answer.nodes = nodes(found)?,
@@ -76,11 +78,14 @@ pub(crate) fn leader(found: &mut Found) -> Result<LeaderRow, Error> {
     row.ok_or_else(|| found.corrupt("its leader row"))
 }
 
-pub(crate) const CLUSTER: &str = "SELECT cluster_id FROM cluster";
+pub(crate) const CLUSTER: &str = "SELECT cluster_id, authorities FROM cluster";
 
-/// Empty until it is set.
-pub(crate) fn cluster_id(found: &mut Found) -> Result<String, Error> {
-    Ok(found.row(Row::text)?.unwrap_or_default())
+/// Its id and authorities; empty until they are set.
+pub(crate) fn cluster(found: &mut Found) -> Result<ControlAnswer, Error> {
+    let row = found.row(|row| Ok((row.text()?, row.text()?)))?;
+    let (cluster_id, authorities) = row.unwrap_or_default();
+    let authorities = authorities.lines().map(str::to_owned).collect();
+    Ok(ControlAnswer { cluster_id, authorities, ..ControlAnswer::default() })
 }
 
 /// By hash; or all versions of a name, newest first; or the current version of every name of a tenant, by name.

@@ -285,6 +285,7 @@ impl Store for RemoteStore {
             if page.leader.is_some() {
                 whole.leader = page.leader;
                 whole.cluster_id = page.cluster_id;
+                whole.authorities = page.authorities;
             }
             whole.definitions.extend(page.definitions);
             whole.transitions.extend(page.transitions);

@@ -46,9 +46,17 @@ pub(super) fn of_recovery(whole: Recovery) -> Vec<Answer> {
 
 /// The leader row first.
 pub(super) fn of_control(whole: ControlAnswer) -> Vec<Answer> {
-    let ControlAnswer { leader, cluster_id, definitions, transitions, nodes, shards, audit } =
-        whole;
-    let first = ControlAnswer { leader, cluster_id, ..ControlAnswer::default() };
+    let ControlAnswer {
+        leader,
+        cluster_id,
+        authorities,
+        definitions,
+        transitions,
+        nodes,
+        shards,
+        audit,
+    } = whole;
+    let first = ControlAnswer { leader, cluster_id, authorities, ..ControlAnswer::default() };
     let empty = ControlAnswer::default;
     let definitions = cut(definitions).into_iter();
     let definitions = definitions.map(|definitions| ControlAnswer { definitions, ..empty() });

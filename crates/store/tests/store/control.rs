@@ -78,13 +78,23 @@ async fn the_control_database_answers_what_was_put(doors: &Doors) {
     let control = &doors.control;
     let read = async |read| control.read_control(&ReadControl { read: Some(read) }).await.unwrap();
     assert_eq!(read(Read::Cluster(ReadCluster {})).await.cluster_id, "");
-    let cluster =
-        |id: &str| batch("", 0, vec![Write::Cluster(PutCluster { cluster_id: id.into() })]);
-    assert_eq!(done(control.control(&cluster("one")).await.unwrap()).cluster_id, "one");
-    assert_eq!(done(control.control(&cluster("two")).await.unwrap()).cluster_id, "one");
-    assert_eq!(read(Read::Cluster(ReadCluster {})).await.cluster_id, "one");
-
+    let cluster = |id: &str, authorities: &[&str]| {
+        let authorities = authorities.iter().map(ToString::to_string).collect();
+        Write::Cluster(PutCluster { cluster_id: id.into(), authorities })
+    };
+    let nobody = batch("", 0, vec![cluster("one", &["a"])]);
+    assert_eq!(control.control(&nobody).await.unwrap_err().kind(), ErrorKind::Invalid);
     done(control.control(&take("control-1", 0, 0)).await.unwrap());
+    let put = async |id: &str, authorities: &[&str]| {
+        let batch = batch("control-1", 1, vec![cluster(id, authorities)]);
+        let answer = done(control.control(&batch).await.unwrap());
+        (answer.cluster_id, answer.authorities)
+    };
+    assert_eq!(put("one", &["a"]).await, ("one".to_owned(), vec!["a".to_owned()]));
+    let both = vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(put("two", &["a", "b"]).await, ("one".to_owned(), both.clone()));
+    let found = read(Read::Cluster(ReadCluster {})).await;
+    assert_eq!((found.cluster_id, found.authorities), ("one".to_owned(), both));
     let attributes = HashMap::from([("modality".to_owned(), "text".to_owned())]);
     let capability =
         CapabilityOffer { name: "phase/action".into(), version: 1, attributes, capacity: 4 };
