@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::harness::{Dev, Options, PATIENCE, Planted, Program, Sqld, eventually};
+use tests::harness::{Child, Dev, Options, PATIENCE, Planted, Program, Sqld, eventually};
 
 const PROGRAM: Program = Program(env!("CARGO_BIN_EXE_stagedoor-under-test"));
 
@@ -53,4 +53,20 @@ fn a_cluster_on_sqld_does_its_work_and_survives_the_death_of_a_node() {
     let id = first["id"].as_str().unwrap();
     let again = dev.run(&["work", "get", id]).document();
     assert_eq!(again["state"], "WORK_STATE_SUCCEEDED", "{again}");
+}
+
+#[test]
+fn a_second_cluster_does_not_form_on_the_same_databases() {
+    let Some(sqld) = Sqld::start() else { return };
+    let first = Dev::start_with(PROGRAM, &Options { nodes: 1, ..options(&sqld) });
+    let status = first.run(&["status"]).document();
+    let mut command = PROGRAM.command();
+    command.arg("dev").arg("--data-dir").arg(first.scratch().join("second"));
+    command.args(["--nodes", "1", "--api", "127.0.0.1:0", "--output", "json"]);
+    let mut second = Child::spawn("second", command.args(sqld.dev_args()));
+    assert_eq!(second.wait(PATIENCE).code(), Some(1));
+    let said = second.stderr().join("\n");
+    let id = status["clusterId"].as_str().unwrap();
+    assert!(said.contains(id) && said.contains("another authority"), "{said}");
+    submit_and_watch(&first, "goes-on");
 }
