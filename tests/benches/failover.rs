@@ -8,6 +8,7 @@
 //!
 //! - of a node that was killed or stopped: until the first acceptance, phase or end that its next owner has journaled;
 //! - of a leader that was: until the acceptance of the first work that was submitted after the fault;
+//! - of a silent cut: the same. All links go through proxies in the process of the load then, which costs it processor time;
 //! - of a drain: the longest between a submit and its acceptance. A full processor would hide it: its pause is two seconds
 //!   by default, and `nothing` shows what the same load waits when nothing happens.
 //!
@@ -29,7 +30,7 @@ use proto::v1::{
 };
 use rustix::process::Signal;
 use serde_json::json;
-use tests::harness::{Options, Sqld};
+use tests::harness::{MeshOptions, Options, Sqld};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use load::{Cluster, Counted, ReadBack, argument, percentile};
@@ -48,18 +49,22 @@ const WARM: usize = 3;
 enum Fault {
     NodeKill,
     NodeStop,
+    NodeCut,
     LeaderKill,
     LeaderStop,
+    LeaderCut,
     Drain,
     Nothing,
 }
 
 impl Fault {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::NodeKill,
         Self::NodeStop,
+        Self::NodeCut,
         Self::LeaderKill,
         Self::LeaderStop,
+        Self::LeaderCut,
         Self::Drain,
         Self::Nothing,
     ];
@@ -68,16 +73,23 @@ impl Fault {
         match self {
             Self::NodeKill => "node-kill",
             Self::NodeStop => "node-stop",
+            Self::NodeCut => "node-cut",
             Self::LeaderKill => "leader-kill",
             Self::LeaderStop => "leader-stop",
+            Self::LeaderCut => "leader-cut",
             Self::Drain => "drain",
             Self::Nothing => "nothing",
         }
     }
 
+    /// Whether the links of a process that lives are cut.
+    fn is_cut(self) -> bool {
+        matches!(self, Self::NodeCut | Self::LeaderCut)
+    }
+
     /// Whether others take the agents over whose answers are waited for.
     fn has_successor(self) -> bool {
-        matches!(self, Self::NodeKill | Self::NodeStop)
+        matches!(self, Self::NodeKill | Self::NodeStop | Self::NodeCut)
     }
 
     /// Whether the longest wait of an agent is asked for, and not when it is back.
@@ -88,8 +100,8 @@ impl Fault {
     /// Whether only the agents of one node are concerned.
     fn is_of_a_node(self) -> bool {
         match self {
-            Self::NodeKill | Self::NodeStop | Self::Drain | Self::Nothing => true,
-            Self::LeaderKill | Self::LeaderStop => false,
+            Self::NodeKill | Self::NodeStop | Self::NodeCut | Self::Drain | Self::Nothing => true,
+            Self::LeaderKill | Self::LeaderStop | Self::LeaderCut => false,
         }
     }
 }
@@ -101,7 +113,11 @@ fn main() -> anyhow::Result<ExitCode> {
 async fn bench() -> anyhow::Result<()> {
     let trials: usize = argument("trials", 20);
     let (only, store) = (argument("fault", String::new()), argument("store", "files".to_owned()));
-    for fault in Fault::ALL.into_iter().filter(|fault| only.is_empty() || fault.name() == only) {
+    let is_wanted = |fault: &Fault| match only.as_str() {
+        "" => store == "files" || !fault.is_cut(),
+        only => fault.name() == only,
+    };
+    for fault in Fault::ALL.into_iter().filter(is_wanted) {
         let pause_ms = argument("pause-ms", if fault.is_of_waiting() { 2_000 } else { 0 });
         let setup = Setup {
             fault,
@@ -177,14 +193,7 @@ fn report(setup: &Setup, mut trials: Vec<Trial>) {
 }
 
 async fn trial(setup: &Setup) -> anyhow::Result<Trial> {
-    let sqld = match setup.store.as_str() {
-        "files" => None,
-        "sqld" => Some(Sqld::start().context("there is no sqld here")?),
-        other => bail!("--store is files or sqld, not {other}"),
-    };
-    let args = sqld.as_ref().map(Sqld::dev_args).unwrap_or_default();
-    let options = Options { nodes: 3, controls: 2, args, ..Options::default() };
-    let mut cluster = Cluster::start_with_options(PROGRAM, &options)?;
+    let (_sqld, mut cluster) = start(setup)?;
     let definition = proto::v1::Definition {
         name: "bench".to_owned(),
         model: "noop".to_owned(),
@@ -197,12 +206,48 @@ async fn trial(setup: &Setup) -> anyhow::Result<Trial> {
     Box::pin(run(&cluster, setup, names)).await
 }
 
+/// Two control replicas and three nodes; and the server that has their databases, if it is one.
+fn start(setup: &Setup) -> anyhow::Result<(Option<Sqld>, Cluster)> {
+    let is_sqld = match setup.store.as_str() {
+        "files" => false,
+        "sqld" => true,
+        other => bail!("--store is files or sqld, not {other}"),
+    };
+    if setup.fault.is_cut() {
+        ensure!(!is_sqld, "{} is measured with files only", setup.fault.name());
+        let options = MeshOptions { nodes: 3, controls: 2, ..MeshOptions::default() };
+        return Ok((None, Cluster::start_behind_proxies(PROGRAM, &options)?));
+    }
+    let sqld = match is_sqld {
+        true => Some(Sqld::start().context("there is no sqld here")?),
+        false => None,
+    };
+    let args = sqld.as_ref().map(Sqld::dev_args).unwrap_or_default();
+    let options = Options { nodes: 3, controls: 2, args, ..Options::default() };
+    Ok((sqld, Cluster::start_with_options(PROGRAM, &options)?))
+}
+
+/// Who owns which shard, once each node has a third of them.
+async fn balanced(cluster: &Cluster) -> anyhow::Result<BTreeMap<u32, String>> {
+    let patience = Instant::now() + TRIAL_MAX;
+    loop {
+        let shards = cluster.client.shards().await?.shards;
+        let mut counts = BTreeMap::<&str, u32>::new();
+        for shard in shards.iter().filter(|shard| shard.state == "open") {
+            *counts.entry(&shard.node).or_default() += 1;
+        }
+        if counts.len() == 3 && counts.values().all(|count| *count == SHARDS / 3) {
+            let owners = shards.into_iter().map(|shard| (shard.id.unsigned_abs(), shard.node));
+            return Ok(owners.collect());
+        }
+        ensure!(Instant::now() < patience, "the shards are not spread evenly: {counts:?}");
+        sleep_until(Instant::now() + Duration::from_millis(20)).await;
+    }
+}
+
 /// Agents that the fault concerns: those of the victim, or just any.
 async fn concerned(cluster: &Cluster, fault: Fault, count: usize) -> anyhow::Result<Vec<String>> {
-    let shards = cluster.client.shards().await?.shards;
-    let owners: BTreeMap<u32, String> =
-        shards.into_iter().map(|shard| (shard.id.unsigned_abs(), shard.node)).collect();
-    ensure!(owners.len() == SHARDS as usize, "a cluster of {} shards", owners.len());
+    let owners = balanced(cluster).await?;
     let mut names = Vec::with_capacity(count);
     for number in 0_u64.. {
         let name = format!("default/bench/{number}");
@@ -291,7 +336,7 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
     trial.read_back = load::read_back(&cluster.client, &ids).await?;
     if let (Fault::NodeStop | Fault::LeaderStop, Some(victim)) = (setup.fault, victim) {
         // What stands still does not say what it counted.
-        cluster.dev.signal(&victim, Signal::CONT);
+        cluster.signal(&victim, Signal::CONT);
     }
     trial.counted = cluster.since_mark()?;
     let early = trial.counted.number("steps_begun_early");
@@ -394,8 +439,9 @@ async fn strike(cluster: &Cluster, fault: Fault) -> anyhow::Result<String> {
         status.leader.map(|leader| leader.name).context("nobody leads")?
     };
     match fault {
-        Fault::NodeKill | Fault::LeaderKill => cluster.dev.signal(&victim, Signal::KILL),
-        Fault::NodeStop | Fault::LeaderStop => cluster.dev.signal(&victim, Signal::STOP),
+        Fault::NodeKill | Fault::LeaderKill => cluster.signal(&victim, Signal::KILL),
+        Fault::NodeStop | Fault::LeaderStop => cluster.signal(&victim, Signal::STOP),
+        Fault::NodeCut | Fault::LeaderCut => cluster.cut(&victim)?,
         Fault::Drain => {
             cluster.client.drain(DrainRequest { name: victim.clone() }).await?;
         }

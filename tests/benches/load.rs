@@ -11,10 +11,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use proto::v1::{Work, WorkState};
+use rustix::process::Signal;
 use serde_json::{Map, Value, json};
-use tests::harness::{Dev, Metrics, Options, Program};
+use tests::harness::{Dev, Fault, Mesh, MeshOptions, Metrics, Options, Program};
 
 /// The value of `--name`, or `default`.
 pub(crate) fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -34,11 +35,55 @@ pub(crate) fn run(bench: impl Future<Output = anyhow::Result<()>>) -> anyhow::Re
 
 /// A cluster of release processes under load.
 pub(crate) struct Cluster {
-    pub(crate) dev: Dev,
+    /// None only while it is dropped.
+    processes: Option<Processes>,
     pub(crate) client: client::Client,
-    /// Of the process that started and watches the others.
-    dev_pid: u32,
     before: Mark,
+}
+
+enum Processes {
+    /// Those of `dev`, and its own id.
+    Dev(Dev, u32),
+    /// Behind proxies, which are in this process.
+    Mesh(Box<Mesh>),
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // It waits for its processes.
+        tokio::task::block_in_place(|| drop(self.processes.take()));
+    }
+}
+
+impl Processes {
+    fn metrics(&self, name: &str) -> Metrics {
+        match self {
+            Self::Dev(dev, _) => dev.metrics(name),
+            Self::Mesh(mesh) => mesh.metrics(name).expect("it lives, and tells its metrics"),
+        }
+    }
+
+    fn signal(&self, name: &str, signal: Signal) {
+        match self {
+            Self::Dev(dev, _) => dev.signal(name, signal),
+            Self::Mesh(mesh) => mesh.signal(name, signal),
+        }
+    }
+
+    /// Those that count, as they were started.
+    fn pids(&self) -> Vec<(String, u32)> {
+        let dev = match self {
+            Self::Dev(dev, _) => dev,
+            Self::Mesh(mesh) => return mesh.pids().into_iter().collect(),
+        };
+        let processes = dev.ready()["processes"].as_array().into_iter().flatten();
+        let pid = |process: &Value| {
+            let name = process["name"].as_str().unwrap_or_default();
+            let pid = process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            (name.to_owned(), pid.expect("the ready line names it"))
+        };
+        processes.map(pid).collect()
+    }
 }
 
 /// What had been counted and burnt at one moment. Before a cluster starts, its processes have done nothing.
@@ -51,6 +96,13 @@ struct Mark {
 struct Counts {
     metrics: Option<Metrics>,
     cpu_seconds: f64,
+}
+
+impl Mark {
+    fn of_nothing() -> anyhow::Result<Self> {
+        let load_cpu_seconds = cpu_seconds(std::process::id())?;
+        Ok(Self { processes: BTreeMap::new(), load_cpu_seconds, syncs: syncs::count()? })
+    }
 }
 
 impl Cluster {
@@ -71,16 +123,48 @@ impl Cluster {
         program: &'static str,
         options: &Options,
     ) -> anyhow::Result<Self> {
-        let load_cpu_seconds = cpu_seconds(std::process::id())?;
-        let syncs = syncs::count()?;
-        let before = Mark { processes: BTreeMap::new(), load_cpu_seconds, syncs };
+        let before = Mark::of_nothing()?;
         let mut dev = Dev::start_with(Program(program), options);
         let dev_pid = dev.child().pid();
         let mut config = client::Config::new(dev.credentials());
         config.api = client::addresses_of(dev.api());
         config.timeouts.call = Duration::from_secs(120);
         let client = client::Client::connect(&config)?;
-        Ok(Self { dev, client, dev_pid, before })
+        Ok(Self { processes: Some(Processes::Dev(dev, dev_pid)), client, before })
+    }
+
+    /// One whose links all go through this process, so that they can be cut.
+    pub(crate) fn start_behind_proxies(
+        program: &'static str,
+        options: &MeshOptions,
+    ) -> anyhow::Result<Self> {
+        let before = Mark::of_nothing()?;
+        let mesh = tokio::task::block_in_place(|| Mesh::start(Program(program), options));
+        let client = mesh.client();
+        Ok(Self { processes: Some(Processes::Mesh(Box::new(mesh))), client, before })
+    }
+
+    fn processes(&self) -> &Processes {
+        self.processes.as_ref().expect("it is not dropped yet")
+    }
+
+    pub(crate) fn signal(&self, name: &str, signal: Signal) {
+        self.processes().signal(name, signal);
+    }
+
+    /// Whatever the process says or is told gets lost, and nobody notices by his connection.
+    pub(crate) fn cut(&self, name: &str) -> anyhow::Result<()> {
+        let Processes::Mesh(mesh) = self.processes() else { bail!("it has no proxies") };
+        mesh.isolate(name, Fault::HALF_OPEN);
+        Ok(())
+    }
+
+    pub(crate) fn metrics(&self, name: &str) -> Metrics {
+        self.processes().metrics(name)
+    }
+
+    pub(crate) fn pid(&self, name: &str) -> Option<u32> {
+        self.processes().pids().into_iter().find(|(of, _)| of == name).map(|(_, pid)| pid)
     }
 
     /// Counts from here, and no longer from the start.
@@ -91,23 +175,16 @@ impl Cluster {
 
     /// The processes that live.
     fn now(&self) -> anyhow::Result<Mark> {
-        let load_cpu_seconds = cpu_seconds(std::process::id())?;
-        let dev = Counts { metrics: None, cpu_seconds: cpu_seconds(self.dev_pid)? };
-        let mut processes = BTreeMap::from([("dev".to_owned(), dev)]);
-        for (name, pid) in self.processes().filter(|(_, pid)| lives(*pid)) {
-            let metrics = Some(self.dev.metrics(&name));
-            processes.insert(name, Counts { metrics, cpu_seconds: cpu_seconds(pid)? });
+        let mut mark = Mark::of_nothing()?;
+        if let Processes::Dev(_, pid) = self.processes() {
+            let dev = Counts { metrics: None, cpu_seconds: cpu_seconds(*pid)? };
+            mark.processes.insert("dev".to_owned(), dev);
         }
-        Ok(Mark { processes, load_cpu_seconds, syncs: syncs::count()? })
-    }
-
-    fn processes(&self) -> impl Iterator<Item = (String, u32)> {
-        let processes = self.dev.ready()["processes"].as_array().into_iter().flatten();
-        processes.map(|process| {
-            let name = process["name"].as_str().unwrap_or_default();
-            let pid = process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-            (name.to_owned(), pid.expect("the ready line names it"))
-        })
+        for (name, pid) in self.processes().pids().into_iter().filter(|(_, pid)| lives(*pid)) {
+            let metrics = Some(self.metrics(&name));
+            mark.processes.insert(name, Counts { metrics, cpu_seconds: cpu_seconds(pid)? });
+        }
+        Ok(mark)
     }
 
     /// What was counted since the mark by the processes that live, and the CPU seconds of each and of the load.
@@ -125,7 +202,7 @@ impl Cluster {
         }
         let load = now.load_cpu_seconds - self.before.load_cpu_seconds;
         counted.cpu_seconds.insert("load".to_owned(), load);
-        let gone = self.processes().map(|(name, _)| name);
+        let gone = self.processes().pids().into_iter().map(|(name, _)| name);
         counted.gone = gone.filter(|name| !now.processes.contains_key(name)).collect();
         Ok(counted)
     }

@@ -104,15 +104,15 @@ async fn apply(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn gone(cluster: &Cluster) -> f64 {
-    cluster.dev.metrics("node-1").sum("stagedoor_agent_evicted_total", &[])
+    cluster.metrics("node-1").sum("stagedoor_agent_evicted_total", &[])
 }
 
 fn hot(cluster: &Cluster) -> f64 {
-    cluster.dev.metrics("node-1").sum("stagedoor_agent_hot", &[])
+    cluster.metrics("node-1").sum("stagedoor_agent_hot", &[])
 }
 
 fn resident_kb(cluster: &Cluster) -> anyhow::Result<f64> {
-    let pid = cluster.dev.pid("node-1").to_string();
+    let pid = cluster.pid("node-1").context("there is no node-1")?.to_string();
     let status = std::fs::read_to_string(Path::new("/proc").join(pid).join("status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
