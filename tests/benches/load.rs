@@ -43,7 +43,7 @@ pub(crate) struct Cluster {
 
 enum Processes {
     /// Those of `dev`, and its own id.
-    Dev(Dev, u32),
+    Dev(Box<Dev>, u32),
     /// Behind proxies, which are in this process.
     Mesh(Box<Mesh>),
 }
@@ -130,7 +130,7 @@ impl Cluster {
         config.api = client::addresses_of(dev.api());
         config.timeouts.call = Duration::from_secs(120);
         let client = client::Client::connect(&config)?;
-        Ok(Self { processes: Some(Processes::Dev(dev, dev_pid)), client, before })
+        Ok(Self { processes: Some(Processes::Dev(Box::new(dev), dev_pid)), client, before })
     }
 
     /// One whose links all go through this process, so that they can be cut.

@@ -12,6 +12,7 @@ mod faults;
 mod intruders;
 mod lifetime;
 mod load;
+mod namespaces;
 mod offers;
 mod refusals;
 mod replicas;

@@ -115,20 +115,19 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// What is journaled of it.
-    pub fn entries(self) -> Vec<Entry> {
+    fn reason(self) -> Reason {
         match self {
-            Self::Cancel => {
-                let reason = Reason::CancelRequested;
-                let end = ended(WorkState::Cancelled, reason);
-                vec![Entry::CancelRequested(reason), Entry::Ended(end)]
-            }
-            Self::Deadline => {
-                vec![Entry::Ended(ended(WorkState::Failed, Reason::DeadlineExceeded))]
-            }
-            Self::Quarantine => {
-                vec![Entry::Ended(ended(WorkState::DeadLettered, Reason::Quarantined))]
-            }
+            Self::Cancel => Reason::CancelRequested,
+            Self::Deadline => Reason::DeadlineExceeded,
+            Self::Quarantine => Reason::Quarantined,
+        }
+    }
+
+    fn state(self) -> WorkState {
+        match self {
+            Self::Cancel => WorkState::Cancelled,
+            Self::Deadline => WorkState::Failed,
+            Self::Quarantine => WorkState::DeadLettered,
         }
     }
 }

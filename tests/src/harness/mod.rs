@@ -23,7 +23,7 @@ pub use child::{Child, pids_with_mark};
 pub use clients::{Clients, Heard, Load};
 pub use dev::{Dev, Options};
 pub use fault::{Door, Fault, Flow};
-pub use mesh::{CLIENTS, Mesh, MeshOptions, Port};
+pub use mesh::{CLIENTS, Mesh, MeshOptions, Port, Spaces};
 pub use metrics::Metrics;
 pub use node::{Node, NodeOptions};
 pub use program::{Output, Program};

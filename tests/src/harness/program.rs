@@ -18,7 +18,16 @@ pub struct Program(pub &'static str);
 impl Program {
     /// Without what the environment of the developer says about clusters.
     pub fn command(self) -> Command {
-        let mut command = Command::new(self.0);
+        Self::cleaned(Command::new(self.0))
+    }
+
+    /// The same, run by another program that is told so by its last argument.
+    pub fn command_of(self, mut runner: Command) -> Command {
+        runner.arg(self.0);
+        Self::cleaned(runner)
+    }
+
+    fn cleaned(mut command: Command) -> Command {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("STAGEDOOR_") {
                 command.env_remove(name);

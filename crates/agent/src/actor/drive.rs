@@ -198,13 +198,21 @@ impl State {
     fn end(&mut self, wanted: WantedEnd) {
         let WantedEnd { work, stop, reply } = wanted;
         match contest::to_end(self.underway(work)) {
-            ToEnd::Journal => self.journal(work, stop.entries(), reply.map(Told::Cancel)),
+            ToEnd::Journal => self.stop(work, stop, reply),
             ToEnd::AfterJournaling => self.wanted = Some(WantedEnd { work, stop, reply }),
             ToEnd::TooLate | ToEnd::Busy => {
                 if let Some(reply) = reply {
                     self.refuse(reply, Reason::Overloaded, "the work is being ended");
                 }
             }
+        }
+    }
+
+    fn stop(&mut self, work: Lsn, stop: Stop, reply: Option<Reply>) {
+        let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
+        let entries = turn.map(|turn| turn.stopped(stop)).unwrap_or_default();
+        if !entries.is_empty() {
+            self.journal(work, entries, reply.map(Told::Cancel));
         }
     }
 
@@ -216,7 +224,7 @@ impl State {
         let Some(WantedEnd { work, stop, reply }) = self.wanted.take() else { return };
         let is_open = self.fold.as_ref().is_some_and(|fold| fold.turn(work).is_some());
         match (is_open, reply) {
-            (true, reply) => self.journal(work, stop.entries(), reply.map(Told::Cancel)),
+            (true, reply) => self.stop(work, stop, reply),
             (false, Some(reply)) => {
                 let shard = self.shard().clone();
                 tokio::spawn(async move { read::cancelled(&shard, work, reply).await });
@@ -240,7 +248,7 @@ impl State {
         }
         let open: Vec<Lsn> = self.fold.iter().flat_map(|fold| fold.open().map(Turn::id)).collect();
         for work in open {
-            self.journal(work, Stop::Quarantine.entries(), None);
+            self.stop(work, Stop::Quarantine, None);
         }
         Ok(())
     }

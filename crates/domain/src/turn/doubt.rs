@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{DOUBT_HOLD_MS, Onward, Turn, ended};
+use super::{DOUBT_HOLD_MS, Onward, Stop, Turn, ended};
 use crate::definition::Policy;
 use crate::entry::{
     Ended, Entry, Resolution, Stamp, StepDone, StepDoubted, StepIntended, StepResolved, Usage,
@@ -116,6 +116,28 @@ impl Turn {
         let tool = self.tool_call().map_or("", |call| call.tool.as_str());
         let sequence = u32::try_from(self.steps().count() + 1).unwrap_or(u32::MAX);
         Some(Doubted { step, attempt: self.begun, tool, sequence })
+    }
+
+    /// What is journaled when the work is stopped. A call that must not be made twice and may be under way goes into doubt
+    /// before: whoever reads the end must not take it for a call that was not made.
+    pub fn stopped(&self, stop: Stop) -> Vec<Entry> {
+        let (state, reason) = (stop.state(), stop.reason());
+        let mut entries = Vec::new();
+        let mut detail = String::new();
+        if let Onward::Step(step) = self.onward
+            && (self.is_intended() || self.state == WorkState::InDoubt)
+        {
+            let tool = self.tool_call().map_or("", |call| call.tool.as_str());
+            detail = format!("whether {step} ({tool}) was done is not known");
+            if self.state != WorkState::InDoubt {
+                entries.push(Entry::StepDoubted(StepDoubted { step, attempt: self.begun, reason }));
+            }
+        }
+        if stop == Stop::Cancel {
+            entries.push(Entry::CancelRequested(reason));
+        }
+        entries.push(Entry::Ended(Ended { detail, ..ended(state, reason) }));
+        entries
     }
 
     /// What becomes of the step in doubt, now that its tool was asked. None: a person has to say.

@@ -31,11 +31,19 @@ pub(super) struct Plan {
     pub(super) credentials: PathBuf,
 }
 
+/// The real address of the next listener of a process, and the one that is shown.
+type Address = dyn FnMut(&str) -> (SocketAddr, SocketAddr);
+
 impl Plan {
-    pub(super) fn write(dir: &Path, options: &MeshOptions) -> Self {
+    /// `address` gives each listener of a process its real address and the one that is shown.
+    pub(super) fn write(
+        dir: &Path,
+        options: &MeshOptions,
+        address: impl FnMut(&str) -> (SocketAddr, SocketAddr) + 'static,
+    ) -> Self {
         let controls = names("control", options.controls);
         let nodes = names("node", options.nodes);
-        let mut ports = Ports::default();
+        let mut ports = Ports { address: Box::new(address), taken: BTreeMap::new() };
         ports.add(STORE, Port::Main);
         for name in &controls {
             for port in [Port::Main, Port::Beat, Port::Api] {
@@ -60,16 +68,15 @@ fn names(role: &str, count: usize) -> Vec<String> {
     (1..=count).map(|number| format!("{role}-{number}")).collect()
 }
 
-/// Two for every listener.
-#[derive(Default)]
 struct Ports {
+    address: Box<Address>,
     taken: BTreeMap<(String, Port), (SocketAddr, SocketAddr)>,
 }
 
 impl Ports {
     fn add(&mut self, name: &str, port: Port) {
-        let [real, shown] = [(); 2].map(|()| free());
-        self.taken.insert((name.to_owned(), port), (real, shown));
+        let addresses = (self.address)(name);
+        self.taken.insert((name.to_owned(), port), addresses);
     }
 
     fn real(&self, name: &str, port: Port) -> Value {
@@ -82,7 +89,7 @@ impl Ports {
 }
 
 /// A port of an address that is ours alone, given out once.
-fn free() -> SocketAddr {
+pub(super) fn free() -> SocketAddr {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(PORT_MIN);
     socket(own_address(), NEXT.fetch_add(1, Ordering::Relaxed))

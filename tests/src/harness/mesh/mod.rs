@@ -6,6 +6,9 @@
 
 mod config;
 mod origin;
+mod spaces;
+
+pub use spaces::Spaces;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -83,7 +86,7 @@ impl Mesh {
         net::install_crypto_provider();
         let dir = tempfile::Builder::new().prefix("stagedoor-mesh-").tempdir().expect("a folder");
         let known = Processes::default();
-        let plan = Plan::write(dir.path(), options);
+        let plan = Plan::write(dir.path(), options, |_| (config::free(), config::free()));
         let origin = known.origin(CLIENTS);
         let proxies = plan
             .listeners

@@ -261,3 +261,27 @@ fn time_in_doubt_is_not_the_works() {
     apply_all(&mut turn, entries, 92_000);
     assert_eq!(turn.deadline_ms(), 30_000 + 90_000);
 }
+
+#[test]
+fn a_call_that_may_be_under_way_when_its_work_is_stopped_is_in_doubt() {
+    for stop in [Stop::Cancel, Stop::Deadline, Stop::Quarantine] {
+        let mut turn = intended(Policy::Ask);
+        let entries = turn.stopped(stop);
+        let doubt = StepDoubted { step: TOOL, attempt: 1, reason: stop.reason() };
+        assert_eq!(entries[0], Entry::StepDoubted(doubt));
+        let Some(Entry::Ended(ended)) = entries.last() else { panic!("{entries:?}") };
+        assert!(ended.detail.contains("(count) was done is not known"), "{}", ended.detail);
+        apply_all(&mut turn, entries, 5_000);
+        assert_eq!((turn.state(), turn.reason()), (stop.state(), stop.reason()));
+    }
+}
+
+#[test]
+fn a_work_that_is_stopped_in_doubt_is_not_doubted_twice() {
+    let entries = doubted(Policy::Ask).stopped(Stop::Deadline);
+    let [Entry::Ended(ended)] = entries.as_slice() else { panic!("{entries:?}") };
+    assert!(ended.detail.contains("(count)"), "{}", ended.detail);
+    let entries = asked(Policy::Ask).stopped(Stop::Deadline);
+    let [Entry::Ended(ended)] = entries.as_slice() else { panic!("{entries:?}") };
+    assert_eq!(ended.detail, "", "nothing was called yet");
+}
