@@ -47,6 +47,21 @@ pub(crate) fn transitions(
     Ok(told)
 }
 
+/// Puts `failures` where they belong by their times; what is in the journal keeps its order.
+pub(crate) fn merged(journaled: Vec<Transition>, failures: Vec<Transition>) -> Vec<Transition> {
+    let millis = |one: &Transition| one.time.as_ref().map_or(0, convert::millis);
+    let mut failures = failures.into_iter().peekable();
+    let mut merged = Vec::with_capacity(journaled.len() + failures.len());
+    for one in journaled {
+        while let Some(failure) = failures.next_if(|failure| millis(failure) < millis(&one)) {
+            merged.push(failure);
+        }
+        merged.push(one);
+    }
+    merged.extend(failures);
+    merged
+}
+
 struct Change {
     to: WorkState,
     reason: Reason,
@@ -205,5 +220,19 @@ mod tests {
             ]
         );
         assert!(told[1].cause.contains("count") && told[1].cause.contains("tool-0"));
+    }
+
+    #[test]
+    fn failures_stand_between_what_is_journaled_in_its_own_order() {
+        let at = |to: &str, ms: i64| Transition {
+            to: to.to_owned(),
+            time: convert::timestamp(ms),
+            ..Transition::default()
+        };
+        let journaled = vec![at("accepted", 20), at("running", 10), at("succeeded", 40)];
+        let failures = vec![at("restarting", 30), at("quarantined", 50)];
+        let merged = merged(journaled, failures);
+        let order: Vec<_> = merged.iter().map(|one| one.to.as_str()).collect();
+        assert_eq!(order, ["accepted", "running", "restarting", "succeeded", "quarantined"]);
     }
 }

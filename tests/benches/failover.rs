@@ -117,6 +117,8 @@ async fn bench() -> anyhow::Result<()> {
         "" => store == "files" || !fault.is_cut(),
         only => fault.name() == only,
     };
+    let is_known = only.is_empty() || Fault::ALL.iter().any(|fault| fault.name() == only);
+    ensure!(is_known, "there is no fault {only:?}");
     for fault in Fault::ALL.into_iter().filter(is_wanted) {
         let pause_ms = argument("pause-ms", if fault.is_of_waiting() { 2_000 } else { 0 });
         let setup = Setup {
@@ -146,9 +148,10 @@ struct Setup {
 struct Trial {
     /// Of each agent that the fault concerns.
     out_ms: Vec<f64>,
-    /// Until the leader took the victim for dead, and until its last shard was open elsewhere, by the cluster's own record.
-    dead_ms: f64,
-    open_ms: f64,
+    /// Until the leader took the victim for dead, and until its last shard was open elsewhere, by the cluster's own record; of
+    /// faults of a node.
+    dead_ms: Option<f64>,
+    open_ms: Option<f64>,
     /// By reason.
     refused: BTreeMap<String, usize>,
     /// Works that did not succeed.
@@ -183,8 +186,8 @@ fn report(setup: &Setup, mut trials: Vec<Trial>) {
         "concerned": trials.iter().map(|trial| trial.out_ms.len()).min(),
         "p50_ms": spread(of(&mut trials, 0.5)), "p99_ms": spread(of(&mut trials, 0.99)),
         "longest_ms": spread(of(&mut trials, 1.0)),
-        "dead_ms": spread(trials.iter().map(|trial| trial.dead_ms).collect()),
-        "open_ms": spread(trials.iter().map(|trial| trial.open_ms).collect()),
+        "dead_ms": trials.iter().map(|trial| trial.dead_ms).collect::<Option<_>>().map(spread),
+        "open_ms": trials.iter().map(|trial| trial.open_ms).collect::<Option<_>>().map(spread),
         "refused": refused,
         "failed": trials.iter().map(|trial| trial.failed).sum::<usize>(),
         "read_back": read.json(),
@@ -330,8 +333,8 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
         ensure!(left.iter().all(|shard| shard.node != VICTIM), "{VICTIM} is not drained");
     }
     if setup.fault.is_of_a_node() && setup.fault != Fault::Nothing {
-        trial.dead_ms = dead_ms(cluster).await? - struck_ms;
-        trial.open_ms = open_ms(cluster, struck_ms).await? - struck_ms;
+        trial.dead_ms = Some(dead_ms(cluster).await? - struck_ms);
+        trial.open_ms = Some(open_ms(cluster, struck_ms).await? - struck_ms);
     }
     trial.read_back = load::read_back(&cluster.client, &ids).await?;
     if let (Fault::NodeStop | Fault::LeaderStop, Some(victim)) = (setup.fault, victim) {
@@ -339,6 +342,7 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
         cluster.signal(&victim, Signal::CONT);
     }
     trial.counted = cluster.since_mark()?;
+    ensure!(trial.failed == 0, "{} works failed", trial.failed);
     let early = trial.counted.number("steps_begun_early");
     ensure!(early == 0.0, "{early} steps began before the commit of what they rest on");
     Ok(trial)

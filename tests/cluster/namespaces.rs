@@ -1,18 +1,25 @@
 //! A machine whose network dies while it works.
 
 use serde_json::Value;
-use tests::harness::{MeshOptions, PATIENCE, Planted, Spaces, eventually};
+use tests::harness::{Child, MeshOptions, PATIENCE, Planted, Spaces, eventually, eventually_true};
 
 use crate::{HARBOUR, PROGRAM, list};
 
 const VICTIM: &str = "node-2";
 
-fn submit(spaces: &Spaces, key: usize) -> String {
+/// Submits without waiting for the answer; many of these are under way at once.
+fn submit(spaces: &Spaces, key: usize) -> Child {
     let path = spaces.scratch().join("input.txt");
     let (key, path) = (key.to_string(), path.to_str().unwrap());
     let args =
         ["submit", "--agent", "postchain", "--key", &key, "--file", path, "--timeout", "120s"];
-    let work = spaces.client(&args).document();
+    spaces.start_client(&args)
+}
+
+fn id_of(mut submitting: Child) -> String {
+    let status = submitting.wait(PATIENCE * 4);
+    assert!(status.success(), "{status}: {:?}", submitting.stderr());
+    let work: Value = serde_json::from_str(&submitting.stdout()[0]).unwrap();
     work["id"].as_str().unwrap().to_owned()
 }
 
@@ -37,11 +44,12 @@ fn a_machine_whose_network_dies_costs_no_work_and_comes_back_as_another() {
     let text = Planted::new(HARBOUR, 2_048).text;
     std::fs::write(spaces.scratch().join("input.txt"), text).unwrap();
     let before = victim(&spaces).unwrap();
-    let mut works: Vec<String> = (0..12).map(|key| submit(&spaces, key)).collect();
+    let mut submits: Vec<Child> = (0..12).map(|key| submit(&spaces, key)).collect();
+    eventually_true(PATIENCE, "one is accepted", || !submits[0].stdout().is_empty());
+    // The others are at any stage by now, and some wait until somebody else has their shard.
     spaces.unplug(VICTIM);
-    // Some of these wait until somebody else has their shard.
-    works.extend((12..24).map(|key| submit(&spaces, key)));
-    works.iter().for_each(|id| assert_succeeded(&spaces, id));
+    submits.extend((12..24).map(|key| submit(&spaces, key)));
+    submits.into_iter().for_each(|submit| assert_succeeded(&spaces, &id_of(submit)));
     let why = spaces.client(&["why", "node", VICTIM]).stdout.join("");
     assert!(why.contains("\"silent\""), "{why}");
 
@@ -51,5 +59,5 @@ fn a_machine_whose_network_dies_costs_no_work_and_comes_back_as_another() {
         let is_back = now["state"] == "alive" && now["incarnation"] != before["incarnation"];
         if is_back { Ok(()) } else { Err(now.to_string()) }
     });
-    assert_succeeded(&spaces, &submit(&spaces, 24));
+    assert_succeeded(&spaces, &id_of(submit(&spaces, 24)));
 }

@@ -172,7 +172,7 @@ pub(crate) enum Break {
     ForgetHeadTooEarly,
     /// A leader that was replaced goes on, and the store lets it.
     OldLeaderFences,
-    /// A shard that was dropped is opened again in the same epoch.
+    /// A shard that was dropped is opened again in the same epoch: a late twin of its first opening is taken for ours.
     OpenEpochAgain,
     /// An answer counts for the step that is due, whichever attempt it is of.
     JournalOldAnswer,

@@ -152,13 +152,21 @@ impl Cluster {
     }
 
     async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
-        let entries = self.entries(id, 0, |_| true, deadline).await?;
-        let mut explained = self.fold(id, &entries).await?;
-        let (failures, _) = self.scheduler.explain("agent", &id.to_string()).await?;
-        explained.transitions.extend(failures.into_iter().map(transition));
-        let time = |one: &Transition| one.time.as_ref().map_or(0, convert::millis);
-        explained.transitions.sort_by_key(time);
-        Ok(explained)
+        let failures = self.scheduler.explain("agent", &id.to_string()).await;
+        let (failures, _) = failures.unwrap_or_default();
+        let journaled = async {
+            let entries = self.entries(id, 0, |_| true, deadline).await?;
+            self.fold(id, &entries).await
+        };
+        let explained = match journaled.await {
+            Ok(explained) => explained,
+            Err(failure) if failures.is_empty() => return Err(failure),
+            // Of an agent whose journal cannot be read, its failures are what there is to know.
+            Err(_) => ExplainResponse::default(),
+        };
+        let failures = failures.into_iter().map(transition).collect();
+        let transitions = explain::merged(explained.transitions, failures);
+        Ok(ExplainResponse { transitions, ..explained })
     }
 
     /// The newest entries of an agent that are `wanted`, down to `oldest`.

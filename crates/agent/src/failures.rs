@@ -15,7 +15,7 @@ use crate::metrics;
 use crate::shard::{Context, Shard};
 
 /// Of all agents of a node that wait for the leader to take note.
-pub(crate) const WAITING_MAX: usize = 64;
+pub(crate) const WAITING_MAX: usize = 1_024;
 const TRIES: u32 = 20;
 const AGAIN: Duration = Duration::from_millis(500);
 const CALL_MAX: Duration = Duration::from_secs(2);

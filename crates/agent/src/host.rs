@@ -337,7 +337,7 @@ impl State {
         tracing::error!(agent = %id, %error, "an agent failed");
         if let Some(slot) = self.agents.get_mut(&id) {
             slot.actor = None;
-            slot.failure = error.to_string();
+            slot.failure = chain(&**error);
             slot.parked.clear();
             if slot.stage == Stage::Quarantined {
                 return;
@@ -636,4 +636,10 @@ fn refuse(reply: Option<Reply>, refusal: Refusal) {
     if let Some(reply) = reply {
         reply.refuse(refusal);
     }
+}
+
+/// An error with what it came from.
+fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }

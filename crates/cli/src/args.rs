@@ -485,6 +485,8 @@ pub(crate) enum Kind {
     Agent,
     Shard,
     Node,
+    /// A control replica, by its name
+    Leader,
 }
 
 #[derive(Debug, Subcommand)]

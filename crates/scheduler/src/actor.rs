@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use cluster::Peer;
 use domain::leadership::{self, Action, LeaderRow, Leadership, Taken};
 use domain::time::Millis;
-use domain::{ClusterId, Epoch, ProcessName, Reason, Role, ShardId, Term};
+use domain::{Epoch, ProcessName, Reason, Role, ShardId, Term};
 use proto::kind;
 use proto::link::{AgentFailed, Held, JoinRequest, JoinResponse, SightAnswer, StandbyRequest};
 use proto::v1;
@@ -308,7 +308,8 @@ impl State {
         self.is_looking = false;
         let Some(observed) = observed else { return };
         if !leadership::is_of_cluster(&self.shared.authorities, &observed.authorities) {
-            return self.give_up(&foreign(observed.cluster_id));
+            let cluster_id = observed.cluster_id.map(String::from).unwrap_or_default();
+            return self.give_up(&steps::foreign(&cluster_id));
         }
         if self.term().is_none() {
             let row = observed.leader.clone().unwrap_or_default();
@@ -631,13 +632,4 @@ impl State {
             (Part::Standby | Part::Loading(_), None) => self.standby.sightings.lost(&pulse.from),
         }
     }
-}
-
-/// Why a store cannot be used, and what to do.
-fn foreign(cluster_id: Option<ClusterId>) -> String {
-    let cluster = cluster_id.map(String::from).unwrap_or_default();
-    format!(
-        "the store belongs to cluster {cluster}, whose certificates come from another authority: use a store of its \
-         own for this cluster, or the certificates of that one"
-    )
 }

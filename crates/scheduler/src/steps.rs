@@ -43,6 +43,14 @@ pub(crate) fn is_final(inbox: &Inbox, error: &store::Error) -> bool {
     is_final
 }
 
+/// Why a store of another cluster cannot be used, and what to do.
+pub(crate) fn foreign(cluster_id: &str) -> String {
+    format!(
+        "the store belongs to cluster {cluster_id}, whose certificates come from another authority: use a store of its \
+         own for this cluster, or the certificates of that one"
+    )
+}
+
 /// Lets time pass for the actor, until it is gone.
 pub(crate) fn tick(tick_ms: u64, inbox: Inbox) {
     tokio::spawn(async move {

@@ -32,6 +32,7 @@ pub use sqld::{ADMIN_KEY, Sqld};
 pub use text::Planted;
 pub use wait::{eventually, eventually_true};
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -53,6 +54,11 @@ pub fn free_address() -> SocketAddr {
     });
     let mut addresses = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
+}
+
+/// Says that a test could not be run here, past the capture of what tests print that pass.
+fn skipped(why: &str) {
+    _ = writeln!(std::io::stderr(), "{why}");
 }
 
 /// Below those that systems give to whoever asks for any.

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::child::Child;
 use super::wait::eventually;
-use super::{PATIENCE, free_address};
+use super::{PATIENCE, free_address, skipped};
 
 /// Of the binary that `tests/peers/package.json` names.
 const SHA256: &str = "0863c3fbe68ac9714bca2cec1330def7a0ba5e4a29f199bf60ef46fa0c95b895";
@@ -229,7 +229,7 @@ fn ask(
 fn installed() -> Option<PathBuf> {
     static INSTALLED: LazyLock<Result<PathBuf, String>> = LazyLock::new(install);
     if let Some(why) = missing() {
-        eprintln!("=== SKIPPED: there is no sqld to test against: {why} ===");
+        skipped(&format!("=== SKIPPED: there is no sqld to test against: {why} ==="));
         return None;
     }
     match &*INSTALLED {

@@ -211,6 +211,9 @@ impl State {
     fn stop(&mut self, work: Lsn, stop: Stop, reply: Option<Reply>) {
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         let entries = turn.map(|turn| turn.stopped(stop)).unwrap_or_default();
+        if entries.iter().any(|entry| matches!(entry, Entry::StepDoubted(_))) {
+            metrics::DOUBTS.inc();
+        }
         if !entries.is_empty() {
             self.journal(work, entries, reply.map(Told::Cancel));
         }

@@ -56,6 +56,7 @@ pub(crate) async fn why(args: WhyArgs) -> Result<Exit, Failure> {
         Kind::Agent => "stagedoor agents",
         Kind::Shard => "stagedoor shards",
         Kind::Node => NODES,
+        Kind::Leader => "stagedoor status",
     };
     let answer = client.explain(request).await.map_err(|error| Failure::of_one(error, list))?;
     output::print(args.connection.output, &answer, explanation)?;
@@ -98,6 +99,7 @@ fn check(kind: Kind, id: &str) -> Result<&'static str, Failure> {
         Kind::Work => ("work", id.parse::<WorkId>().map(drop)),
         Kind::Agent => ("agent", id.parse::<AgentId>().map(drop)),
         Kind::Node => ("node", id.parse::<ProcessName>().map(drop)),
+        Kind::Leader => ("leader", id.parse::<ProcessName>().map(drop)),
         Kind::Shard => match id.parse::<u16>() {
             Ok(_) => ("shard", Ok(())),
             Err(_) => {

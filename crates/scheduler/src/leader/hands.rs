@@ -59,6 +59,11 @@ impl Hands {
         _ = self.inbox.cast(Message::Deposed(self.term));
     }
 
+    /// The store turned out to be another cluster's.
+    pub(crate) fn foreign(&self, cluster_id: &str) {
+        _ = self.inbox.cast(Message::Unusable(steps::foreign(cluster_id)));
+    }
+
     /// Whether nothing will ever come of asking again; then the scheduler ends.
     pub(crate) fn is_final(&self, error: &store::Error) -> bool {
         steps::is_final(&self.inbox, error)

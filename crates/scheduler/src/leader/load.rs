@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use domain::leadership;
 use domain::ownership::OwnerRow;
 use domain::slot::{SLOTS, ShardRange, ShardTable};
 use domain::{Class, ClusterId, ShardId};
@@ -32,6 +33,8 @@ pub(crate) struct Loaded {
 enum Tried {
     Loaded(Box<Loaded>),
     NotLeader,
+    /// Another cluster was first.
+    Foreign(String),
 }
 
 /// Tries until it has everything. Ends with its task, when the term ends.
@@ -41,6 +44,7 @@ pub(crate) async fn load(hands: Hands) {
         match Box::pin(try_load(&hands)).await {
             Ok(Tried::Loaded(loaded)) => return hands.report(Outcome::Loaded(loaded)),
             Ok(Tried::NotLeader) => return hands.deposed(),
+            Ok(Tried::Foreign(cluster_id)) => return hands.foreign(&cluster_id),
             Err(error) if hands.is_final(&error) => return,
             Err(error) => {
                 warn!(%error, term = %hands.term, "the leader cannot read its databases; trying again");
@@ -53,6 +57,9 @@ pub(crate) async fn load(hands: Hands) {
 async fn try_load(hands: &Hands) -> Result<Tried, store::Error> {
     let shared = &hands.shared;
     let found = shared.read(Read::Cluster(ReadCluster {})).await?;
+    if !leadership::is_of_cluster(&shared.authorities, &found.authorities) {
+        return Ok(Tried::Foreign(found.cluster_id));
+    }
     let mut cluster_id = found.cluster_id;
     let mut shards = shared.read(Read::Shards(ReadShards {})).await?.shards;
     if cluster_id.is_empty() || shards.is_empty() {

@@ -174,8 +174,6 @@ impl Leader {
             // If it lives, it comes back over another link, and learns that it has to be a new run.
             self.hands.shared.links.forget(node_peer(&member.name));
         }
-        // Before what it had is granted: a new owner asks the nodes of its view what they run, and waits for them.
-        self.publish(None);
     }
 
     pub(crate) fn join(
@@ -413,6 +411,8 @@ impl Leader {
         if reason != Reason::Replaced {
             self.hands.shared.links.forget(node_peer(&member.name));
         }
+        // Before what it had is granted: a new owner asks the nodes of its view what they run, and waits for them.
+        self.publish(None);
     }
 
     fn candidates_changed(&mut self, now: Millis) {

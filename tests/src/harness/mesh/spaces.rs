@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::config::{Plan, Process};
-use super::{MeshOptions, socket};
+use super::{MeshOptions, READY_MAX, socket};
 use crate::harness::dev::Place;
-use crate::harness::{Child, Output, PATIENCE, Program, eventually, eventually_true};
+use crate::harness::{Child, Output, PATIENCE, Program, eventually, eventually_true, skipped};
 
 const SWITCH: &str = "switch";
 const PORT_MIN: u16 = 20_000;
@@ -109,7 +109,7 @@ impl Spaces {
     /// It does not come to that.
     pub fn start(program: Program, options: &MeshOptions) -> Option<Self> {
         if let Some(why) = missing() {
-            eprintln!("=== SKIPPED: there are no network namespaces here: {why} ===");
+            skipped(&format!("=== SKIPPED: there are no network namespaces here: {why} ==="));
             return None;
         }
         let place = Place::take();
@@ -171,13 +171,22 @@ impl Spaces {
 
     /// Runs a client command at the switch, with JSON as output.
     pub fn client(&self, args: &[&str]) -> Output {
+        Output::of(&mut self.client_command(args))
+    }
+
+    /// The same, without waiting for its end.
+    pub fn start_client(&self, args: &[&str]) -> Child {
+        Child::spawn("client", &mut self.client_command(args))
+    }
+
+    fn client_command(&self, args: &[&str]) -> Command {
         let mut command = self.program.command_of(self.hub.runner());
-        command.args(args).args(["--output", "json", "--credentials"]);
-        Output::of(command.arg(&self.plan.credentials))
+        command.args(args).args(["--output", "json", "--credentials"]).arg(&self.plan.credentials);
+        command
     }
 
     fn wait_until_whole(&self, options: &MeshOptions) {
-        eventually(PATIENCE, "all nodes are alive and all shards open", || {
+        eventually(READY_MAX, "all nodes are alive and all shards open", || {
             let status = self.client(&["status"]);
             let text = status.stdout.join("");
             let (alive, open) =
