@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use domain::entry::{Entry, Resolution, StepDoubted, StepIntended};
-use domain::{Reason, WorkState};
+use domain::{AgentId, Reason, WorkState};
 use proto::convert;
 use proto::journal;
 use proto::link::LogEntry;
+use proto::status::Failure;
 use proto::v1::Transition;
 
 /// The node that owned the shard under each epoch, as far as that is stored.
@@ -47,8 +48,39 @@ pub(crate) fn transitions(
     Ok(told)
 }
 
+/// Why an agent is as it is: what its journal says, and its failures, which the leader wrote down. Each is worth having
+/// without the other; what could not be read is a line of its own.
+///
+/// # Errors
+/// There is nothing to tell.
+pub(crate) fn agent(
+    id: &AgentId,
+    journaled: Result<Vec<Transition>, Failure>,
+    failures: Result<Vec<Transition>, Failure>,
+) -> Result<Vec<Transition>, Failure> {
+    let unread = |what: &str, failure: Failure| Transition {
+        subject: format!("agent/{id}"),
+        to: "unknown".to_owned(),
+        reason: failure.reason.to_string(),
+        cause: format!("{what} cannot be read: {}", failure.message),
+        ..Transition::default()
+    };
+    match (journaled, failures) {
+        (Ok(journaled), Ok(failures)) => Ok(merged(journaled, failures)),
+        (Ok(mut told), Err(failure)) => {
+            told.push(unread("what it failed of", failure));
+            Ok(told)
+        }
+        (Err(failure), Ok(mut told)) if !told.is_empty() => {
+            told.push(unread("its journal", failure));
+            Ok(told)
+        }
+        (Err(failure), _) => Err(failure),
+    }
+}
+
 /// Puts `failures` where they belong by their times; what is in the journal keeps its order.
-pub(crate) fn merged(journaled: Vec<Transition>, failures: Vec<Transition>) -> Vec<Transition> {
+fn merged(journaled: Vec<Transition>, failures: Vec<Transition>) -> Vec<Transition> {
     let millis = |one: &Transition| one.time.as_ref().map_or(0, convert::millis);
     let mut failures = failures.into_iter().peekable();
     let mut merged = Vec::with_capacity(journaled.len() + failures.len());
@@ -131,7 +163,7 @@ mod tests {
     use super::*;
     use crate::follow::tests::{last, phase};
     use domain::entry::{StepResolved, Verdict};
-    use domain::{Phase, StepKey};
+    use domain::{ErrorKind, Phase, StepKey};
 
     fn log(seq: u64, epoch: u64, entry: &Entry) -> LogEntry {
         LogEntry { seq, lsn: seq, epoch, work: 1, ts_ms: 5, entry: journal::encode(entry) }
@@ -234,5 +266,21 @@ mod tests {
         let merged = merged(journaled, failures);
         let order: Vec<_> = merged.iter().map(|one| one.to.as_str()).collect();
         assert_eq!(order, ["accepted", "running", "restarting", "succeeded", "quarantined"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_an_agent_is_told_with_what_can() {
+        let id: AgentId = "acme/support/7".parse().unwrap();
+        let lost =
+            || Failure::new(ErrorKind::Unavailable, Reason::Unowned, "the shard has no owner");
+        let one = || vec![Transition { to: "quarantined".to_owned(), ..Transition::default() }];
+        for (journaled, failures) in [(Err(lost()), Ok(one())), (Ok(one()), Err(lost()))] {
+            let told = agent(&id, journaled, failures).unwrap();
+            assert_eq!((told[0].to.as_str(), told.len()), ("quarantined", 2));
+            assert_eq!(told[1].reason, "unowned");
+            assert!(told[1].cause.contains("cannot be read: the shard has no owner"), "{told:?}");
+        }
+        assert_eq!(agent(&id, Err(lost()), Ok(Vec::new())).unwrap_err().reason, Reason::Unowned);
+        assert!(agent(&id, Err(lost()), Err(lost())).is_err());
     }
 }

@@ -121,12 +121,13 @@ async fn bench() -> anyhow::Result<()> {
     ensure!(is_known, "there is no fault {only:?}");
     for fault in Fault::ALL.into_iter().filter(is_wanted) {
         let pause_ms = argument("pause-ms", if fault.is_of_waiting() { 2_000 } else { 0 });
-        let setup = Setup {
-            fault,
-            agents: argument("agents", 1_000),
-            pause: Duration::from_millis(pause_ms),
-            store: store.clone(),
-        };
+        let agents = argument("agents", 1_000);
+        ensure!(
+            (1..=1_000).contains(&agents),
+            "an open stream has 1,024 works: --agents 1 to 1000"
+        );
+        let setup =
+            Setup { fault, agents, pause: Duration::from_millis(pause_ms), store: store.clone() };
         let mut all = Vec::new();
         for _ in 0..trials {
             all.push(Box::pin(trial(&setup)).await?);

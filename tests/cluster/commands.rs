@@ -198,6 +198,7 @@ fn why_tells_every_transition_of_a_work_an_agent_a_shard_and_a_node() {
     assert!(!why("agent", "default/postchain/why").is_empty());
     assert!(states(&why("shard", "3")).contains(&"open".to_owned()));
     assert!(states(&why("node", "node-1")).contains(&"alive".to_owned()));
+    assert_eq!(states(&why("leader", "control-1")), ["leader"]);
     let placement = dev.run(&["why", "shard", "3"]).document();
     for node in ["node-1", "node-2", "node-3"] {
         let says = |line: &Value| text(line).starts_with(&format!("{node}: score"));

@@ -153,20 +153,14 @@ impl Cluster {
 
     async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
         let failures = self.scheduler.explain("agent", &id.to_string()).await;
-        let (failures, _) = failures.unwrap_or_default();
+        let failures = failures.map(|(rows, _)| rows.into_iter().map(transition).collect());
         let journaled = async {
             let entries = self.entries(id, 0, |_| true, deadline).await?;
-            self.fold(id, &entries).await
+            Ok(self.fold(id, &entries).await?.transitions)
         };
-        let explained = match journaled.await {
-            Ok(explained) => explained,
-            Err(failure) if failures.is_empty() => return Err(failure),
-            // Of an agent whose journal cannot be read, its failures are what there is to know.
-            Err(_) => ExplainResponse::default(),
-        };
-        let failures = failures.into_iter().map(transition).collect();
-        let transitions = explain::merged(explained.transitions, failures);
-        Ok(ExplainResponse { transitions, ..explained })
+        let journaled = journaled.await;
+        let transitions = explain::agent(id, journaled, failures.map_err(Failure::from))?;
+        Ok(ExplainResponse { transitions, placement: Vec::new() })
     }
 
     /// The newest entries of an agent that are `wanted`, down to `oldest`.

@@ -47,14 +47,29 @@ pub(crate) fn tell(shard: &Shard, agent: String, reason: Reason, failures: u32, 
     });
 }
 
-/// Whether one of the control replicas leads, and has it.
+/// Whether one of the control replicas leads, and has it or never will.
 async fn is_taken(node: &Arc<Context>, failed: &AgentFailed) -> bool {
     let controls = node.controls.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for control in controls {
         let payload = failed.encode_to_vec().into();
         let envelope = Envelope { kind: kind::AGENT_FAILED, payload, ..Envelope::default() };
-        if node.wire.call(control, envelope, Instant::now() + CALL_MAX).await.is_ok() {
-            return true;
+        match node.wire.call(control, envelope, Instant::now() + CALL_MAX).await {
+            Ok(_) => return true,
+            // Asking again changes nothing: it is of another version.
+            Err(cluster::Error::Refused(refusal))
+                if cluster::reason_of(&refusal) == Some(Reason::Malformed) =>
+            {
+                tracing::warn!(
+                    agent = failed.agent,
+                    message = refusal.message,
+                    "the leader does not take note of a failure"
+                );
+                metrics::FAILURES_UNTOLD.inc();
+                return true;
+            }
+            Err(error) => {
+                tracing::debug!(agent = failed.agent, %error, "a failure is not told yet")
+            }
         }
     }
     false

@@ -357,11 +357,8 @@ impl State {
         let Some(slot) = self.agents.get_mut(id) else { return };
         let jitter = rand::rng().random_range(0..=1_000);
         let verdict = slot.intensity.failed(now_ms, jitter);
-        let reason = match verdict {
-            Verdict::Restart { .. } => Reason::Restarted,
-            Verdict::Quarantine => Reason::Quarantined,
-        };
-        failures::tell(shard, id.to_string(), reason, slot.intensity.total(), &slot.failure);
+        let (reason, total) = (verdict.reason(), slot.intensity.total());
+        failures::tell(shard, id.to_string(), reason, total, &slot.failure);
         match verdict {
             Verdict::Restart { after_ms } => {
                 metrics::RESTARTED.inc();

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::Reason;
+
 /// At most [`Intensity::RESTARTS_MAX`] failures within [`Intensity::WINDOW_MS`].
 #[derive(Clone, Debug, Default)]
 pub struct Intensity {
@@ -16,6 +18,16 @@ pub enum Verdict {
     Restart { after_ms: u64 },
     /// It failed too often: quarantine.
     Quarantine,
+}
+
+impl Verdict {
+    /// Under which it is written down.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Restart { .. } => Reason::Restarted,
+            Self::Quarantine => Reason::Quarantined,
+        }
+    }
 }
 
 impl Intensity {

@@ -113,6 +113,49 @@ async fn a_grant_is_repeated_until_it_is_held() {
     leader.shutdown().await;
 }
 
+/// A new owner asks whoever is in its view for the steps of its shard, and waits for them.
+#[tokio::test]
+async fn who_is_dead_is_told_before_what_it_had_is_granted() {
+    let world = World::new();
+    let (settle_ms, coalesce_ms) = (20_000, 1_000);
+    let config = Config {
+        shards: 12,
+        nodes_expected: 3,
+        settle_ms,
+        coalesce_ms,
+        tick_ms: 10,
+        ..Config::default()
+    };
+    let leader = world.scheduler_with("control-1", config).await;
+    eventually("it leads", async || leader.is_leading().then_some(())).await;
+    let [dead, ann, bob] = world.three_nodes(&leader).await;
+    let lost = dead.name.clone();
+    dead.die(&leader);
+    while_beating(&leader, &[&ann, &bob], "its shards are owned by others", async || {
+        world.owners().await.iter().all(|owner| owner.node != lost.as_str()).then_some(())
+    })
+    .await;
+    let again = |node: &Node| {
+        let notes = node.played.notes();
+        let grants = notes.grants.iter().zip(&notes.members);
+        grants
+            .filter(|(grant, _)| grant.epoch == 2)
+            .map(|(_, members)| members.clone())
+            .collect::<Vec<_>>()
+    };
+    let again = || -> Vec<Vec<_>> { [again(&ann), again(&bob)].concat() };
+    while_beating(&leader, &[&ann, &bob], "all are granted", async || {
+        (4 <= again().len()).then_some(())
+    })
+    .await;
+    let again = again();
+    assert!(
+        again.iter().all(|members| !members.is_empty() && !members.contains(&lost)),
+        "{again:?}"
+    );
+    leader.shutdown().await;
+}
+
 #[tokio::test]
 async fn the_shards_of_a_dead_node_are_fenced_and_go_elsewhere() {
     let world = World::new();

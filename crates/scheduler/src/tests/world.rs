@@ -169,6 +169,8 @@ pub(super) struct Played(Mutex<Notes>);
 pub(super) struct Notes {
     pub(super) held: BTreeMap<u32, Held>,
     pub(super) grants: Vec<Grant>,
+    /// Of each grant, who was in the view when it came.
+    pub(super) members: Vec<Vec<ProcessName>>,
     /// So many grants get no answer.
     pub(super) ignores: usize,
     pub(super) view: Option<View>,
@@ -186,6 +188,8 @@ impl Played {
         let mut notes = self.notes();
         let held = Held { shard: grant.shard, epoch: grant.epoch, open: true };
         notes.grants.push(grant);
+        let members = notes.view.iter().flat_map(|view| view.members.keys().cloned()).collect();
+        notes.members.push(members);
         if 0 < notes.ignores {
             notes.ignores -= 1;
             return None;

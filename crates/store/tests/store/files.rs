@@ -1,11 +1,14 @@
 //! What files promise besides: a life after the process.
 
 use domain::ErrorKind;
+use proto::link::control_write::Write;
+use proto::link::read_control::Read;
+use proto::link::{ControlBatch, ControlWrite, ReadCluster, ReadControl, TakeLeadership};
 use store::{EngineConfig, Error, FileStore, Store};
 
 use crate::doors::Doors;
 use crate::fixture::open;
-use crate::rows::{SHARD, agent, fence, group, provision};
+use crate::rows::{SHARD, agent, done, fence, group, provision};
 
 #[tokio::test]
 async fn reopening_keeps_everything() {
@@ -96,6 +99,35 @@ async fn a_database_of_an_older_version_is_brought_up_to_date() {
     let row = rows.next().await.unwrap().unwrap();
     assert_eq!(row.get::<i64>(0).unwrap(), 2);
     drop((row, rows, connection, database));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_cluster_of_an_older_version_keeps_its_id_and_names_no_authority_yet() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let take = TakeLeadership { name: "control-1".into(), expected_term: 0, expected_beat: 0 };
+    let take = ControlWrite { write: Some(Write::Take(take)) };
+    done(
+        store
+            .control(&ControlBatch { writes: vec![take], ..ControlBatch::default() })
+            .await
+            .unwrap(),
+    );
+    store.close().await;
+    let path = folder.path().join("data/control.db");
+    let database = libsql::Builder::new_local(&path).build().await.unwrap();
+    let connection = database.connect().unwrap();
+    let older = "ALTER TABLE cluster DROP COLUMN authorities; INSERT INTO cluster VALUES(1, 'c-1');
+                 UPDATE meta SET v = '2' WHERE k = 'schema_version'";
+    connection.execute_batch(older).await.unwrap();
+    drop((connection, database));
+
+    let store = open(folder.path());
+    let read = ReadControl { read: Some(Read::Cluster(ReadCluster {})) };
+    let found = store.read_control(&read).await.unwrap();
+    assert_eq!((found.cluster_id.as_str(), found.authorities.len()), ("c-1", 0));
+    assert_eq!(store.check("control").await.unwrap().schema, 3);
     store.close().await;
 }
 

@@ -5,7 +5,10 @@ use std::path::Path;
 use domain::ErrorKind;
 use proto::link::control_write::Write;
 use proto::link::read_control::Read;
-use proto::link::{ControlBatch, ControlWrite, PutShard, ReadControl, ReadLeader, TakeLeadership};
+use proto::link::{
+    ControlBatch, ControlWrite, PutCluster, PutShard, ReadCluster, ReadControl, ReadLeader,
+    TakeLeadership,
+};
 use store::{CommitOutcome, FenceOutcome, FileStore, Restored, Store, restore};
 
 use crate::fixture::open;
@@ -27,6 +30,8 @@ async fn with_two_rows(folder: &Path) -> FileStore {
     store.commit(SHARD, group(0, &[(0, 0), (0, 0)]).into()).await.unwrap();
     let take = TakeLeadership { name: "control-1".into(), expected_term: 0, expected_beat: 0 };
     done(store.control(&control("", 0, Write::Take(take))).await.unwrap());
+    let cluster = PutCluster { cluster_id: "one".into(), authorities: vec!["theirs".into()] };
+    done(store.control(&control("control-1", 1, Write::Cluster(cluster))).await.unwrap());
     let shard = PutShard { shard: 3, database: SHARD.into(), ..PutShard::default() };
     done(store.control(&control("control-1", 1, Write::Shard(shard))).await.unwrap());
     store
@@ -66,6 +71,10 @@ async fn a_restored_database_belongs_to_nobody_and_no_earlier_writer_gets_in() {
     let leader = ReadControl { read: Some(Read::Leader(ReadLeader {})) };
     let leader = store.read_control(&leader).await.unwrap().leader.unwrap();
     assert_eq!((leader.name.as_str(), leader.term), ("", 1_000_001));
+    // Who restores may have other certificates than who made the backup; it is the same cluster.
+    let cluster = ReadControl { read: Some(Read::Cluster(ReadCluster {})) };
+    let cluster = store.read_control(&cluster).await.unwrap();
+    assert_eq!((cluster.cluster_id.as_str(), cluster.authorities.len()), ("one", 0));
     // A new owner writes behind everything that was ever numbered.
     let fenced = store.fence(SHARD, &fence(owner.epoch, 2, 1_000_002)).await.unwrap();
     let FenceOutcome::Fenced(row) = fenced else { panic!("{fenced:?}") };
