@@ -23,14 +23,14 @@ use domain::agent::Agent as Fold;
 use domain::entry::{Accepted, Entry};
 use domain::turn::Stop;
 use domain::{AgentId, Attempt, IdempotencyKey, Lsn, Position, Reason, Seq};
-use proto::link::{AgentRow, SubmitCall, SubscribeCall};
+use proto::link::{SubmitCall, SubscribeCall};
 use store::writer::{Append, Committed, Stopped};
 
 use crate::actor::step::Outcome;
 use crate::dispatch::Place;
 use crate::host::HostMessage;
 use crate::metrics;
-use crate::recovering::Share;
+use crate::recovering::Due;
 use crate::shard::Shard;
 
 /// Everything that an agent hears.
@@ -51,7 +51,7 @@ pub(crate) enum AgentMessage {
     Subscribe(SubscribeCall, Peer, Reply),
     Unsubscribe(u64),
     /// A new owner found unfinished work of it.
-    Recover(Box<AgentRow>, Share),
+    Recover(Box<Due>),
     /// It was started again after a failure: take up what it left.
     Resume,
     /// Accept the next submit of the queue.
@@ -246,7 +246,7 @@ impl Actor for AgentActor {
                 Box::pin(state.subscribe(call, from, reply)).await?
             }
             AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),
-            AgentMessage::Recover(row, share) => Box::pin(state.recover(*row, share)).await?,
+            AgentMessage::Recover(due) => Box::pin(state.recover(*due)).await?,
             AgentMessage::Resume => Box::pin(state.resume()).await?,
             AgentMessage::AcceptNext => Box::pin(state.accept_next()).await?,
             AgentMessage::Drive => state.drive()?,

@@ -1,5 +1,7 @@
 //! What can be set about the agents of a node.
 
+use std::num::NonZeroU32;
+
 use serde::Deserialize;
 
 /// Limits and times of the agents of one node.
@@ -13,7 +15,7 @@ pub struct Config {
     /// Entries of one shard that wait to be committed; beyond that no work is accepted.
     pub waiting_entries_max: usize,
     /// Agents that are recovered at once.
-    pub recovering_max: usize,
+    pub recovering_max: NonZeroU32,
     /// Bytes of their snapshots and journals that they read at once; a single agent may need more.
     pub recovering_bytes_max: usize,
     /// Reads of one shard on behalf of clients at once.
@@ -30,7 +32,7 @@ impl Default for Config {
             idle_ms: 10_000,
             queued_bytes_max: 64 << 20,
             waiting_entries_max: 8_192,
-            recovering_max: 64,
+            recovering_max: const { NonZeroU32::new(64).unwrap() },
             recovering_bytes_max: 64 << 20,
             reads_max: 64,
             phase_timeout_ms: 60_000,

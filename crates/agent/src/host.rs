@@ -25,7 +25,7 @@ use store::writer::Event;
 
 use crate::actor::{AgentActor, AgentArgs, AgentMessage, Glance, Submit};
 use crate::open::{Open, open};
-use crate::recovering::Share;
+use crate::recovering::{self, Due};
 use crate::shard::{Context, Shard, refusal};
 use crate::{Error, clock, failures, metrics, read};
 
@@ -59,7 +59,7 @@ pub(crate) enum HostMessage {
     /// The row of an agent that is not in memory has to be written.
     Stale(AgentId),
     /// The node has room to recover this agent now.
-    Recover(AgentId, Box<AgentRow>, Share),
+    Recover(AgentId, Box<Due>),
 }
 
 impl ractor::Message for HostMessage {}
@@ -166,8 +166,8 @@ impl Actor for ShardHost {
             HostMessage::Stayed(agent) => state.stayed(&agent),
             HostMessage::Settled(agent) => state.settled(&agent),
             HostMessage::Restart(agent) => state.restart(agent).await?,
-            HostMessage::Recover(agent, row, share) => {
-                state.tell(agent, AgentMessage::Recover(row, share)).await?;
+            HostMessage::Recover(agent, due) => {
+                state.tell(agent, AgentMessage::Recover(due)).await?;
             }
             HostMessage::Stale(agent) => state.tell(agent, AgentMessage::Persist).await?,
         }
@@ -219,24 +219,21 @@ impl State {
         self.shard = Some(shard.clone());
         self.me.send_interval(TICK, || HostMessage::Tick);
         (self.report)(HostReport::Opened);
-        for row in due {
-            let id = format!("{}/{}/{}", row.tenant, row.name, row.key);
-            let Ok(id) = id.parse::<AgentId>() else {
-                tracing::error!(shard = %self.id, agent = id, "an agent with unfinished work has no valid name");
-                continue;
-            };
-            self.recover(&shard, id, row);
-        }
+        let due = due.into_iter().filter_map(|row| Some((self.named(&row)?, row))).collect();
+        let me = self.me.clone();
+        tokio::spawn(recovering::hand_out(shard, due, move |id, due| {
+            _ = me.cast(HostMessage::Recover(id, Box::new(due)));
+        }));
     }
 
-    /// Lets an agent with unfinished work take it up, as soon as the node has room for one more recovery.
-    fn recover(&self, shard: &Arc<Shard>, id: AgentId, row: AgentRow) {
-        let (room, me) = (shard.node.recovering.clone(), self.me.clone());
-        tokio::spawn(async move {
-            if let Some(share) = room.begin().await {
-                _ = me.cast(HostMessage::Recover(id, Box::new(row), share));
-            }
-        });
+    /// The id of an agent with unfinished work.
+    fn named(&self, row: &AgentRow) -> Option<AgentId> {
+        let id = format!("{}/{}/{}", row.tenant, row.name, row.key);
+        let named = id.parse().ok();
+        if named.is_none() {
+            tracing::error!(shard = %self.id, agent = id, "an agent with unfinished work has no valid name");
+        }
+        named
     }
 
     async fn writer(&mut self, event: Event) -> Result<(), ActorProcessingErr> {

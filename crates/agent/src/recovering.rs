@@ -1,15 +1,80 @@
-//! How much a node recovers at once: so many agents, and so many bytes of what they read.
+//! How much a node recovers at once: so many agents, and so many bytes of what they read. Agents of a shard are recovered
+//! several at a time, so that one read serves them all.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use domain::{AgentId, Lsn};
+use proto::link::{AgentRow, LogRow, ReadHistories, ReadHistory};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
+use crate::shard::Shard;
+
+/// Agents whose entries are read together.
+const AGENTS_A_READ: usize = 32;
+
+/// An agent with unfinished work, and what is known of it.
+pub(crate) struct Due {
+    pub row: AgentRow,
+    /// The newest of its entries after its snapshot, newest first; what is missing it reads itself.
+    pub ahead: Vec<LogRow>,
+    pub share: Share,
+}
+
+/// Gives each agent to `hand` as soon as the node has room for one more recovery.
+pub(crate) async fn hand_out(
+    shard: Arc<Shard>,
+    due: Vec<(AgentId, AgentRow)>,
+    hand: impl Fn(AgentId, Due),
+) {
+    let room = shard.node.recovering.clone();
+    let mut due = due.into_iter().peekable();
+    while due.peek().is_some() {
+        let some: Vec<_> = due.by_ref().take(AGENTS_A_READ.min(room.agents_max)).collect();
+        let Some(shares) = room.begin(some.len()).await else { return };
+        let mut ahead = ahead(&shard, &some).await;
+        for ((id, row), mut share) in some.into_iter().zip(shares) {
+            let ahead = ahead.remove(&row.id).unwrap_or_default();
+            // Who has its share of the bytes goes on at once: the others may have to wait for it.
+            share.take(ahead.iter().map(|row| row.payload.len()).sum()).await;
+            hand(id, Due { row, ahead, share });
+        }
+    }
+}
+
+/// The newest entries of these agents, by the row of the agent. Nothing, if the store does not answer: then each agent
+/// asks by itself, and waits.
+async fn ahead(shard: &Shard, some: &[(AgentId, AgentRow)]) -> HashMap<u64, Vec<LogRow>> {
+    let history = |(_, row): &(AgentId, AgentRow)| {
+        let from = shard.writer.head_of(row.id).unwrap_or(Lsn(row.head)).0;
+        ReadHistory { from, above: row.snap_lsn, limit: 0 }
+    };
+    let each = some.iter().map(history).filter(|of| of.above < of.from).collect();
+    let mut ahead: HashMap<u64, Vec<LogRow>> = HashMap::new();
+    match shard.store.histories(&shard.database, &ReadHistories { each }).await {
+        // What a later owner wrote is nothing to go on with; the agents find out who that is.
+        Ok(page) if page.epoch != shard.epoch.0 => {}
+        Ok(page) => {
+            for row in page.rows {
+                ahead.entry(row.agent).or_default().push(row);
+            }
+        }
+        Err(error) => {
+            tracing::debug!(shard = %shard.id, error = &error as &dyn std::error::Error, "cannot read ahead");
+        }
+    }
+    for rows in ahead.values_mut() {
+        rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.lsn));
+    }
+    ahead
+}
 
 /// The room for recoveries on a node. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Recovering {
     agents: Arc<Semaphore>,
+    agents_max: usize,
     bytes: Arc<Semaphore>,
     /// One recovery at a time may go beyond the bytes: if each waited for what the others hold, none would end.
     beyond: Arc<Semaphore>,
@@ -25,17 +90,23 @@ pub(crate) struct Share {
 
 impl Recovering {
     pub(crate) fn new(config: &Config) -> Self {
+        let agents_max = config.recovering_max.get() as usize;
         Self {
-            agents: Arc::new(Semaphore::new(config.recovering_max)),
+            agents: Arc::new(Semaphore::new(agents_max)),
+            agents_max,
             bytes: Arc::new(Semaphore::new(config.recovering_bytes_max)),
             beyond: Arc::new(Semaphore::new(1)),
         }
     }
 
-    /// Waits until one more agent may be recovered. None: the node ends.
-    pub(crate) async fn begin(&self) -> Option<Share> {
-        let agent = self.agents.clone().acquire_owned().await.ok()?;
-        Some(Share { room: self.clone(), _agent: agent, bytes: Vec::new(), beyond: None })
+    /// Waits until so many more agents may be recovered, no more than may be at all. None: the node ends.
+    async fn begin(&self, count: usize) -> Option<Vec<Share>> {
+        let permits = u32::try_from(count).unwrap_or(u32::MAX);
+        let mut agents = self.agents.clone().acquire_many_owned(permits).await.ok()?;
+        let shares = (0..count).map_while(|_| agents.split(1));
+        let share =
+            |agent| Share { room: self.clone(), _agent: agent, bytes: Vec::new(), beyond: None };
+        Some(shares.map(share).collect())
     }
 }
 
@@ -67,24 +138,26 @@ mod tests {
 
     use super::*;
 
-    fn room(recovering_max: usize, recovering_bytes_max: usize) -> Recovering {
+    fn room(agents_max: u32, recovering_bytes_max: usize) -> Recovering {
+        let recovering_max = agents_max.try_into().unwrap();
         Recovering::new(&Config { recovering_max, recovering_bytes_max, ..Config::default() })
     }
 
     #[tokio::test]
     async fn so_many_agents_are_recovered_at_once() {
-        let room = room(1, 10);
-        let first = room.begin().await;
-        assert!(room.begin().now_or_never().is_none());
-        drop(first);
-        assert!(room.begin().now_or_never().is_some());
+        let room = room(2, 10);
+        let mut first = room.begin(2).await.unwrap();
+        assert!(room.begin(1).now_or_never().is_none());
+        first.pop();
+        assert_eq!(room.begin(1).now_or_never().flatten().unwrap().len(), 1);
+        assert!(room.begin(2).now_or_never().is_none());
     }
 
     #[tokio::test]
     async fn only_one_goes_beyond_the_bytes_and_the_others_wait_for_it() {
         let room = room(8, 10);
-        let (mut one, mut two) = (room.begin().await.unwrap(), room.begin().await.unwrap());
-        let mut three = room.begin().await.unwrap();
+        let shares: [Share; 3] = room.begin(3).await.unwrap().try_into().ok().unwrap();
+        let [mut one, mut two, mut three] = shares;
         one.take(6).await;
         two.take(4).await;
         one.take(100).await;

@@ -10,7 +10,7 @@ use domain::ShardId;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, CheckAnswer, ControlAnswer, ControlBatch, DefinitionRow,
     Fence, Group, LogPage, OwnerRow, Provision, Prune, ReadAgent, ReadAgents, ReadControl,
-    ReadHistory, ReadWorks, WorkRow, WorksPage,
+    ReadHistories, ReadHistory, ReadWorks, WorkRow, WorksPage,
 };
 
 use crate::control::read::LeaderOnly;
@@ -175,6 +175,10 @@ impl Store for FileStore {
 
     async fn history(&self, database: &str, asked: &ReadHistory) -> Result<LogPage, Error> {
         self.read(database, *asked).await
+    }
+
+    async fn histories(&self, database: &str, asked: &ReadHistories) -> Result<LogPage, Error> {
+        self.read(database, asked.clone()).await
     }
 
     async fn recover(&self, database: &str) -> Result<Recovery, Error> {

@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, CheckAnswer, ControlAnswer, ControlBatch, DefinitionRow,
     Fence, Group, LeaderRow, LogPage, Mark, OwnerRow, Provision, Prune, ReadAgent, ReadAgents,
-    ReadControl, ReadHistory, ReadWorks, TailRow, WorkRow, WorksPage,
+    ReadControl, ReadHistories, ReadHistory, ReadWorks, TailRow, WorkRow, WorksPage,
 };
 
 pub use engine::Config as EngineConfig;
@@ -238,6 +238,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Entries of an agent, newest first, by `prev`. A page is at most 1 MiB: `prev` of its last row is where to go on.
     async fn history(&self, database: &str, read: &ReadHistory) -> Result<LogPage, Error>;
+
+    /// Of several histories as much as one page of 1 MiB holds, the newest entries of each first, in no promised order.
+    /// What is missing is read by [`Store::history`].
+    async fn histories(&self, database: &str, read: &ReadHistories) -> Result<LogPage, Error>;
 
     async fn recover(&self, database: &str) -> Result<Recovery, Error>;
 

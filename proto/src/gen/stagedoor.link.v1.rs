@@ -1036,16 +1036,19 @@ pub struct Prune {
     #[prost(int64, tag = "5")]
     pub now_ms: i64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReadRequest {
     #[prost(string, tag = "1")]
     pub database: ::prost::alloc::string::String,
-    #[prost(oneof = "read_request::Read", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(
+        oneof = "read_request::Read",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+    )]
     pub read: ::core::option::Option<read_request::Read>,
 }
 /// Nested message and enum types in `ReadRequest`.
 pub mod read_request {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Read {
         #[prost(message, tag = "2")]
         Owner(super::ReadOwner),
@@ -1069,6 +1072,8 @@ pub mod read_request {
         Check(super::ReadCheck),
         #[prost(message, tag = "12")]
         Backup(super::Backup),
+        #[prost(message, tag = "13")]
+        Histories(super::ReadHistories),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1097,6 +1102,12 @@ pub struct ReadHistory {
     pub above: u64,
     #[prost(uint32, tag = "3")]
     pub limit: u32,
+}
+/// Several histories at once, the newest rows of each first. Answers a page of them: what is missing is read by itself.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadHistories {
+    #[prost(message, repeated, tag = "1")]
+    pub each: ::prost::alloc::vec::Vec<ReadHistory>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadRecovery {}

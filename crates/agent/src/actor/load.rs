@@ -14,7 +14,7 @@ use store::writer::Event;
 
 use super::{AgentMessage, Pending, State};
 use crate::host::HostMessage;
-use crate::recovering::Share;
+use crate::recovering::{Due, Share};
 use crate::{Error, metrics};
 
 /// Entries after which the row is written again, so that a fold is never long.
@@ -45,7 +45,7 @@ impl State {
             .map_err(|source| self.unread(source))?;
         self.check_owned(answer.epoch)?;
         match answer.agent {
-            Some(row) => self.load(row, None).await?,
+            Some(row) => self.load(row, Vec::new(), None).await?,
             None => {
                 self.row = shard.next_row();
                 self.keys_complete = true;
@@ -74,8 +74,13 @@ impl State {
         Error::Read { agent: self.args.id.to_string(), source: Box::new(source) }
     }
 
-    /// Folds its snapshot and every entry after it.
-    async fn load(&mut self, row: AgentRow, mut share: Option<&mut Share>) -> Result<(), Error> {
+    /// Folds its snapshot and every entry after it, of which `ahead` was read already.
+    async fn load(
+        &mut self,
+        row: AgentRow,
+        ahead: Vec<LogRow>,
+        mut share: Option<&mut Share>,
+    ) -> Result<(), Error> {
         if let Some(share) = share.as_deref_mut() {
             share.take(row.state.len()).await;
         }
@@ -84,7 +89,7 @@ impl State {
         let agent = self.args.id.to_string();
         let damaged = |source| Error::Journal { agent: agent.clone(), source };
         let mut entries = Vec::new();
-        for row in self.tail(head, Lsn(row.snap_lsn), share).await? {
+        for row in self.tail(head, Lsn(row.snap_lsn), ahead, share).await? {
             let (seq, lsn, epoch) = (Seq(row.seq), Lsn(row.lsn), Epoch(row.epoch));
             let stamp = Stamp { seq, lsn, epoch, ts_ms: row.ts_ms };
             let entry = journal::decode(row.payload).map_err(damaged)?;
@@ -121,16 +126,24 @@ impl State {
         Ok(())
     }
 
-    /// Its entries after `above` up to `head`, oldest first.
+    /// Its entries after `above` up to `head`, oldest first. `ahead` are the newest of them, as far as they are known.
     async fn tail(
         &mut self,
         head: Lsn,
         above: Lsn,
+        ahead: Vec<LogRow>,
         mut share: Option<&mut Share>,
     ) -> Result<Vec<LogRow>, Error> {
         let shard = self.shard().clone();
         let mut rows: Vec<LogRow> = Vec::new();
         let mut from = head;
+        for row in ahead {
+            if from <= above || Lsn(row.lsn) != from {
+                break;
+            }
+            from = Lsn(row.prev);
+            rows.push(row);
+        }
         while above < from {
             let read = ReadHistory { from: from.0, above: above.0, limit: HISTORY_PAGE };
             let page = shard
@@ -151,13 +164,10 @@ impl State {
     }
 
     /// Takes up what its last owner left.
-    pub(super) async fn recover(
-        &mut self,
-        row: AgentRow,
-        mut share: Share,
-    ) -> Result<(), ActorProcessingErr> {
+    pub(super) async fn recover(&mut self, due: Due) -> Result<(), ActorProcessingErr> {
+        let Due { row, ahead, mut share } = due;
         if self.fold.is_none() {
-            if let Err(error) = self.load(row.clone(), Some(&mut share)).await {
+            if let Err(error) = self.load(row.clone(), ahead, Some(&mut share)).await {
                 return self.recover_later(row, share, error);
             }
             metrics::RECOVERED.inc();
@@ -190,8 +200,8 @@ impl State {
         }
         tracing::warn!(agent = %self.args.id, error = &error as &dyn std::error::Error, "cannot recover yet");
         share.give_back();
-        let message = move || AgentMessage::Recover(Box::new(row), share);
-        self.me.send_after(RECOVER_AGAIN, message);
+        let due = Box::new(Due { row, ahead: Vec::new(), share });
+        self.me.send_after(RECOVER_AGAIN, || AgentMessage::Recover(due));
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, CheckAnswer, ControlAnswer, ControlBatch, DefinitionRow,
     Fence, Group, LogPage, OwnerRow, Provision, Prune, ReadAgent, ReadAgents, ReadControl,
-    ReadHistory, ReadWorks, WorkRow, WorksPage,
+    ReadHistories, ReadHistory, ReadWorks, WorkRow, WorksPage,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -219,6 +219,10 @@ impl Store for HranaStore {
     }
 
     async fn history(&self, database: &str, asked: &ReadHistory) -> Result<LogPage, Error> {
+        self.shard(database, asked).await
+    }
+
+    async fn histories(&self, database: &str, asked: &ReadHistories) -> Result<LogPage, Error> {
         self.shard(database, asked).await
     }
 

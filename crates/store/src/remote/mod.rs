@@ -19,8 +19,8 @@ use proto::link::write_response::Outcome;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, Backup, CheckAnswer, ControlAnswer, ControlBatch,
     DefinitionRow, Fence, Group, LeaderRow, LogPage, OwnerRow, Provision, Prune, ReadAgent,
-    ReadAgents, ReadCheck, ReadControl, ReadDefinition, ReadHistory, ReadLeader, ReadOwner,
-    ReadRecovery, ReadRequest, ReadWork, ReadWorks, WorkRow, WorksPage, read_control,
+    ReadAgents, ReadCheck, ReadControl, ReadDefinition, ReadHistories, ReadHistory, ReadLeader,
+    ReadOwner, ReadRecovery, ReadRequest, ReadWork, ReadWorks, WorkRow, WorksPage, read_control,
 };
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -191,6 +191,10 @@ impl Store for RemoteStore {
 
     async fn history(&self, database: &str, read: &ReadHistory) -> Result<LogPage, Error> {
         self.read_one(database, Read::History(*read), pick!(Log)).await
+    }
+
+    async fn histories(&self, database: &str, read: &ReadHistories) -> Result<LogPage, Error> {
+        self.read_one(database, Read::Histories(read.clone()), pick!(Log)).await
     }
 
     async fn recover(&self, database: &str) -> Result<Recovery, Error> {

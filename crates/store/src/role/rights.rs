@@ -30,6 +30,7 @@ pub(super) fn of_read(read: &Read) -> Right {
         Read::Owner(_)
         | Read::Agent(_)
         | Read::History(_)
+        | Read::Histories(_)
         | Read::Recovery(_)
         | Read::Work(_)
         | Read::Works(_)

@@ -86,6 +86,7 @@ async fn answer(store: &FileStore, database: &str, read: Read) -> Result<Vec<Ans
         Read::Owner(_) => Answer::Owner(store.owner(database).await?),
         Read::Agent(read) => Answer::Agent(store.agent(database, &read).await?),
         Read::History(read) => Answer::Log(store.history(database, &read).await?),
+        Read::Histories(read) => Answer::Log(store.histories(database, &read).await?),
         Read::Recovery(_) => return Ok(pages::of_recovery(store.recover(database).await?)),
         Read::Work(read) => {
             let found = store.work(database, read.id).await?;

@@ -3,7 +3,7 @@
 use prost::Message;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, CheckAnswer, DedupRow, DefinitionRow, LogPage, LogRow, Mark,
-    OwnerRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, WorkRow, WorksPage,
+    OwnerRow, ReadAgent, ReadAgents, ReadHistories, ReadHistory, ReadWorks, WorkRow, WorksPage,
 };
 
 use crate::schema::{self, META};
@@ -12,6 +12,7 @@ use crate::{Error, PAGE_BYTES_MAX};
 
 const LIMIT_DEFAULT: u32 = 200;
 const LIMIT_MAX: u32 = 10_000;
+const HISTORIES_MAX: usize = 1_024;
 
 /// How many rows a reader gets at most: what it asked for, within reason.
 pub(crate) fn limit(asked: u32) -> usize {
@@ -135,6 +136,45 @@ const HISTORY: &str = "WITH RECURSIVE chain(lsn, prev, number, bytes) AS (\
     WHERE ?2 < c.prev AND c.prev < c.lsn AND c.number < ?3 AND c.bytes < ?4) \
     SELECT l.lsn, l.agent, l.prev, l.seq, l.work, l.epoch, l.kind, l.ts_ms, l.payload \
     FROM chain c CROSS JOIN log l ON l.lsn = c.lsn";
+
+/// Several histories, followed breadth first; one page of them all.
+impl Query for ReadHistories {
+    type Answer = LogPage;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        if HISTORIES_MAX < self.each.len() {
+            let asked = self.each.len();
+            return Err(Error::invalid(format!(
+                "{asked} histories in one read are over the limit of {HISTORIES_MAX}"
+            )));
+        }
+        let each: Vec<_> = self.each.iter().map(start).collect::<Result<_, _>>()?;
+        let params = vec![text(&format!("[{}]", each.join(",")))];
+        let page = Page { rows: LIMIT_MAX as usize, bytes: PAGE_BYTES_MAX };
+        Ok(vec![Statement::page(HISTORIES, params, page), Statement::new(EPOCH, Vec::new())])
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<LogPage, Error> {
+        let rows = found.rows(log)?;
+        Ok(LogPage { rows, truncated: false, epoch: epoch(found)? })
+    }
+}
+
+/// Where a history begins, before which lsn it ends, and after how many rows.
+fn start(of: &ReadHistory) -> Result<String, Error> {
+    // Numbers that SQLite cannot hold are refused, as everywhere.
+    number(of.from).and(number(of.above))?;
+    Ok(format!("[{},{},{}]", of.from, of.above, limit(of.limit)))
+}
+
+const HISTORIES: &str = "WITH RECURSIVE chain(lsn, prev, above, more) AS (\
+    SELECT l.lsn, l.prev, json_extract(s.value, '$[1]'), json_extract(s.value, '$[2]') - 1 \
+    FROM json_each(?1) s CROSS JOIN log l ON l.lsn = json_extract(s.value, '$[0]') \
+    WHERE json_extract(s.value, '$[1]') < l.lsn \
+    UNION ALL SELECT l.lsn, l.prev, c.above, c.more - 1 FROM chain c CROSS JOIN log l ON l.lsn = c.prev \
+    WHERE c.above < c.prev AND c.prev < c.lsn AND 0 < c.more) \
+    SELECT l.lsn, l.agent, l.prev, l.seq, l.work, l.epoch, l.kind, l.ts_ms, l.payload \
+    FROM chain c CROSS JOIN log l ON l.lsn = c.lsn LIMIT ?2";
 
 fn log(row: &mut Row) -> Result<LogRow, Malformed> {
     Ok(LogRow {

@@ -98,6 +98,10 @@ impl Store for Faulty {
         self.inner.history(database, read).await
     }
 
+    async fn histories(&self, database: &str, read: &ReadHistories) -> Result<LogPage, Error> {
+        self.inner.histories(database, read).await
+    }
+
     async fn recover(&self, database: &str) -> Result<Recovery, Error> {
         self.inner.recover(database).await
     }

@@ -3,7 +3,7 @@
 use domain::ErrorKind;
 use proto::link::{
     AgentHead, DedupRow, DefinitionRow, Group, Mark, Provision, Prune, ReadAgent, ReadAgents,
-    ReadHistory, ReadWorks, TailRow, WorkEnd,
+    ReadHistories, ReadHistory, ReadWorks, TailRow, WorkEnd,
 };
 use store::{CommitOutcome, Error, FenceOutcome};
 
@@ -18,6 +18,8 @@ promises! {
     a_recovery_finds_what_was_written
     history_follows_prev_across_groups_and_other_agents
     history_comes_in_pages_of_a_mebibyte
+    several_histories_come_in_one_read
+    several_histories_share_a_page
     an_agent_and_a_key_come_in_one_read
     works_and_agents_are_listed
     an_entry_is_pruned_only_when_nothing_needs_it
@@ -185,6 +187,44 @@ async fn history_comes_in_pages_of_a_mebibyte(doors: &Doors) {
     doors.committed(large).await;
     assert_eq!(lsns(doors, 5, 0, 0).await, (vec![5, 4], false));
     assert_eq!(lsns(doors, 3, 0, 0).await, (vec![3, 2], false));
+}
+
+async fn histories(doors: &Doors, each: &[(u64, u64, u32)]) -> Vec<u64> {
+    let of = |(from, above, limit): &(u64, u64, u32)| ReadHistory {
+        from: *from,
+        above: *above,
+        limit: *limit,
+    };
+    let asked = ReadHistories { each: each.iter().map(of).collect() };
+    let page = doors.node.histories(SHARD, &asked).await.unwrap();
+    assert_eq!((page.truncated, page.epoch), (false, 1));
+    page.rows.iter().map(|row| row.lsn).collect()
+}
+
+async fn several_histories_come_in_one_read(doors: &Doors) {
+    doors.owned().await;
+    doors.committed(group(0, &[(1, 0), (2, 0), (1, 1), (2, 2), (3, 0), (1, 3)])).await;
+    assert!(histories(doors, &[]).await.is_empty());
+    assert_eq!(histories(doors, &[(6, 0, 0), (4, 0, 0), (5, 0, 0)]).await, [6, 4, 5, 3, 2, 1]);
+    assert_eq!(histories(doors, &[(6, 1, 0), (4, 0, 1), (5, 5, 0), (99, 0, 0)]).await, [6, 4, 3]);
+    let of = |from| ReadHistory { from, above: 0, limit: 0 };
+    let asked = ReadHistories { each: (1..1_026).map(of).collect() };
+    let refused = doors.node.histories(SHARD, &asked).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+    let asked = ReadHistories { each: vec![of(u64::MAX)] };
+    let refused = doors.node.histories(SHARD, &asked).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+}
+
+/// What one page cannot hold is missing where it is oldest, so that every history can be gone on with.
+async fn several_histories_share_a_page(doors: &Doors) {
+    doors.owned().await;
+    let mut large = group(0, &[(1, 0), (2, 0), (1, 1), (2, 2), (1, 3), (2, 4)]);
+    for row in &mut large.rows {
+        row.payload = vec![7; 300 << 10].into();
+    }
+    doors.committed(large).await;
+    assert_eq!(histories(doors, &[(5, 0, 0), (6, 0, 0)]).await, [5, 6, 3, 4]);
 }
 
 async fn an_agent_and_a_key_come_in_one_read(doors: &Doors) {
