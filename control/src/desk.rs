@@ -3,13 +3,13 @@
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use domain::position::Shown;
+use domain::position::{Shown, Subject};
 use domain::{Epoch, ErrorKind, Lsn, Position, Reason, WorkId};
 use prost::Message;
 use proto::convert;
 use proto::link::{
-    CancelAnswer, GetAnswer, SignalAnswer, SubmitAnswer, SubmitCall, SubscribeAnswer,
-    SubscribeCall, WatchMode, WorkInfo,
+    AgentInfo, AgentsAnswer, CancelAnswer, GetAnswer, HistoryAnswer, SignalAnswer, SubmitAnswer,
+    SubmitCall, SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo,
 };
 use proto::status::Failure;
 use proto::{kind, v1};
@@ -34,7 +34,7 @@ pub(crate) struct Desk {
     pub(crate) stop: CancellationToken,
 }
 
-/// Works of which it is remembered how new the last answer was.
+/// Works and agents of which it is remembered how new the last answer was.
 const SHOWN_MAX: usize = 16_384;
 /// Before an answer that was too old is asked for again.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -112,19 +112,20 @@ impl Desk {
         Ok(Submitted { id, work, position, ticket })
     }
 
-    /// Asks about one work until the answer is not older than what this server has said of it: an owner that was
+    /// Asks about one work or agent until the answer is not older than what this server has said of it: an owner that was
     /// stopped and lost its shard answers from what it knew before.
-    pub(crate) async fn ask<A: AboutWork>(
+    pub(crate) async fn ask<A: About>(
         &self,
-        id: WorkId,
+        subject: impl Into<Subject>,
         call: &Call,
         request: &impl Message,
-    ) -> Result<(Option<WorkInfo>, Position), Failure> {
+    ) -> Result<(Option<A::Found>, Position), Failure> {
+        let subject = subject.into();
         loop {
             let answer: A = self.router.call(call, request).await?;
-            let (work, position) = answer.parts();
-            if self.shows(id, position) {
-                return Ok((work, position));
+            let (found, position) = answer.parts();
+            if self.shows(subject.clone(), position) {
+                return Ok((found, position));
             }
             OLD.inc();
             if call.deadline <= Instant::now() + PAUSE {
@@ -137,12 +138,12 @@ impl Desk {
 
     /// Something about a work that stands there was shown and cannot be too old: an entry, or an acceptance.
     pub(crate) fn shown(&self, id: WorkId, position: Position) {
-        _ = self.shows(id, position);
+        _ = self.shows(id.into(), position);
     }
 
-    /// Whether an answer about a work may be shown; if so it counts as shown.
-    fn shows(&self, id: WorkId, position: Position) -> bool {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(id, position)
+    /// Whether an answer may be shown; if so it counts as shown.
+    fn shows(&self, subject: Subject, position: Position) -> bool {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(subject, position)
     }
 
     /// Asks the owner for the events of a work. They wait in the hub until the ticket is released.
@@ -185,26 +186,55 @@ fn position(epoch: u64, lsn: u64) -> Position {
     Position { epoch: Epoch(epoch), lsn: Lsn(lsn) }
 }
 
-/// What an owner answers about a work.
-pub(crate) trait AboutWork: Message + Default {
-    fn parts(self) -> (Option<WorkInfo>, Position);
+/// What an owner answers about one work or agent.
+pub(crate) trait About: Message + Default {
+    type Found;
+
+    fn parts(self) -> (Option<Self::Found>, Position);
 }
 
-impl AboutWork for GetAnswer {
+impl About for GetAnswer {
+    type Found = WorkInfo;
+
     fn parts(self) -> (Option<WorkInfo>, Position) {
         (self.work, position(self.epoch, self.lsn))
     }
 }
 
-impl AboutWork for CancelAnswer {
+impl About for CancelAnswer {
+    type Found = WorkInfo;
+
     fn parts(self) -> (Option<WorkInfo>, Position) {
         (self.work, position(self.epoch, self.lsn))
     }
 }
 
-impl AboutWork for SignalAnswer {
+impl About for SignalAnswer {
+    type Found = WorkInfo;
+
     fn parts(self) -> (Option<WorkInfo>, Position) {
         (self.work, position(self.epoch, self.lsn))
+    }
+}
+
+/// The one agent that was asked for.
+impl About for AgentsAnswer {
+    type Found = AgentInfo;
+
+    fn parts(self) -> (Option<AgentInfo>, Position) {
+        let found = self.agents.into_iter().next();
+        let lsn = found.as_ref().map_or(0, |agent| agent.lsn);
+        (found, position(self.epoch, lsn))
+    }
+}
+
+/// The newest page of a journal.
+impl About for HistoryAnswer {
+    type Found = Self;
+
+    fn parts(self) -> (Option<Self>, Position) {
+        let position = position(self.epoch, self.lsn);
+        (Some(self), position)
     }
 }
 

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use domain::WorkState;
+use domain::{AgentId, WorkState};
 use proto::journal;
 use proto::link::Events;
 use proto::v1::{
@@ -39,6 +39,17 @@ impl Fixture {
                         return refuse(Reason::NotFound);
                     };
                     GetAnswer { work: info(state), lsn, epoch }.encode_to_vec().into()
+                }
+                kind::AGENTS | kind::HISTORY => {
+                    let (_, epoch, lsn) = queue.lock().unwrap().pop_front().unwrap();
+                    let agent = AgentInfo { lsn, ..AgentInfo::default() };
+                    match envelope.kind {
+                        kind::AGENTS => AgentsAnswer { agents: vec![agent], epoch }.encode_to_vec(),
+                        _ => {
+                            HistoryAnswer { lsn, epoch, ..HistoryAnswer::default() }.encode_to_vec()
+                        }
+                    }
+                    .into()
                 }
                 kind::SUBMIT => {
                     let work = info(WorkState::Accepted);
@@ -80,6 +91,27 @@ async fn an_answer_older_than_one_that_was_shown_is_dropped_and_asked_for_again(
     assert_eq!(fixture.get(&late).await, (WorkState::Succeeded, "2.10".to_owned()));
     assert_eq!(fixture.network.calls().len(), 3);
     assert!(dropped < OLD.get());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_about_an_agent_that_is_older_than_one_that_was_shown_is_dropped() {
+    let fixture = Fixture::new();
+    let agent: AgentId = "default/postchain/a".parse().unwrap();
+    let found = async |answers: &[(WorkState, u64, u64)]| {
+        fixture.answers.lock().unwrap().extend(answers);
+        let (_, position) =
+            api::agent::get(&fixture.desk, &agent, deadline::by_default()).await.unwrap();
+        assert!(fixture.answers.lock().unwrap().is_empty(), "it was not asked again");
+        position.to_string()
+    };
+    let any = WorkState::Running;
+    assert_eq!(found(&[(any, 2, 10)]).await, "2.10");
+    assert_eq!(found(&[(any, 1, 99), (any, 2, 9), (any, 2, 10)]).await, "2.10");
+    // Its journal is of the same agent.
+    fixture.answers.lock().unwrap().extend([(any, 2, 9), (any, 3, 4)]);
+    let (page, position) =
+        api::agent::newest(&fixture.desk, &agent, deadline::by_default()).await.unwrap();
+    assert_eq!((page.lsn, position.to_string().as_str()), (4, "3.4"));
 }
 
 #[tokio::test(start_paused = true)]

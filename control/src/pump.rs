@@ -18,8 +18,9 @@ use crate::follow::{Follow, Next, Told};
 use crate::hub::{Inbox, Item};
 use crate::{deadline, refusal, router};
 
-/// Subscriptions that one stream asks for at once, after their owner has died.
-const AGAIN_MAX: usize = 64;
+/// Subscriptions that one stream asks for at once, after their owner has died: half of what a link takes unanswered, so
+/// that submits find room beside them.
+const AGAIN_MAX: usize = 512;
 /// Before a lost subscription is asked for again: an owner that ends each at once must not keep us busy.
 const PAUSE: Duration = Duration::from_millis(20);
 

@@ -1,7 +1,8 @@
 //! What an agent costs in memory: the growth of a node's resident set over many agents that have each done one work.
 //!
 //! `cargo bench -p tests --bench memory -- --agents 100000` prints one JSON line: the growth, how many agents
-//! were in memory by the node's own count, their works as they were read back, and what the processes counted and burnt.
+//! were in memory by the node's own count, by how much it grows once more when each of them does a second work (its state:
+//! what a work leaves behind), their works as they were read back, and what the processes counted and burnt.
 
 mod load;
 
@@ -41,14 +42,19 @@ async fn bench() -> anyhow::Result<()> {
     let grown = hot_after - hot_before;
     ensure!(grown == agents as f64, "{grown} agents came into memory, not {agents}");
     let counted = cluster.since_mark()?;
-    let read = load::read_back(&cluster.client, &ids).await?;
-    ensure!(read.with_six_steps == agents, "{} works have not ended", read.open);
+    // One more work leaves what one work leaves behind: a finding, and its idempotency key.
+    let mut more = run(&cluster, warm, warm + agents).await?;
+    let again_kb = resident_kb(&cluster)?;
+    more.extend(ids);
+    let read = load::read_back(&cluster.client, &more).await?;
+    ensure!(read.with_six_steps == 2 * agents, "{} works have not ended", read.open);
     drop(cluster);
     let cold = cold(agents / 5).await?;
     let line = json!({
         "bench": "memory", "agents": agents, "hot_before": hot_before, "hot_after": hot_after,
         "resident_kb_before": before_kb, "resident_kb_after": after_kb,
-        "kb_per_hot_agent": round((after_kb - before_kb) / grown), "cold": cold,
+        "kb_per_hot_agent": round((after_kb - before_kb) / grown),
+        "kb_of_a_work": round((again_kb - after_kb) / grown), "cold": cold,
         "read_back": read.json(),
     });
     load::print_with(line, &counted);

@@ -208,6 +208,8 @@ impl Break {
                 Promise::NoFalseAlarm,
                 Promise::NothingAcknowledgedIsLost,
                 Promise::NothingFollowsTheEnd,
+                // Rows that are written again hang on what was the head before the first time.
+                Promise::NothingIsForgotten,
             ],
             Self::GrantOnce => &[Promise::EverythingEnds],
             Self::RunCommittedStepAgain => &[Promise::CommittedStepsRunOnce],
@@ -301,6 +303,8 @@ faults! {
     NobodyOffered,
     DuplicateSubmit,
     Cancelled,
+    /// A work was cancelled while it was not known whether a call had been made.
+    StoppedInDoubt,
     DeadLettered,
 }
 

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use domain::entry::{Entry, StepDone, Usage};
 use domain::turn::doubt::Effect;
-use domain::turn::{Failure, Next, Turn};
+use domain::turn::{Failure, Next, Stop, Turn};
 use domain::{ErrorKind, Lsn, Reason, Seq, StepKey, WorkState};
 
 use crate::config::{Break, Fault};
@@ -22,9 +22,6 @@ impl Host {
     pub(crate) fn drive(&mut self, world: &mut World, asks: &mut Asks, agent: usize) {
         let Some(hot) = self.hot.get_mut(&agent) else { return };
         let Some(turn) = hot.agent.current() else { return };
-        if turn.state() == WorkState::Cancelling {
-            hot.job = None;
-        }
         let is_waiting = turn.state() == WorkState::Waiting && world.now < hot.resumes_at;
         if hot.is_journaling || hot.job.is_some() || is_waiting || world.now < hot.settles_at {
             return;
@@ -102,6 +99,11 @@ impl Host {
         world.model.started(&job);
         let worker = Address::Node(world.chance.index(world.config.nodes));
         world.send(asks.from, worker, Message::Job(job));
+        let is_once = phases::effect(step) == Effect::Once;
+        if is_once && world.is_faulty() && world.chance.permille(50) {
+            // Its client does not want it any more, while a call is under way that must not be made twice.
+            world.send(Address::Clients, asks.from, Message::Cancel { agent, work });
+        }
     }
 
     /// What must never be done: the last step that is in the journal, once more.
@@ -182,13 +184,19 @@ impl Host {
     }
 
     pub(crate) fn cancel(&mut self, world: &mut World, asks: &mut Asks, agent: usize, work: Lsn) {
-        let Some(hot) = self.hot.get(&agent) else { return };
-        let is_open =
-            hot.agent.turn(work).is_some_and(|turn| turn.state() != WorkState::Cancelling);
-        if is_open && !hot.is_journaling {
-            world.happen(Fault::Cancelled);
-            let entry = Entry::CancelRequested(Reason::CancelRequested);
-            self.journal(world, asks, agent, work, vec![entry]);
+        let Some(hot) = self.hot.get(&agent).filter(|hot| !hot.is_journaling) else { return };
+        let Some(turn) = hot.agent.turn(work) else { return };
+        let (is_doubted, entries) = (turn.doubted().is_some(), turn.stopped(Stop::Cancel));
+        let doubts = entries.iter().any(|entry| matches!(entry, Entry::StepDoubted(_)));
+        if !self.journal(world, asks, agent, work, entries) {
+            return;
+        }
+        world.happen(Fault::Cancelled);
+        if is_doubted || doubts {
+            world.happen(Fault::StoppedInDoubt);
+        }
+        if let Some(hot) = self.hot.get_mut(&agent) {
+            hot.job = hot.job.filter(|(of, ..)| *of != work);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Definitions, agents and their histories.
 
-use domain::{AgentId, DefinitionHash, DefinitionName};
+use domain::{AgentId, DefinitionHash, DefinitionName, Position};
 use proto::link::{AgentInfo, AgentsAnswer, AgentsCall, HistoryAnswer, HistoryCall, PutDefinition};
 use proto::status::Failure;
 use proto::v1::agent_service_server::AgentService;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::caller;
+use super::{caller, positioned};
 use crate::desk::Desk;
 use crate::network::Views;
 use crate::paging::{self, List, Page, Progress};
@@ -98,9 +98,9 @@ impl AgentService for Agents {
     ) -> Result<Response<GetAgentResponse>, Status> {
         let deadline = deadline::of(request.metadata());
         let id = convert::agent_id("id", &request.get_ref().id)?;
-        let agent = get(&self.desk, &id, deadline).await?;
+        let (agent, position) = get(&self.desk, &id, deadline).await?;
         let views = self.desk.router.network().views();
-        Ok(Response::new(GetAgentResponse { agent: Some(api_agent(agent, &views)) }))
+        Ok(positioned(GetAgentResponse { agent: Some(api_agent(agent, &views)) }, position))
     }
 
     async fn list_agents(
@@ -130,10 +130,10 @@ impl AgentService for Agents {
             limit => limit.into(),
         };
         // The first page is read before the stream begins, so that an agent that does not exist is refused as such.
-        let first = history(&self.desk, &id, 0, deadline).await?;
+        let (first, position) = newest(&self.desk, &id, deadline).await?;
         let (out, responses) = mpsc::channel(RESPONSES_MAX);
         tokio::spawn(tell_history(self.desk.clone(), id, limit, first, out));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        Ok(positioned(ReceiverStream::new(responses), position))
     }
 }
 
@@ -151,14 +151,18 @@ fn version(row: PutDefinition) -> Result<DefinitionVersion, Failure> {
     })
 }
 
-async fn get(desk: &Desk, id: &AgentId, deadline: Instant) -> Result<AgentInfo, Failure> {
+pub(crate) async fn get(
+    desk: &Desk,
+    id: &AgentId,
+    deadline: Instant,
+) -> Result<(AgentInfo, Position), Failure> {
     let agent = id.to_string();
     let call = Call { agent: agent.clone(), ..Call::new(kind::AGENTS, At::agent(id), deadline) };
     let request = AgentsCall { tenant: id.tenant.to_string(), agent, above: 0, limit: 1 };
-    let answer: AgentsAnswer = desk.router.call(&call, &request).await?;
+    let (found, position) = desk.ask::<AgentsAnswer>(id.clone(), &call, &request).await?;
     let none =
         || Failure::not_found(format!("there is no agent {id}: the first submit to it makes it"));
-    answer.agents.into_iter().next().ok_or_else(none)
+    Ok((found.ok_or_else(none)?, position))
 }
 
 async fn list(
@@ -217,6 +221,17 @@ fn api_agent(info: AgentInfo, views: &Views) -> Agent {
     }
 }
 
+/// The first page of an agent's journal, newest first.
+pub(crate) async fn newest(
+    desk: &Desk,
+    id: &AgentId,
+    deadline: Instant,
+) -> Result<(HistoryAnswer, Position), Failure> {
+    let (call, request) = history_call(id, 0, deadline);
+    let (page, position) = desk.ask::<HistoryAnswer>(id.clone(), &call, &request).await?;
+    Ok((page.unwrap_or_default(), position))
+}
+
 /// One page of an agent's journal, newest first; `below` is what the page before named as next.
 pub(crate) async fn history(
     desk: &Desk,
@@ -224,9 +239,14 @@ pub(crate) async fn history(
     below: u64,
     deadline: Instant,
 ) -> Result<HistoryAnswer, Failure> {
+    let (call, request) = history_call(id, below, deadline);
+    desk.router.call(&call, &request).await
+}
+
+fn history_call(id: &AgentId, below: u64, deadline: Instant) -> (Call, HistoryCall) {
     let agent = id.to_string();
     let call = Call { agent: agent.clone(), ..Call::new(kind::HISTORY, At::agent(id), deadline) };
-    desk.router.call(&call, &HistoryCall { agent, below, limit: HISTORY_PAGE }).await
+    (call, HistoryCall { agent, below, limit: HISTORY_PAGE })
 }
 
 type HistoryOut = mpsc::Sender<Result<HistoryResponse, Status>>;

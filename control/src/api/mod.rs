@@ -1,6 +1,6 @@
 //! The gRPC services: parse, call a handle, answer. Nothing is decided here.
 
-mod agent;
+pub(crate) mod agent;
 mod cluster;
 mod guard;
 mod registry;

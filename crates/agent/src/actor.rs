@@ -101,12 +101,14 @@ pub(crate) struct Glance {
     pub active_ms: AtomicU64,
     pub busy: AtomicBool,
     pub head: AtomicU64,
+    /// Of the entry that is its head.
+    pub lsn: AtomicU64,
     pub last_work: AtomicU64,
     pub open_works: AtomicU32,
 }
 
 pub(crate) struct AgentArgs {
-    pub id: AgentId,
+    pub id: Arc<AgentId>,
     pub shard: Arc<Shard>,
     pub host: ActorRef<HostMessage>,
     pub glance: Arc<Glance>,
@@ -331,6 +333,7 @@ impl State {
         glance.row.store(self.row, Ordering::Relaxed);
         if let Some(fold) = &self.fold {
             glance.head.store(fold.seq.0, Ordering::Relaxed);
+            glance.lsn.store(fold.head.0, Ordering::Release);
             glance.last_work.store(fold.last_work.0, Ordering::Relaxed);
             let open = u32::try_from(fold.open_len()).unwrap_or(u32::MAX);
             glance.open_works.store(open, Ordering::Relaxed);

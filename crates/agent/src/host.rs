@@ -5,11 +5,12 @@
 
 mod prune;
 mod request;
+mod slot;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rand::RngExt;
@@ -17,9 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use cluster::{Incoming, Peer, Reply};
 use domain::agent::QUEUE_MAX;
-use domain::restart::{Intensity, Verdict};
+use domain::restart::Verdict;
 use domain::{AgentId, Lsn, Reason, ShardId};
-use proto::link::{AgentInfo, AgentRow, Envelope, Grant, ReadAgent, Refusal, SubmitCall};
+use proto::link::{
+    AgentInfo, AgentRow, AgentsCall, Envelope, Grant, ReadAgent, Refusal, SubmitCall,
+};
 use store::Store;
 use store::writer::Event;
 
@@ -31,6 +34,7 @@ use crate::{Error, clock, failures, metrics, read};
 
 use prune::prune;
 use request::{Checked, Request};
+use slot::{Slot, Stage};
 
 /// What a host tells its node.
 pub(crate) type Report = Arc<dyn Fn(HostReport) + Send + Sync>;
@@ -77,38 +81,19 @@ struct State {
     me: ActorRef<HostMessage>,
     id: ShardId,
     shard: Option<Arc<Shard>>,
+    /// What came before the shard was open.
+    early: Vec<Incoming>,
     report: Report,
-    agents: HashMap<AgentId, Slot>,
-    names: HashMap<ActorId, AgentId>,
+    agents: HashMap<Arc<AgentId>, Slot>,
+    names: HashMap<ActorId, Arc<AgentId>>,
     ticks: u64,
-}
-
-/// One agent in memory, or one that failed and is remembered.
-struct Slot {
-    actor: Option<ActorRef<AgentMessage>>,
-    room: Arc<Semaphore>,
-    glance: Arc<Glance>,
-    stage: Stage,
-    /// What came while it was on its way out or waited to be started again.
-    parked: Vec<AgentMessage>,
-    intensity: Intensity,
-    /// What it last failed of.
-    failure: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Running,
-    /// It was asked to go: nothing is sent to it until it says.
-    Leaving,
-    /// It failed and is started again after a while.
-    Resting,
-    Quarantined,
 }
 
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
+/// Messages that wait for a shard to be open; whoever sends more has to ask again. A link takes 1,024 of all shards.
+const EARLY_MAX: usize = 128;
 /// Messages besides submits that wait for an agent that is not running.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
@@ -144,6 +129,7 @@ impl Actor for ShardHost {
             me,
             id,
             shard: None,
+            early: Vec::new(),
             report,
             agents: HashMap::new(),
             names: HashMap::new(),
@@ -159,16 +145,14 @@ impl Actor for ShardHost {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             HostMessage::Incoming(incoming) => state.incoming(*incoming).await?,
-            HostMessage::Opened(opened) => state.opened(opened),
+            HostMessage::Opened(opened) => state.opened(opened).await?,
             HostMessage::Writer(event) => state.writer(event).await?,
             HostMessage::Tick => state.tick().await?,
             HostMessage::ViewChanged => state.view_changed(),
             HostMessage::Stayed(agent) => state.stayed(&agent),
             HostMessage::Settled(agent) => state.settled(&agent),
             HostMessage::Restart(agent) => state.restart(agent).await?,
-            HostMessage::Recover(agent, due) => {
-                state.tell(agent, AgentMessage::Recover(due)).await?;
-            }
+            HostMessage::Recover(agent, due) => state.recover(agent, due).await?,
             HostMessage::Stale(agent) => state.tell(agent, AgentMessage::Persist).await?,
         }
         Ok(())
@@ -204,14 +188,17 @@ impl Actor for ShardHost {
 }
 
 impl State {
-    fn opened(&mut self, opened: Result<Open, Error>) {
+    async fn opened(&mut self, opened: Result<Open, Error>) -> Result<(), ActorProcessingErr> {
         let Open { shard, due } = match opened {
             Ok(open) => open,
             Err(error) => {
                 tracing::warn!(shard = %self.id, error = &error as &dyn std::error::Error, "cannot open shard");
+                for early in self.early.drain(..) {
+                    refuse(early.reply, refusal(Reason::Unowned, "the shard was not opened"));
+                }
                 (self.report)(HostReport::Lost(error.reason()));
                 self.me.stop(None);
-                return;
+                return Ok(());
             }
         };
         tracing::info!(shard = %self.id, epoch = shard.epoch.0, due = due.len(), "opened shard");
@@ -219,11 +206,37 @@ impl State {
         self.shard = Some(shard.clone());
         self.me.send_interval(TICK, || HostMessage::Tick);
         (self.report)(HostReport::Opened);
-        let due = due.into_iter().filter_map(|row| Some((self.named(&row)?, row))).collect();
+        let due: Vec<_> =
+            due.into_iter().filter_map(|row| Some((self.named(&row)?, row))).collect();
+        for (id, _) in &due {
+            self.agents.insert(Arc::new(id.clone()), Slot::new(Stage::Due));
+        }
         let me = self.me.clone();
         tokio::spawn(recovering::hand_out(shard, due, move |id, due| {
             _ = me.cast(HostMessage::Recover(id, Box::new(due)));
         }));
+        let now = Instant::now();
+        for early in std::mem::take(&mut self.early) {
+            // Nobody waits any more for what is past its deadline.
+            if early.deadline.is_none_or(|deadline| now < deadline) {
+                self.incoming(early).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The node has room for an agent with unfinished work: it takes that up before anything else.
+    async fn recover(&mut self, id: AgentId, due: Box<Due>) -> Result<(), ActorProcessingErr> {
+        let slot = self.agents.get_mut(&id).filter(|slot| slot.stage == Stage::Due);
+        let parked = slot.map(|slot| {
+            slot.stage = Stage::Running;
+            std::mem::take(&mut slot.parked)
+        });
+        self.tell(id.clone(), AgentMessage::Recover(due)).await?;
+        for message in parked.into_iter().flatten() {
+            self.tell(id.clone(), message).await?;
+        }
+        Ok(())
     }
 
     /// The id of an agent with unfinished work.
@@ -255,7 +268,7 @@ impl State {
     async fn stale(&mut self, row: u64) -> Result<(), ActorProcessingErr> {
         let hot =
             self.agents.iter().find(|(_, slot)| slot.glance.row.load(Ordering::Relaxed) == row);
-        if let Some(id) = hot.map(|(id, _)| id.clone()) {
+        if let Some(id) = hot.map(|(id, _)| AgentId::clone(id)) {
             return self.tell(id, AgentMessage::Persist).await;
         }
         let (Some(shard), me) = (self.shard.clone(), self.me.clone()) else { return Ok(()) };
@@ -296,12 +309,12 @@ impl State {
         if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.clone()) {
             return Ok(actor);
         }
-        let glance = Arc::new(Glance::default());
+        let (id, glance) = (Arc::new(id), Arc::new(Glance::default()));
         let args =
             AgentArgs { id: id.clone(), shard, host: self.me.clone(), glance: glance.clone() };
         let (actor, _) = Actor::spawn_linked(None, AgentActor, args, self.me.get_cell()).await?;
         self.names.insert(actor.get_id(), id.clone());
-        let slot = self.agents.entry(id).or_insert_with(Slot::new);
+        let slot = self.agents.entry(id).or_insert_with(|| Slot::new(Stage::Running));
         slot.actor = Some(actor.clone());
         slot.glance = glance;
         slot.stage = if quarantined { Stage::Quarantined } else { Stage::Running };
@@ -323,7 +336,7 @@ impl State {
             self.agents.remove(&id);
         }
         for message in parked {
-            self.tell(id.clone(), message).await?;
+            self.tell(AgentId::clone(&id), message).await?;
         }
         Ok(())
     }
@@ -344,7 +357,7 @@ impl State {
         let (Some(shard), me) = (self.shard.clone(), self.me.clone()) else { return };
         tokio::spawn(async move {
             shard.writer.settled().await;
-            _ = me.cast(HostMessage::Settled(id));
+            _ = me.cast(HostMessage::Settled(AgentId::clone(&id)));
         });
     }
 
@@ -433,11 +446,15 @@ impl State {
     }
 
     async fn incoming(&mut self, incoming: Incoming) -> Result<(), ActorProcessingErr> {
-        let Incoming { from, envelope, reply, .. } = incoming;
         let Some(shard) = self.shard.clone() else {
-            refuse(reply, refusal(Reason::Unowned, "the shard is being opened"));
+            if self.early.len() < EARLY_MAX {
+                self.early.push(incoming);
+            } else {
+                refuse(incoming.reply, refusal(Reason::Unowned, "the shard is being opened"));
+            }
             return Ok(());
         };
+        let Incoming { from, envelope, reply, .. } = incoming;
         match Request::parse(&envelope) {
             Ok(request) => self.request(shard, request, envelope, from, reply).await,
             Err(why) => {
@@ -502,7 +519,7 @@ impl State {
                 read::history(&shard, call, reply).await;
             }),
             Request::Agents(call) => {
-                let hot = self.hot();
+                let hot = self.hot(&call);
                 self.read(&shard, reply, move |shard, reply| async move {
                     read::agents(&shard, call, |row| hot.get(&row.id).cloned(), reply).await;
                 });
@@ -528,28 +545,15 @@ impl State {
         });
     }
 
-    /// What is known of the agents in memory, by their rows.
-    fn hot(&self) -> HashMap<u64, AgentInfo> {
-        let info = |(id, slot): (&AgentId, &Slot)| {
-            let glance = &slot.glance;
-            let row = glance.row.load(Ordering::Relaxed);
-            let quarantined = slot.stage == Stage::Quarantined;
-            let info = AgentInfo {
-                id: id.to_string(),
-                row,
-                hot: slot.actor.is_some(),
-                quarantined,
-                reason: if quarantined { Reason::Quarantined } else { Reason::Activated }
-                    .code()
-                    .into(),
-                head: glance.head.load(Ordering::Relaxed),
-                open_works: glance.open_works.load(Ordering::Relaxed),
-                last_work: glance.last_work.load(Ordering::Relaxed),
-                restarts: slot.intensity.total(),
-            };
-            (row, info)
+    /// What is known of the agents in memory, by their rows: of one agent, if only that is asked for.
+    fn hot(&self, call: &AgentsCall) -> HashMap<u64, AgentInfo> {
+        let one = call.agent.parse::<AgentId>().ok();
+        let one = one.and_then(|id| self.agents.get_key_value(&id));
+        let hot: Vec<_> = match call.agent.is_empty() {
+            true => self.agents.iter().collect(),
+            false => one.into_iter().collect(),
         };
-        self.agents.iter().map(info).collect()
+        hot.into_iter().map(|(id, slot)| slot.info(id)).collect()
     }
 
     fn unsubscribe(&self, subscription: u64) {
@@ -608,20 +612,6 @@ impl State {
             Some(slot) => slot.room.clone().try_acquire_owned().ok(),
             // Its first message makes the agent; that one always has room.
             None => Arc::new(Semaphore::new(1)).try_acquire_owned().ok(),
-        }
-    }
-}
-
-impl Slot {
-    fn new() -> Self {
-        Self {
-            actor: None,
-            room: Arc::new(Semaphore::new(QUEUE_MAX)),
-            glance: Arc::default(),
-            stage: Stage::Running,
-            parked: Vec::new(),
-            intensity: Intensity::default(),
-            failure: String::new(),
         }
     }
 }

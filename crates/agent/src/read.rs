@@ -275,7 +275,7 @@ pub(crate) async fn agents(
             None => cold(shard, row).await,
         });
     }
-    reply.send(AgentsAnswer { agents }.encode_to_vec().into());
+    reply.send(AgentsAnswer { agents, epoch: shard.epoch.0 }.encode_to_vec().into());
 }
 
 /// An agent that is not in memory: its head is the number of its newest entry.
@@ -288,6 +288,7 @@ async fn cold(shard: &Shard, row: AgentRow) -> AgentInfo {
         id: format!("{}/{}/{}", row.tenant, row.name, row.key),
         row: row.id,
         head: newest.map_or(0, |newest| newest.seq),
+        lsn: head,
         last_work: row.last_work,
         ..AgentInfo::default()
     }
@@ -320,5 +321,7 @@ async fn history_page(shard: &Shard, call: HistoryCall) -> Result<HistoryAnswer,
         entries,
         next: if page.truncated { 0 } else { next },
         truncated: page.truncated,
+        epoch: shard.epoch.0,
+        lsn: from,
     })
 }

@@ -73,6 +73,8 @@ pub(crate) struct Shard {
     owned_ms: AtomicU64,
     /// Held while that is looked up.
     proof: tokio::sync::Mutex<()>,
+    /// Held while a definition is looked up.
+    learning: tokio::sync::Mutex<()>,
 }
 
 /// A work that has not ended.
@@ -119,6 +121,7 @@ impl Shard {
             named: Mutex::new(opened.named),
             owned_ms: AtomicU64::new(boot_ms()),
             proof: tokio::sync::Mutex::default(),
+            learning: tokio::sync::Mutex::default(),
         }
     }
 
@@ -225,6 +228,11 @@ impl Shard {
 
     /// A definition, from memory, from this shard, or from the control plane.
     pub(crate) async fn definition(&self, hash: DefinitionHash) -> Result<Known, Error> {
+        if let Some(known) = self.node.definitions.get(&hash) {
+            return Ok(known);
+        }
+        // Many agents that are recovered ask for the same one.
+        let _turn = self.learning.lock().await;
         if let Some(known) = self.node.definitions.get(&hash) {
             return Ok(known);
         }

@@ -89,12 +89,12 @@ impl History {
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
         let request = HistoryRequest { id: self.id.clone(), limit };
         let deadline = self.patience.deadline();
-        let begin =
-            self.client.attempt(request, deadline, Limit::Begin, &|channel, request| async move {
-                let service = AgentServiceClient::new(channel);
-                service.max_decoding_message_size(MESSAGE_BYTES_MAX).history(request).await
-            });
-        begin.await
+        let begin = async |channel, request| {
+            let agents = AgentServiceClient::new(channel);
+            let mut agents = agents.max_decoding_message_size(MESSAGE_BYTES_MAX);
+            self.client.shows(&self.id, agents.history(request).await?)
+        };
+        self.client.attempt(request, deadline, Limit::Begin, &begin).await
     }
 }
 

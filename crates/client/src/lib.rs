@@ -22,8 +22,8 @@ mod tests;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use domain::position::Shown;
-use domain::{Position, WorkId};
+use domain::position::{Shown, Subject};
+use domain::{AgentId, Position, WorkId};
 use proto::status::POSITION;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient as Agents;
@@ -165,23 +165,24 @@ impl Client {
         answer.await?.work.ok_or(Error::Answer { what: "work" })
     }
 
-    /// Gives an answer about a work back, unless a later one was shown before: an API server that was cut off may not
-    /// know what another one has told already. Then it is asked for again, elsewhere.
-    fn shows<A>(&self, work: &str, answer: Response<A>) -> Result<Response<A>, Status> {
-        match self.shown(work, position_of(&answer)) {
+    /// Gives an answer about a work or an agent back, unless a later one was shown before: an API server that was cut off
+    /// may not know what another one has told already. Then it is asked for again, elsewhere.
+    fn shows<A>(&self, id: &str, answer: Response<A>) -> Result<Response<A>, Status> {
+        match self.shown(id, position_of(&answer)) {
             true => Ok(answer),
             false => Err(Status::unavailable("the answer is older than one that was shown before")),
         }
     }
 
-    /// Whether something about a work that stands at `position` may be shown; if so it counts as shown. What has no
-    /// position may.
-    fn shown(&self, work: &str, position: &str) -> bool {
-        let (Ok(position), Ok(work)) = (position.parse::<Position>(), work.parse::<WorkId>())
-        else {
+    /// Whether something about this work or agent that stands at `position` may be shown; if so it counts as shown. What
+    /// has no position may.
+    fn shown(&self, id: &str, position: &str) -> bool {
+        let work = id.parse::<WorkId>().map(Subject::from);
+        let subject = work.or_else(|_| id.parse::<AgentId>().map(Subject::from));
+        let (Ok(position), Ok(subject)) = (position.parse::<Position>(), subject) else {
             return true;
         };
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(work, position)
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).show(subject, position)
     }
 
     /// Remembers where a message of an open stream stands.
@@ -230,7 +231,7 @@ impl Client {
     pub async fn agent(&self, id: &str) -> Result<v1::Agent, Error> {
         let request = v1::GetAgentRequest { id: id.to_owned() };
         let answer = self.call("GetAgentRequest", request, |channel, request| async move {
-            Agents::new(channel).get_agent(request).await
+            self.shows(id, Agents::new(channel).get_agent(request).await?)
         });
         answer.await?.agent.ok_or(Error::Answer { what: "agent" })
     }

@@ -1,16 +1,16 @@
 //! Where in a shard's history an answer was taken, and which answers are too old to be shown.
 //!
-//! A node that was stopped answers from what it knew before. Whoever has seen a later answer about the same work must
-//! not be told the older one.
+//! A node that was stopped answers from what it knew before. Whoever has seen a later answer about the same work or agent
+//! must not be told the older one.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Epoch, Error, Lsn, WorkId};
+use crate::{AgentId, Epoch, Error, Lsn, WorkId};
 
-/// The ownership under which an answer about a work was given, and the last committed row that is surely in it. Both only
-/// grow, so of two answers about one work the one with the larger position is not the older. Text is `<epoch>.<lsn>`.
+/// The ownership under which an answer about a work or an agent was given, and the last committed row that is surely in it. Both only
+/// grow, so of two answers about one of them the one with the larger position is not the older. Text is `<epoch>.<lsn>`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub epoch: Epoch,
@@ -34,35 +34,56 @@ impl FromStr for Position {
     }
 }
 
-/// The newest position that was shown of each of the last works asked for. Forgets the oldest beyond its room, which
+/// What an answer is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Work(WorkId),
+    Agent(AgentId),
+}
+
+impl From<WorkId> for Subject {
+    fn from(work: WorkId) -> Self {
+        Self::Work(work)
+    }
+}
+
+impl From<AgentId> for Subject {
+    fn from(agent: AgentId) -> Self {
+        Self::Agent(agent)
+    }
+}
+
+/// The newest position that was shown of each of the last subjects asked for. Forgets the oldest beyond its room, which
 /// costs the comparison and nothing else.
 #[derive(Debug)]
 pub struct Shown {
-    positions: HashMap<WorkId, Position>,
-    /// In the order in which the works were first shown.
-    order: VecDeque<WorkId>,
-    works_max: usize,
+    positions: HashMap<Subject, Position>,
+    /// In the order in which they were first shown.
+    order: VecDeque<Subject>,
+    subjects_max: usize,
 }
 
 impl Shown {
-    pub fn new(works_max: usize) -> Self {
-        Self { positions: HashMap::new(), order: VecDeque::new(), works_max: works_max.max(1) }
+    pub fn new(subjects_max: usize) -> Self {
+        let subjects_max = subjects_max.max(1);
+        Self { positions: HashMap::new(), order: VecDeque::new(), subjects_max }
     }
 
-    /// Whether an answer about `work` taken at `position` may be shown; if so it counts as shown.
-    pub fn show(&mut self, work: WorkId, position: Position) -> bool {
-        if let Some(known) = self.positions.get_mut(&work) {
+    /// Whether an answer about `subject` taken at `position` may be shown; if so it counts as shown.
+    pub fn show(&mut self, subject: impl Into<Subject>, position: Position) -> bool {
+        let subject = subject.into();
+        if let Some(known) = self.positions.get_mut(&subject) {
             let is_new = *known <= position;
             *known = position.max(*known);
             return is_new;
         }
-        if self.order.len() == self.works_max
+        if self.order.len() == self.subjects_max
             && let Some(oldest) = self.order.pop_front()
         {
             self.positions.remove(&oldest);
         }
-        self.positions.insert(work, position);
-        self.order.push_back(work);
+        self.positions.insert(subject.clone(), position);
+        self.order.push_back(subject);
         true
     }
 }
@@ -91,10 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn works_do_not_bear_on_each_other() {
+    fn works_and_agents_do_not_bear_on_each_other() {
+        let agent = |key: &str| format!("default/bench/{key}").parse::<AgentId>().unwrap();
         let mut shown = Shown::new(8);
         assert!(shown.show(work(1), at(2, 10)));
         assert!(shown.show(work(2), at(1, 1)));
+        assert!(shown.show(agent("a"), at(3, 1)));
+        assert!(shown.show(agent("b"), at(1, 1)));
+        assert!(!shown.show(agent("a"), at(2, 1)));
     }
 
     #[test]

@@ -451,6 +451,9 @@ pub struct AgentsCall {
 pub struct AgentsAnswer {
     #[prost(message, repeated, tag = "1")]
     pub agents: ::prost::alloc::vec::Vec<AgentInfo>,
+    /// Of the owner that answers.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentInfo {
@@ -472,6 +475,9 @@ pub struct AgentInfo {
     pub last_work: u64,
     #[prost(uint32, tag = "9")]
     pub restarts: u32,
+    /// Of its newest entry.
+    #[prost(uint64, tag = "10")]
+    pub lsn: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HistoryCall {
@@ -493,6 +499,12 @@ pub struct HistoryAnswer {
     pub next: u64,
     #[prost(bool, tag = "3")]
     pub truncated: bool,
+    /// Of the owner that answers.
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    /// Of the entry from which it was read.
+    #[prost(uint64, tag = "5")]
+    pub lsn: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogEntry {

@@ -337,6 +337,7 @@ pub mod agent_service_client {
                 .insert(GrpcMethod::new("stagedoor.v1.AgentService", "ListDefinitions"));
             self.inner.unary(req, path, codec).await
         }
+        /// One agent. The metadata of the answer tell its stagedoor-position, as with History.
         pub async fn get_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::GetAgentRequest>,
@@ -361,6 +362,7 @@ pub mod agent_service_client {
                 .insert(GrpcMethod::new("stagedoor.v1.AgentService", "GetAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// The agents of a tenant. An answer is of many shards, so it has no stagedoor-position.
         pub async fn list_agents(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAgentsRequest>,
@@ -447,6 +449,7 @@ pub mod agent_service_server {
             tonic::Response<super::ListDefinitionsResponse>,
             tonic::Status,
         >;
+        /// One agent. The metadata of the answer tell its stagedoor-position, as with History.
         async fn get_agent(
             &self,
             request: tonic::Request<super::GetAgentRequest>,
@@ -454,6 +457,7 @@ pub mod agent_service_server {
             tonic::Response<super::GetAgentResponse>,
             tonic::Status,
         >;
+        /// The agents of a tenant. An answer is of many shards, so it has no stagedoor-position.
         async fn list_agents(
             &self,
             request: tonic::Request<super::ListAgentsRequest>,
@@ -2719,7 +2723,7 @@ pub mod work_service_client {
                 .insert(GrpcMethod::new("stagedoor.v1.WorkService", "Get"));
             self.inner.unary(req, path, codec).await
         }
-        /// The works of a tenant, or of one agent, newest first.
+        /// The works of a tenant, or of one agent, newest first. An answer may be of many shards, so it has no stagedoor-position.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<super::ListRequest>,
@@ -2861,7 +2865,7 @@ pub mod work_service_server {
             &self,
             request: tonic::Request<super::GetRequest>,
         ) -> std::result::Result<tonic::Response<super::GetResponse>, tonic::Status>;
-        /// The works of a tenant, or of one agent, newest first.
+        /// The works of a tenant, or of one agent, newest first. An answer may be of many shards, so it has no stagedoor-position.
         async fn list(
             &self,
             request: tonic::Request<super::ListRequest>,

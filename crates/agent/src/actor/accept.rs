@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use cluster::Reply;
 use domain::entry::{Accepted, Entry, Stamp, fingerprint};
 use domain::turn::Turn;
-use domain::{Epoch, Lsn, Position, Reason};
+use domain::{AgentId, Epoch, Lsn, Position, Reason};
 use proto::journal;
 use proto::link::{
     AgentRow, CancelAnswer, DedupRow, DefinitionRow, GetAnswer, ReadAgent, SubmitAnswer, WatchMode,
@@ -214,7 +214,7 @@ impl State {
         let limits = |hash: &_| shard.node.definitions.limits(hash);
         fold.apply(Lsn(0), Entry::Accepted(accepted), stamp, limits)?;
         shard.has_definition(submit.definition);
-        shard.opened(work, self.args.id.clone(), deadline_ms);
+        shard.opened(work, AgentId::clone(&self.args.id), deadline_ms);
         metrics::ACCEPTED.inc();
         let Submit { call, key, from, reply, room, .. } = *submit;
         self.rooms.insert(work, room);

@@ -6,7 +6,7 @@ use ractor::ActorProcessingErr;
 
 use domain::agent::Agent as Fold;
 use domain::entry::{Entry, Stamp};
-use domain::{DefinitionHash, Epoch, IdempotencyKey, Lsn, Reason, Seq};
+use domain::{AgentId, DefinitionHash, Epoch, IdempotencyKey, Lsn, Reason, Seq};
 use proto::journal;
 use proto::link::{AgentRow, DedupRow, LogRow, ReadAgent, ReadHistory};
 
@@ -17,7 +17,10 @@ use crate::host::HostMessage;
 use crate::recovering::{Due, Share};
 use crate::{Error, metrics};
 
-/// Entries after which the row is written again, so that a fold is never long.
+/// Entries after which the row is written again when no work is open. It is small then, and what a new owner has to read
+/// of an agent is mostly its open works: reading more is what a takeover of many agents takes its time for.
+const SNAPSHOT_IDLE_EVERY: u64 = 16;
+/// The same while works are open.
 const SNAPSHOT_EVERY: u64 = 200;
 /// A fold that is larger is not written: one commit carries at most 8 MiB.
 const ROW_BYTES_MAX: usize = 2 << 20;
@@ -112,7 +115,7 @@ impl State {
         // Whoever drove these works before is gone.
         fold.interrupt();
         for turn in fold.open() {
-            shard.opened(turn.id(), self.args.id.clone(), turn.deadline_ms());
+            shard.opened(turn.id(), AgentId::clone(&self.args.id), turn.deadline_ms());
         }
         self.row = row.id;
         self.row_stored = true;
@@ -208,8 +211,8 @@ impl State {
     /// Writes its row when its entries since the last time are many.
     pub(super) fn snapshot_if_due(&mut self) {
         let Some(fold) = &self.fold else { return };
-        let due = self.saved_seq.0 + SNAPSHOT_EVERY <= fold.seq.0;
-        if due && self.pending.is_empty() {
+        let every = if fold.open_len() == 0 { SNAPSHOT_IDLE_EVERY } else { SNAPSHOT_EVERY };
+        if self.saved_seq.0 + every <= fold.seq.0 && self.pending.is_empty() {
             self.write_row();
         }
     }
@@ -255,7 +258,7 @@ impl State {
     /// Leaves memory if there is nothing to do: first its row, then itself.
     pub(super) fn passivate(&mut self) {
         if self.is_busy() {
-            _ = self.args.host.cast(HostMessage::Stayed(self.args.id.clone()));
+            _ = self.args.host.cast(HostMessage::Stayed(AgentId::clone(&self.args.id)));
             return;
         }
         let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);

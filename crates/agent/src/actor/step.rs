@@ -16,8 +16,8 @@ use domain::turn::doubt::Effect;
 use domain::turn::{Failure, Turn};
 use domain::view::View;
 use domain::{
-    Attempt, Definition, DefinitionHash, ErrorKind, Lsn, Phase, ProcessName, Reason, StepKey,
-    WorkId, WorkState,
+    AgentId, Attempt, Definition, DefinitionHash, ErrorKind, Lsn, Phase, ProcessName, Reason,
+    StepKey, WorkId, WorkState,
 };
 use proto::journal::StepNumbers;
 use proto::link::{StepAnswer, StepJob, ToolCall};
@@ -156,7 +156,7 @@ impl State {
     /// Is woken by the next view; if that came while this one was looked at, looks again at once.
     fn wait_for_offer(&self, seen: Option<&Arc<View>>) {
         let shard = self.shard();
-        shard.waits(self.args.id.clone());
+        shard.waits(AgentId::clone(&self.args.id));
         let now = shard.node.view.load_full();
         let is_same = match (seen, &now) {
             (Some(seen), Some(now)) => Arc::ptr_eq(seen, now),

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::server::{Failed, Server};
 use super::steps::{Durability, Steps};
+use super::together::Together;
 use super::wire::{self, Answer, Request, When};
 use crate::Error;
 use crate::database::Database;
@@ -42,12 +43,24 @@ pub(super) struct Lane {
     ready: OnceCell<()>,
     /// Who holds it writes. Without a stream the next write opens one.
     stream: Mutex<Option<Stream>>,
+    together: Together,
 }
 
 /// A connection that the server keeps open to the database, for whoever names it.
-struct Stream {
+pub(super) struct Stream {
     baton: String,
     used: Instant,
+}
+
+impl Stream {
+    pub(super) fn new(baton: String) -> Self {
+        Self { baton, used: Instant::now() }
+    }
+
+    /// Whether the server has it still.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.used.elapsed() < STREAM_IDLE_MAX
+    }
 }
 
 /// Jittered, and doubles.
@@ -69,7 +82,8 @@ impl Pause {
 impl Lane {
     pub(super) fn new(database: Database) -> Self {
         let name = database.to_string();
-        Self { database, name, ready: OnceCell::new(), stream: Mutex::new(None) }
+        let (ready, stream, together) = Default::default();
+        Self { database, name, ready, stream, together }
     }
 
     /// The whole batch, or nothing of it.
@@ -105,7 +119,7 @@ impl Lane {
         let mut pause = Pause(PAUSE_MIN);
         loop {
             // If this future is dropped on the way, nobody knows the state of the stream: it is out of its place.
-            let stream = kept.take().filter(|stream| stream.used.elapsed() < STREAM_IDLE_MAX);
+            let stream = kept.take().filter(Stream::is_fresh);
             let durability = match server.parsed().is_checked && stream.is_none() {
                 true => Durability::Check,
                 false => Durability::Known,
@@ -117,9 +131,7 @@ impl Lane {
                 Ok(mut answer) => {
                     let baton = answer.baton.take().filter(|_| is_kept);
                     let (outcome, is_clean) = steps.outcome(batch, &self.name, durability, answer);
-                    *kept = baton
-                        .filter(|_| is_clean)
-                        .map(|baton| Stream { baton, used: Instant::now() });
+                    *kept = baton.filter(|_| is_clean).map(Stream::new);
                     match outcome {
                         Ok(Outcome::Stopped(Guard::Durability)) => {
                             *kept = None;
@@ -146,8 +158,25 @@ impl Lane {
         }
     }
 
-    /// Everything that the query asks, of one moment.
+    /// Everything that the query asks, of one moment; a short one together with others.
     pub(super) async fn read<Q: Query>(
+        &self,
+        server: &Server,
+        query: &Q,
+        deadline: Instant,
+    ) -> Result<Q::Answer, Error> {
+        let statements = query.statements()?;
+        if statements.iter().all(|one| one.page.is_none()) {
+            let of = (self.database, self.name.as_str());
+            if let Some(rows) = self.together.read(server, of, &statements, deadline).await {
+                return query.answer(&mut Found::new(&self.name, rows));
+            }
+        }
+        self.read_alone(server, query, deadline).await
+    }
+
+    /// The same, in a request of its own.
+    pub(super) async fn read_alone<Q: Query>(
         &self,
         server: &Server,
         query: &Q,
@@ -157,7 +186,7 @@ impl Lane {
         let mut pause = Pause(PAUSE_MIN);
         let mut lost = 0;
         loop {
-            let body = read_request(&statements).and_close();
+            let body = read_request(None, &statements).and_close();
             let failed = match server.batch(self.database, body, deadline).await {
                 Ok(answer) => match take(&self.name, &statements, answer) {
                     Ok(each) => return query.answer(&mut Found::new(&self.name, each)),
@@ -207,7 +236,9 @@ impl Lane {
                 }
                 found => found?,
             };
-            if server.parsed().is_checked && self.read(server, &Synchronous, deadline).await? != 2 {
+            if server.parsed().is_checked
+                && self.read_alone(server, &Synchronous, deadline).await? != 2
+            {
                 relaxed += 1;
                 let may_change = server.parsed().admin.is_some() && relaxed < RELAXED_MAX;
                 if may_change && pause.wait(deadline).await {
@@ -240,10 +271,10 @@ impl Lane {
     }
 
     async fn version(&self, server: &Server, deadline: Instant) -> Result<Option<u32>, Error> {
-        if !self.read(server, &HasMeta, deadline).await? {
+        if !self.read_alone(server, &HasMeta, deadline).await? {
             return Ok(None);
         }
-        self.read(server, &Version, deadline).await.map(Some)
+        self.read_alone(server, &Version, deadline).await.map(Some)
     }
 }
 
@@ -252,11 +283,12 @@ fn failed_in_time(name: &str) -> Error {
 }
 
 /// The statements in one transaction, if they are several.
-fn read_request(statements: &[Statement]) -> Request {
+pub(super) fn read_request(stream: Option<&Stream>, statements: &[Statement]) -> Request {
     let texts: Vec<_> =
         statements.iter().map(|one| wire::statement(one.sql, &one.params, true)).collect();
     let bytes: usize = texts.iter().map(String::len).sum();
-    let mut request = Request::new(None, bytes + 512);
+    let baton = stream.map(|stream| stream.baton.as_str());
+    let mut request = Request::new(baton, bytes + 512);
     if let [one] = texts.as_slice() {
         request.step(one, When::Always);
         return request;
@@ -271,7 +303,11 @@ fn read_request(statements: &[Statement]) -> Request {
 }
 
 /// The rows of the statements, pages cut to their bytes.
-fn take(name: &str, statements: &[Statement], answer: Answer) -> Result<Vec<Rows>, Failed> {
+pub(super) fn take(
+    name: &str,
+    statements: &[Statement],
+    answer: Answer,
+) -> Result<Vec<Rows>, Failed> {
     let first = if statements.len() == 1 { 0 } else { 1 };
     let mut each = Vec::with_capacity(statements.len());
     let mut steps = answer.steps.into_iter();

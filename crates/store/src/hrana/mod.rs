@@ -9,6 +9,7 @@ mod lane;
 mod server;
 mod steps;
 mod target;
+mod together;
 mod token;
 mod wire;
 
@@ -20,7 +21,7 @@ use async_trait::async_trait;
 use proto::link::{
     AgentAnswer, AgentRow, AgentsPage, CheckAnswer, ControlAnswer, ControlBatch, DefinitionRow,
     Fence, Group, LogPage, OwnerRow, Provision, Prune, ReadAgent, ReadAgents, ReadControl,
-    ReadHistories, ReadHistory, ReadWorks, WorkRow, WorksPage,
+    ReadHistories, ReadHistory, ReadWorks, TailRow, WorkRow, WorksPage,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -90,18 +91,20 @@ impl HranaStore {
     }
 
     async fn read<Q: Query>(&self, database: Database, query: &Q) -> Result<Q::Answer, Error> {
-        self.read_within(self.0.read_timeout, database, query).await
+        let (lane, deadline) = (self.lane(database), Instant::now() + self.0.read_timeout);
+        lane.ready(&self.0.server, Self::missing(database), deadline).await?;
+        lane.read(&self.0.server, query, deadline).await
     }
 
-    async fn read_within<Q: Query>(
+    /// A read of a whole database.
+    async fn read_slowly<Q: Query>(
         &self,
-        limit: Duration,
         database: Database,
         query: &Q,
     ) -> Result<Q::Answer, Error> {
-        let (lane, deadline) = (self.lane(database), Instant::now() + limit);
+        let (lane, deadline) = (self.lane(database), Instant::now() + SLOW_TIMEOUT);
         lane.ready(&self.0.server, Self::missing(database), deadline).await?;
-        lane.read(&self.0.server, query, deadline).await
+        lane.read_alone(&self.0.server, query, deadline).await
     }
 
     async fn write<B: Batch>(
@@ -134,50 +137,47 @@ impl HranaStore {
     /// All pages of a recovery. None: the owner row changed while they were read.
     async fn recover_once(&self, database: Database) -> Result<Option<Recovery>, Error> {
         let started = self.read(database, &recover::Start).await?;
-        let mut whole = Recovery {
-            owner: started.owner,
-            mark: started.mark,
-            agent_max: started.agent_max,
-            ..Recovery::default()
-        };
+        let owner = &started.owner;
+        let rest = tokio::try_join!(
+            self.pages(database, owner, |last: Option<&TailRow>| recover::Tail {
+                after: last.map_or(0, |row| row.lsn),
+                rows: PAGES.tail,
+            }),
+            self.pages(database, owner, |last: Option<&WorkRow>| recover::Open {
+                after: last.map_or(0, |work| work.id),
+                rows: PAGES.works,
+            }),
+            self.pages(database, owner, |last: Option<&AgentRow>| recover::Agents {
+                after: last.map_or(0, |agent| agent.id),
+                rows: PAGES.agents,
+            }),
+        )?;
+        let (Some(tail), Some(open), Some(agents)) = rest else { return Ok(None) };
+        let recover::Started { owner, mark, agent_max } = started;
+        Ok(Some(Recovery { owner, mark, tail, open, agents, agent_max }))
+    }
+
+    /// All pages of one part of a recovery, each as `after` the last row that was read. None: the owner row is not `owner`.
+    async fn pages<Q, T>(
+        &self,
+        database: Database,
+        owner: &OwnerRow,
+        after: impl Fn(Option<&T>) -> Q,
+    ) -> Result<Option<Vec<T>>, Error>
+    where
+        Q: Query<Answer = (OwnerRow, Vec<T>)>,
+    {
+        let mut rows: Vec<T> = Vec::new();
         loop {
-            let after = whole.tail.last().map_or(0, |row| row.lsn);
-            let (owner, page) =
-                self.read(database, &recover::Tail { after, rows: PAGES.tail }).await?;
-            if owner != whole.owner {
-                return Ok(None);
-            }
-            let is_last = page.is_empty() || page.last().is_some_and(|row| row.lsn == owner.head);
-            whole.tail.extend(page);
-            if is_last {
-                break;
-            }
-        }
-        loop {
-            let after = whole.open.last().map_or(0, |work| work.id);
-            let (owner, page) =
-                self.read(database, &recover::Open { after, rows: PAGES.works }).await?;
-            if owner != whole.owner {
+            let (read_of, page) = self.read(database, &after(rows.last())).await?;
+            if read_of != *owner {
                 return Ok(None);
             }
             if page.is_empty() {
-                break;
+                return Ok(Some(rows));
             }
-            whole.open.extend(page);
+            rows.extend(page);
         }
-        loop {
-            let after = whole.agents.last().map_or(0, |agent| agent.id);
-            let (owner, page) =
-                self.read(database, &recover::Agents { after, rows: PAGES.agents }).await?;
-            if owner != whole.owner {
-                return Ok(None);
-            }
-            if page.is_empty() {
-                break;
-            }
-            whole.agents.extend(page);
-        }
-        Ok(Some(whole))
     }
 }
 
@@ -285,7 +285,7 @@ impl Store for HranaStore {
     }
 
     async fn check(&self, database: &str) -> Result<CheckAnswer, Error> {
-        let checked = self.read_within(SLOW_TIMEOUT, database.parse()?, &Check).await?;
+        let checked = self.read_slowly(database.parse()?, &Check).await?;
         let version = self.0.server.version(Instant::now() + self.0.read_timeout).await;
         Ok(CheckAnswer {
             engine: format!("{version}, SQLite {}", checked.sqlite),
