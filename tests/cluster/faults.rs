@@ -80,9 +80,9 @@ fn a_node_stopped_in_the_middle_of_commits_does_no_harm_when_it_wakes() {
     more_end(&clients, 60);
     mesh.signal(VICTIM, Signal::CONT);
     wait_until_back(&mesh, &before);
-    // What it had in hand was written by nobody: its writers were told so.
-    let refused = || mesh.count(VICTIM, "stagedoor_store_writer_fenced_total", &[]);
-    eventually_true(PATIENCE, "its writers were fenced", || 0.0 < refused());
+    // What it had in hand was written by nobody, which the history shows below. Who tells it first is left to chance: the
+    // store that refuses a write, a read of the owner row, or the view.
+    assert!(0.0 < mesh.count(VICTIM, "stagedoor_agent_stood_still_total", &[]));
     more_end(&clients, 60);
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.pids(), pids);

@@ -213,7 +213,11 @@ impl Break {
             ],
             Self::GrantOnce => &[Promise::EverythingEnds],
             Self::RunCommittedStepAgain => &[Promise::CommittedStepsRunOnce],
-            Self::ForgetIdleAgents | Self::ForgetHeadTooEarly => &[Promise::NothingIsForgotten],
+            // A work that ended is open again in what is remembered.
+            Self::ForgetIdleAgents => {
+                &[Promise::NothingIsForgotten, Promise::CommittedStepsRunOnce]
+            }
+            Self::ForgetHeadTooEarly => &[Promise::NothingIsForgotten],
             Self::OldLeaderFences => &[Promise::OnlyTheLeaderMoves],
             Self::OpenEpochAgain => &[Promise::OneOwnerWrites],
             Self::JournalOldAnswer => &[Promise::OldAnswersAreDropped],

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use domain::heads::Heads;
 use domain::{Epoch, ErrorKind, Lsn};
-use proto::link::{Group, ReadHistory};
+use proto::link::{Group, ReadAgent, ReadHistory};
 use rustix::process::Signal;
 use store::writer::{Append, Limits, NewRow, Opening, WriterHandle, spawn};
 use store::{CommitOutcome, Config, Durability, Error};
@@ -239,6 +239,50 @@ async fn a_recovery_is_larger_than_one_answer_of_the_server() {
     let asked = proto::link::ReadWorks { tenant: "acme".into(), ..Default::default() };
     let page = doors.node.works(SHARD, &asked).await.unwrap();
     assert_eq!(page.works.iter().map(|work| work.id).collect::<Vec<_>>(), [20]);
+    doors.end().await;
+}
+
+/// Many reads of a shard at once: every one is answered with what it asked for.
+async fn each_is_answered(doors: &Doors, agents: u64) {
+    let reads = (1..=agents).map(async |id| {
+        let read = ReadAgent { id, ..ReadAgent::default() };
+        let history = ReadHistory { from: id, above: 0, limit: 0 };
+        let (agent, work, page) = tokio::join!(
+            doors.node.agent(SHARD, &read),
+            doors.node.work(SHARD, id),
+            doors.node.history(SHARD, &history),
+        );
+        assert_eq!(agent.unwrap().agent.map(|agent| agent.id), Some(id));
+        assert_eq!(work.unwrap().map(|(work, agent)| (work.id, agent.id)), Some((id, id)));
+        assert_eq!(page.unwrap().rows.iter().map(|row| row.lsn).collect::<Vec<_>>(), [id]);
+    });
+    futures::future::join_all(reads).await;
+}
+
+/// Reads that come at once go together, also after the stream of the last ones is void, and when the answers to all of
+/// them are more than the server sends at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_that_go_together_are_each_answered() {
+    let Some(mut doors) = owned().await else { return };
+    let begin = |first: u64, count: u64, bytes: usize| {
+        let ids = || first..first + count;
+        let rows: Vec<_> = ids().map(|id| (id, 0)).collect();
+        let mut accepted = group(first - 1, &rows);
+        for row in &mut accepted.rows {
+            row.payload = vec![7; bytes].into();
+        }
+        accepted.agents = ids().map(|id| crate::rows::agent(id, id, 0)).collect();
+        accepted.works = ids().map(|id| crate::rows::work(id, id, 0, 1)).collect();
+        accepted
+    };
+    doors.committed(begin(1, 150, 10)).await;
+    each_is_answered(&doors, 150).await;
+    doors.restart().await;
+    each_is_answered(&doors, 150).await;
+    for first in (151..=171).step_by(3) {
+        doors.committed(begin(first, 3, 1 << 20)).await;
+    }
+    each_is_answered(&doors, 171).await;
     doors.end().await;
 }
 
