@@ -333,10 +333,11 @@ impl State {
         glance.row.store(self.row, Ordering::Relaxed);
         if let Some(fold) = &self.fold {
             glance.head.store(fold.seq.0, Ordering::Relaxed);
-            glance.lsn.store(fold.head.0, Ordering::Release);
             glance.last_work.store(fold.last_work.0, Ordering::Relaxed);
             let open = u32::try_from(fold.open_len()).unwrap_or(u32::MAX);
             glance.open_works.store(open, Ordering::Relaxed);
+            // After the rest, so that whoever reads it first has nothing older.
+            glance.lsn.store(fold.head.0, Ordering::Release);
             if let Some(turn) = fold.current() {
                 self.shard().shows(turn);
             }

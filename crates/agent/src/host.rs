@@ -92,9 +92,10 @@ struct State {
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
-/// Messages that wait for a shard to be open; whoever sends more has to ask again. A link takes 1,024 of all shards.
+/// Messages that wait for a shard to be open, and what they carry; whoever sends more has to ask again.
 const EARLY_MAX: usize = 128;
-/// Messages besides submits that wait for an agent that is not running.
+const EARLY_BYTES_MAX: usize = 1 << 20;
+/// Messages that wait for an agent that is not running, or not recovered yet.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
 /// Starts the host of a shard and begins to open it.
@@ -213,7 +214,7 @@ impl State {
         }
         let me = self.me.clone();
         tokio::spawn(recovering::hand_out(shard, due, move |id, due| {
-            _ = me.cast(HostMessage::Recover(id, Box::new(due)));
+            me.cast(HostMessage::Recover(id, Box::new(due))).is_ok()
         }));
         let now = Instant::now();
         for early in std::mem::take(&mut self.early) {
@@ -447,7 +448,9 @@ impl State {
 
     async fn incoming(&mut self, incoming: Incoming) -> Result<(), ActorProcessingErr> {
         let Some(shard) = self.shard.clone() else {
-            if self.early.len() < EARLY_MAX {
+            let bytes = |early: &Incoming| early.envelope.payload.len();
+            let held: usize = self.early.iter().map(bytes).sum();
+            if self.early.len() < EARLY_MAX && held + bytes(&incoming) <= EARLY_BYTES_MAX {
                 self.early.push(incoming);
             } else {
                 refuse(incoming.reply, refusal(Reason::Unowned, "the shard is being opened"));

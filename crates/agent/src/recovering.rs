@@ -13,6 +13,8 @@ use crate::shard::Shard;
 
 /// Agents whose entries are read together.
 const AGENTS_A_READ: usize = 32;
+/// Entries of each: what an agent has that was idle lately. Of those with more the rest is read one by one.
+const AHEAD_ROWS: u32 = 32;
 
 /// An agent with unfinished work, and what is known of it.
 pub(crate) struct Due {
@@ -22,11 +24,11 @@ pub(crate) struct Due {
     pub share: Share,
 }
 
-/// Gives each agent to `hand` as soon as the node has room for one more recovery.
+/// Gives each agent to `hand` as soon as the node has room for one more recovery, while that takes them.
 pub(crate) async fn hand_out(
     shard: Arc<Shard>,
     due: Vec<(AgentId, AgentRow)>,
-    hand: impl Fn(AgentId, Due),
+    hand: impl Fn(AgentId, Due) -> bool,
 ) {
     let room = shard.node.recovering.clone();
     let mut due = due.into_iter().peekable();
@@ -38,7 +40,9 @@ pub(crate) async fn hand_out(
             let ahead = ahead.remove(&row.id).unwrap_or_default();
             // Who has its share of the bytes goes on at once: the others may have to wait for it.
             share.take(ahead.iter().map(|row| row.payload.len()).sum()).await;
-            hand(id, Due { row, ahead, share });
+            if !hand(id, Due { row, ahead, share }) {
+                return;
+            }
         }
     }
 }
@@ -48,7 +52,7 @@ pub(crate) async fn hand_out(
 async fn ahead(shard: &Shard, some: &[(AgentId, AgentRow)]) -> HashMap<u64, Vec<LogRow>> {
     let history = |(_, row): &(AgentId, AgentRow)| {
         let from = shard.writer.head_of(row.id).unwrap_or(Lsn(row.head)).0;
-        ReadHistory { from, above: row.snap_lsn, limit: 0 }
+        ReadHistory { from, above: row.snap_lsn, limit: AHEAD_ROWS }
     };
     let each = some.iter().map(history).filter(|of| of.above < of.from).collect();
     let mut ahead: HashMap<u64, Vec<LogRow>> = HashMap::new();
@@ -99,6 +103,11 @@ impl Recovering {
         }
     }
 
+    /// Waits until one more agent may be recovered. None: the node ends.
+    pub(crate) async fn begin_one(&self) -> Option<Share> {
+        self.begin(1).await?.pop()
+    }
+
     /// Waits until so many more agents may be recovered, no more than may be at all. None: the node ends.
     async fn begin(&self, count: usize) -> Option<Vec<Share>> {
         let permits = u32::try_from(count).unwrap_or(u32::MAX);
@@ -123,12 +132,6 @@ impl Share {
             permit = room.acquire_many_owned(count) => self.bytes.extend(permit.ok()),
             permit = beyond.acquire_owned() => self.beyond = permit.ok(),
         }
-    }
-
-    /// What was read is not kept: it is read again later.
-    pub(crate) fn give_back(&mut self) {
-        self.bytes.clear();
-        self.beyond = None;
     }
 }
 
@@ -165,7 +168,7 @@ mod tests {
         assert!(two.take(1).now_or_never().is_none() && three.take(1).now_or_never().is_none());
         drop(one);
         assert!(three.take(1).now_or_never().is_some());
-        three.give_back();
+        drop(three);
         assert!(two.take(6).now_or_never().is_some());
     }
 }

@@ -231,22 +231,25 @@ impl Shard {
         if let Some(known) = self.node.definitions.get(&hash) {
             return Ok(known);
         }
-        // Many agents that are recovered ask for the same one.
-        let _turn = self.learning.lock().await;
-        if let Some(known) = self.node.definitions.get(&hash) {
-            return Ok(known);
-        }
-        let read = self.store.definition(&self.database, hash.as_bytes()).await;
-        if let Ok(Some(row)) = read
-            && let Some(known) = self.node.definitions.learn(hash, row.body)
-        {
-            self.has_definition(hash);
+        if let Some(known) = self.stored_definition(hash).await {
             return Ok(known);
         }
         match self.node.fetch_definition(hash).await {
             Some(body) => self.node.definitions.learn(hash, body).ok_or(missing(hash)),
             None => Err(missing(hash)),
         }
+    }
+
+    /// One after another: many agents that are recovered ask for the same one.
+    async fn stored_definition(&self, hash: DefinitionHash) -> Option<Known> {
+        let _turn = self.learning.lock().await;
+        if let Some(known) = self.node.definitions.get(&hash) {
+            return Some(known);
+        }
+        let row = self.store.definition(&self.database, hash.as_bytes()).await.ok()??;
+        let known = self.node.definitions.learn(hash, row.body)?;
+        self.has_definition(hash);
+        Some(known)
     }
 }
 

@@ -48,6 +48,9 @@ fn limit_value(rows: usize) -> Value {
 
 /// A read: statements of one moment, and what their rows mean.
 pub(crate) trait Query: Send + Sync {
+    /// Whether its rows are few and small, so that it can go together with others.
+    const IS_SHORT: bool = false;
+
     type Answer: Send;
 
     fn statements(&self) -> Result<Vec<Statement>, Error>;

@@ -195,16 +195,23 @@ impl State {
     fn recover_later(
         &self,
         row: AgentRow,
-        mut share: Share,
+        share: Share,
         error: Error,
     ) -> Result<(), ActorProcessingErr> {
         if !error.kind().is_retryable() {
             return Err(Box::new(error));
         }
         tracing::warn!(agent = %self.args.id, error = &error as &dyn std::error::Error, "cannot recover yet");
-        share.give_back();
-        let due = Box::new(Due { row, ahead: Vec::new(), share });
-        self.me.send_after(RECOVER_AGAIN, || AgentMessage::Recover(due));
+        // Others whose store answers are not kept waiting by it.
+        drop(share);
+        let (room, me) = (self.shard().node.recovering.clone(), self.me.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(RECOVER_AGAIN).await;
+            if let Some(share) = room.begin_one().await {
+                let due = Box::new(Due { row, ahead: Vec::new(), share });
+                _ = me.cast(AgentMessage::Recover(due));
+            }
+        });
         Ok(())
     }
 

@@ -18,7 +18,7 @@ pub(super) struct Slot {
     pub room: Arc<Semaphore>,
     pub glance: Arc<Glance>,
     pub stage: Stage,
-    /// What came while it was on its way out or waited to be started again.
+    /// What came while it was on its way out, or waited to be started again or recovered.
     pub parked: Vec<AgentMessage>,
     pub intensity: Intensity,
     /// What it last failed of.

@@ -166,7 +166,7 @@ impl Lane {
         deadline: Instant,
     ) -> Result<Q::Answer, Error> {
         let statements = query.statements()?;
-        if statements.iter().all(|one| one.page.is_none()) {
+        if Q::IS_SHORT {
             let of = (self.database, self.name.as_str());
             if let Some(rows) = self.together.read(server, of, &statements, deadline).await {
                 return query.answer(&mut Found::new(&self.name, rows));

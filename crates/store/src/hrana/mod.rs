@@ -1,8 +1,9 @@
 //! A store in the databases of a server that speaks Hrana over HTTP: sqld, or Turso Cloud. One database, one namespace.
 //!
 //! The client is our own. A write is one self-contained batch in one request, and the writes of a database go one after
-//! another, in a stream that the server keeps open for us; reads are requests of their own. Never holds a transaction
-//! open between two requests, and never repeats a write unless it certainly was not done.
+//! another, in a stream that the server keeps open for us; short reads that come at once go together, others are requests of
+//! their own. Never holds a transaction open between two requests, and never repeats a write unless it certainly was not
+//! done.
 
 mod http;
 mod lane;

@@ -8,6 +8,7 @@ use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use net::WebDialer;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::http::{Http, NoReply, Reply};
@@ -17,6 +18,9 @@ use super::wire::{self, Answer, Problem};
 use crate::database::Database;
 use crate::{Config, Error};
 
+/// Streams that are kept open for reads. Each is one of the connections that sqld takes, 128 from all processes together,
+/// and a fence must find room for one.
+const READ_STREAMS_MAX: usize = 8;
 /// What the server says of a fault, for people: its beginning.
 const TEXT_MAX: usize = 300;
 
@@ -26,6 +30,8 @@ pub(super) struct Server {
     parsed: Parsed,
     token: Option<Arc<Token>>,
     admin_token: Option<Arc<Token>>,
+    /// Rights to keep a stream open for reads.
+    read_streams: Arc<Semaphore>,
 }
 
 /// Why a request brought nothing.
@@ -84,7 +90,12 @@ impl Server {
             parsed,
             token: load(&config.token_file, "Bearer")?,
             admin_token: load(&config.admin_token_file, "basic")?,
+            read_streams: Arc::new(Semaphore::new(READ_STREAMS_MAX)),
         })
+    }
+
+    pub(super) fn read_streams(&self) -> Arc<Semaphore> {
+        self.read_streams.clone()
     }
 
     pub(super) fn parsed(&self) -> &Parsed {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{Mutex as Turn, oneshot};
+use tokio::sync::{Mutex as Turn, OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::lane::{Stream, read_request, take};
@@ -18,14 +18,20 @@ use crate::statement::{Rows, Statement};
 const TOGETHER_MAX: usize = 64;
 /// Reads that wait; those beyond go by themselves.
 const WAITING_MAX: usize = 4_096;
-/// A request that takes longer may have lost its connection: then each goes by itself, and none waits for another.
+/// A request that takes longer may have lost its connection: then everybody who waits goes by himself.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub(super) struct Together {
     waiting: Mutex<VecDeque<Waiting>>,
     /// Whose turn it is reads for everybody who waits.
-    stream: Turn<Option<Stream>>,
+    stream: Turn<Option<Kept>>,
+}
+
+/// A stream that is kept, with the right to keep one: each costs the server a connection, of which it has few.
+struct Kept {
+    stream: Stream,
+    permit: OwnedSemaphorePermit,
 }
 
 struct Waiting {
@@ -73,7 +79,14 @@ impl Together {
     fn next(&self) -> Vec<Waiting> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let count = waiting.len().min(TOGETHER_MAX);
-        waiting.drain(..count).collect()
+        let next = waiting.drain(..count);
+        // Who has given up is not read for.
+        next.filter(|one| !one.rows.is_closed()).collect()
+    }
+
+    /// Nobody waits for a server that does not answer: each asks by himself.
+    fn give_up(&self) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Reads for those who have waited longest. Who gets no answer hears that, too.
@@ -81,7 +94,7 @@ impl Together {
         &self,
         server: &Server,
         (database, name): (Database, &str),
-        kept: &mut Option<Stream>,
+        kept: &mut Option<Kept>,
         deadline: Instant,
     ) {
         let some = self.next();
@@ -89,17 +102,24 @@ impl Together {
             some.iter().flat_map(|one| one.statements.iter().cloned()).collect();
         loop {
             // Out of its place: if this future is dropped on the way, nobody knows the state of the stream.
-            let stream = kept.take().filter(Stream::is_fresh);
-            let body = read_request(stream.as_ref(), &statements).and_keep();
+            let (stream, permit) = match kept.take() {
+                Some(Kept { stream, permit }) => (Some(stream), Some(permit)),
+                None => (None, server.read_streams().try_acquire_owned().ok()),
+            };
+            let stream = stream.filter(Stream::is_fresh);
+            let request = read_request(stream.as_ref(), &statements);
+            let body = if permit.is_some() { request.and_keep() } else { request.and_close() };
             let mut answer = match server.batch(database, body, deadline).await {
                 Ok(answer) => answer,
                 // It expired: a new one is there at once.
                 Err(Failed::Stream(_)) if stream.is_some() => continue,
-                Err(_) => return,
+                Err(_) => return self.give_up(),
             };
             let baton = answer.baton.take();
             let Ok(rows) = take(name, &statements, answer) else { return };
-            *kept = baton.map(Stream::new);
+            *kept = baton
+                .zip(permit)
+                .map(|(baton, permit)| Kept { stream: Stream::new(baton), permit });
             let mut rows = rows.into_iter();
             for one in some {
                 let its = rows.by_ref().take(one.statements.len()).collect();

@@ -28,6 +28,8 @@ pub(crate) fn page(asked: u32) -> Page {
 pub(crate) struct Owner;
 
 impl Query for Owner {
+    const IS_SHORT: bool = true;
+
     type Answer = OwnerRow;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
@@ -65,6 +67,8 @@ fn epoch(found: &mut Found) -> Result<u64, Error> {
 
 /// An agent's row and an idempotency key of it, in one statement.
 impl Query for ReadAgent {
+    const IS_SHORT: bool = true;
+
     type Answer = AgentAnswer;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
@@ -194,6 +198,8 @@ fn log(row: &mut Row) -> Result<LogRow, Malformed> {
 pub(crate) struct WorkById(pub(crate) u64);
 
 impl Query for WorkById {
+    const IS_SHORT: bool = true;
+
     type Answer = Option<(WorkRow, AgentRow)>;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
@@ -276,6 +282,8 @@ impl Query for ReadAgents {
 pub(crate) struct DefinitionByHash(pub(crate) Vec<u8>);
 
 impl Query for DefinitionByHash {
+    const IS_SHORT: bool = true;
+
     type Answer = Option<DefinitionRow>;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
