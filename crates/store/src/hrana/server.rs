@@ -8,19 +8,16 @@ use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use net::WebDialer;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::http::{Http, NoReply, Reply};
 use super::target::{Parsed, Place, Target};
+use super::together::ReadStreams;
 use super::token::Token;
 use super::wire::{self, Answer, Problem};
 use crate::database::Database;
 use crate::{Config, Error};
 
-/// Streams that are kept open for reads. Each is one of the connections that sqld takes, 128 from all processes together,
-/// and a fence must find room for one.
-const READ_STREAMS_MAX: usize = 8;
 /// What the server says of a fault, for people: its beginning.
 const TEXT_MAX: usize = 300;
 
@@ -30,8 +27,7 @@ pub(super) struct Server {
     parsed: Parsed,
     token: Option<Arc<Token>>,
     admin_token: Option<Arc<Token>>,
-    /// Rights to keep a stream open for reads.
-    read_streams: Arc<Semaphore>,
+    read_streams: ReadStreams,
 }
 
 /// Why a request brought nothing.
@@ -90,12 +86,12 @@ impl Server {
             parsed,
             token: load(&config.token_file, "Bearer")?,
             admin_token: load(&config.admin_token_file, "basic")?,
-            read_streams: Arc::new(Semaphore::new(READ_STREAMS_MAX)),
+            read_streams: ReadStreams::default(),
         })
     }
 
-    pub(super) fn read_streams(&self) -> Arc<Semaphore> {
-        self.read_streams.clone()
+    pub(super) fn read_streams(&self) -> &ReadStreams {
+        &self.read_streams
     }
 
     pub(super) fn parsed(&self) -> &Parsed {

@@ -1,12 +1,12 @@
 //! Reads of one database that come while another is under way go together, in one request, in a stream that the server
 //! keeps open. A request of its own costs the server a new connection to the database, which is dearer than most reads.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{Mutex as Turn, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{Mutex as Turn, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::lane::{Stream, read_request, take};
@@ -20,18 +20,33 @@ const TOGETHER_MAX: usize = 64;
 const WAITING_MAX: usize = 4_096;
 /// A request that takes longer may have lost its connection: then everybody who waits goes by himself.
 const PATIENCE: Duration = Duration::from_secs(2);
+const READ_STREAMS_MAX: usize = 8;
+/// The server has closed a stream that was not used for so long.
+const STREAM_FORGOTTEN: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub(super) struct Together {
     waiting: Mutex<VecDeque<Waiting>>,
     /// Whose turn it is reads for everybody who waits.
-    stream: Turn<Option<Kept>>,
+    stream: Turn<Option<Stream>>,
 }
 
-/// A stream that is kept, with the right to keep one: each costs the server a connection, of which it has few.
-struct Kept {
-    stream: Stream,
-    permit: OwnedSemaphorePermit,
+/// Which databases have a stream open for reads. Each is one of the connections that sqld takes, 128 from all processes
+/// together, and a fence must find room for one.
+#[derive(Default)]
+pub(super) struct ReadStreams(Mutex<HashMap<Database, Instant>>);
+
+impl ReadStreams {
+    /// Whether `database` may keep one: if it has one still, or few others have.
+    fn may_keep(&self, database: Database, now: Instant) -> bool {
+        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        used.retain(|_, at| now < *at + STREAM_FORGOTTEN);
+        let may = used.len() < READ_STREAMS_MAX || used.contains_key(&database);
+        if may {
+            used.insert(database, now);
+        }
+        may
+    }
 }
 
 struct Waiting {
@@ -94,7 +109,7 @@ impl Together {
         &self,
         server: &Server,
         (database, name): (Database, &str),
-        kept: &mut Option<Kept>,
+        kept: &mut Option<Stream>,
         deadline: Instant,
     ) {
         let some = self.next();
@@ -102,13 +117,12 @@ impl Together {
             some.iter().flat_map(|one| one.statements.iter().cloned()).collect();
         loop {
             // Out of its place: if this future is dropped on the way, nobody knows the state of the stream.
-            let (stream, permit) = match kept.take() {
-                Some(Kept { stream, permit }) => (Some(stream), Some(permit)),
-                None => (None, server.read_streams().try_acquire_owned().ok()),
-            };
-            let stream = stream.filter(Stream::is_fresh);
+            let stream = kept.take().filter(Stream::is_fresh);
             let request = read_request(stream.as_ref(), &statements);
-            let body = if permit.is_some() { request.and_keep() } else { request.and_close() };
+            let body = match server.read_streams().may_keep(database, Instant::now()) {
+                true => request.and_keep(),
+                false => request.and_close(),
+            };
             let mut answer = match server.batch(database, body, deadline).await {
                 Ok(answer) => answer,
                 // It expired: a new one is there at once.
@@ -117,9 +131,7 @@ impl Together {
             };
             let baton = answer.baton.take();
             let Ok(rows) = take(name, &statements, answer) else { return };
-            *kept = baton
-                .zip(permit)
-                .map(|(baton, permit)| Kept { stream: Stream::new(baton), permit });
+            *kept = baton.map(Stream::new);
             let mut rows = rows.into_iter();
             for one in some {
                 let its = rows.by_ref().take(one.statements.len()).collect();
@@ -128,5 +140,27 @@ impl Together {
             }
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::ShardId;
+
+    use super::*;
+
+    #[test]
+    fn few_databases_keep_a_stream_and_one_that_is_quiet_makes_room() {
+        let (streams, begin) = (ReadStreams::default(), Instant::now());
+        let shard = |number: usize| Database::Shard(ShardId(u32::try_from(number).unwrap()));
+        for number in 0..READ_STREAMS_MAX {
+            assert!(streams.may_keep(shard(number), begin));
+        }
+        let later = begin + Duration::from_secs(5);
+        assert!(!streams.may_keep(shard(99), later));
+        assert!(streams.may_keep(shard(0), later));
+        let quiet = begin + STREAM_FORGOTTEN;
+        assert!(streams.may_keep(shard(99), quiet));
+        assert_eq!(streams.0.lock().unwrap().len(), 2, "the one in use, and the new one");
     }
 }
