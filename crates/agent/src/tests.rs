@@ -512,4 +512,5 @@ async fn an_agent_with_a_damaged_journal_is_quarantined_and_others_go_on() {
 }
 
 mod owner;
+mod recovered;
 mod takeover;

@@ -64,17 +64,17 @@ impl Wire for Port {
 }
 
 /// A few nodes on one store.
-struct Stage {
+pub(super) struct Stage {
     net: Arc<Net>,
-    store: Arc<FileStore>,
-    epoch: u64,
+    pub(super) store: Arc<FileStore>,
+    pub(super) epoch: u64,
     owner: String,
     version: u64,
     _folder: tempfile::TempDir,
 }
 
 impl Stage {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store =
             Arc::new(FileStore::open(folder.path(), store::EngineConfig::default()).unwrap());
@@ -84,14 +84,26 @@ impl Stage {
         Self { net, store, epoch: 0, owner, version: 0, _folder: folder }
     }
 
-    async fn add(&self, name: &str, model: Arc<Scripted>, phases: PhasesConfig) {
+    pub(super) async fn add(&self, name: &str, model: Arc<Scripted>, phases: PhasesConfig) {
+        self.add_with(name, model, phases, Config::default(), self.store.clone()).await;
+    }
+
+    /// A node that sees the store through `store`.
+    pub(super) async fn add_with(
+        &self,
+        name: &str,
+        model: Arc<Scripted>,
+        phases: PhasesConfig,
+        config: Config,
+        store: Arc<dyn Store>,
+    ) {
         let me = Member { name: name.parse().unwrap(), incarnation: Incarnation(1) };
         let args = Args {
-            config: Config::default(),
+            config,
             phases,
             wire: Arc::new(Port { me: me.name.clone(), net: self.net.clone() }),
             me,
-            stores: BTreeMap::from([("main".to_owned(), self.store.clone() as Arc<dyn Store>)]),
+            stores: BTreeMap::from([("main".to_owned(), store)]),
             models: Arc::new(model::Registry::built_in().with(model)),
             tools: Arc::new(tool::Registry::default()),
             on_view: Box::new(|_| {}),
@@ -105,7 +117,7 @@ impl Stage {
     }
 
     /// The shard belongs to `name` from now on, and nobody hears of it.
-    async fn fence(&mut self, name: &str) {
+    pub(super) async fn fence(&mut self, name: &str) {
         let fence = Fence { expected: self.epoch, node: name.into(), incarnation: 1, term: 1 };
         self.store.fence(DATABASE, &fence).await.unwrap();
         self.epoch += 1;
@@ -113,25 +125,28 @@ impl Stage {
     }
 
     /// The shard belongs to `name` from now on; everybody who is there hears of it.
-    async fn own(&mut self, name: &str) {
+    pub(super) async fn own(&mut self, name: &str) {
         self.fence(name).await;
         self.tell_view();
-        let grant = Grant {
+        eventually("the shard is open", async || {
+            let answer = self.call(kind::GRANT, &self.grant()).await;
+            answer.is_ok_and(|bytes| Held::decode(bytes).unwrap().open)
+        })
+        .await;
+    }
+
+    pub(super) fn grant(&self) -> Grant {
+        Grant {
             shard: 0,
             epoch: self.epoch,
             term: 1,
             store: "main".into(),
             database: DATABASE.into(),
             class: 0,
-        };
-        eventually("the shard is open", async || {
-            let answer = self.call(kind::GRANT, &grant).await;
-            answer.is_ok_and(|bytes| Held::decode(bytes).unwrap().open)
-        })
-        .await;
+        }
     }
 
-    fn tell_view(&mut self) {
+    pub(super) fn tell_view(&mut self) {
         self.version += 1;
         let version = Version { term: Term(1), number: self.version };
         let mut view = View::new(version, ShardTable::single(1).unwrap());
@@ -154,12 +169,12 @@ impl Stage {
     }
 
     /// As `kill -9` does it: nobody hears of it any more.
-    async fn kill(&self, name: &str) {
+    pub(super) async fn kill(&self, name: &str) {
         let node = lock(&self.net.nodes).remove(name).unwrap();
         node.shutdown().await;
     }
 
-    async fn call(&self, kind: u32, message: &impl Message) -> Result<Bytes, Refusal> {
+    pub(super) async fn call(&self, kind: u32, message: &impl Message) -> Result<Bytes, Refusal> {
         let (sender, receiver) = oneshot::channel();
         let envelope =
             Envelope { kind, payload: message.encode_to_vec().into(), ..Envelope::default() };
@@ -169,25 +184,25 @@ impl Stage {
         tokio::time::timeout(PATIENCE, receiver).await.expect("every call is answered").unwrap()
     }
 
-    async fn submit(&self, agent: &str, timeout_ms: u64) -> u64 {
+    pub(super) async fn submit(&self, agent: &str, timeout_ms: u64) -> u64 {
         let call = SubmitCall { timeout_ms, ..call(agent, "text", "k") };
         let bytes = self.call(kind::SUBMIT, &call).await.unwrap();
         SubmitAnswer::decode(bytes).unwrap().lsn
     }
 
-    async fn get(&self, work: u64) -> Option<WorkInfo> {
+    pub(super) async fn get(&self, work: u64) -> Option<WorkInfo> {
         let bytes = self.call(kind::GET, &GetCall { work, ..GetCall::default() }).await.ok()?;
         GetAnswer::decode(bytes).unwrap().work
     }
 
-    async fn ended(&self, work: u64) -> WorkInfo {
+    pub(super) async fn ended(&self, work: u64) -> WorkInfo {
         let is_final = |work: Option<WorkInfo>| work.is_some_and(|work| state(&work).is_final());
         eventually("the work has ended", async || is_final(self.get(work).await)).await;
         self.get(work).await.unwrap()
     }
 }
 
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
         assert!(Instant::now() < deadline, "not in time: {what}");
@@ -195,7 +210,7 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-fn none() -> PhasesConfig {
+pub(super) fn none() -> PhasesConfig {
     PhasesConfig { offer: Vec::new(), ..PhasesConfig::default() }
 }
 
