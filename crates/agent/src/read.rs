@@ -270,28 +270,32 @@ pub(crate) async fn agents(
     };
     let mut agents = Vec::with_capacity(rows.len());
     for row in rows {
-        agents.push(match hot(&row) {
-            Some(info) => info,
+        let found = match hot(&row) {
+            Some(info) => Ok(info),
             None => cold(shard, row).await,
-        });
+        };
+        match found {
+            Ok(info) => agents.push(info),
+            Err(refusal) => return reply.refuse(refusal),
+        }
     }
     reply.send(AgentsAnswer { agents, epoch: shard.epoch.0 }.encode_to_vec().into());
 }
 
 /// An agent that is not in memory: its head is the number of its newest entry.
-async fn cold(shard: &Shard, row: AgentRow) -> AgentInfo {
-    let head = head(shard, &row).await.unwrap_or(row.head);
+async fn cold(shard: &Shard, row: AgentRow) -> Result<AgentInfo, Refusal> {
+    let head = head(shard, &row).await?;
     let read = ReadHistory { from: head, above: 0, limit: 1 };
-    let page = shard.store.history(&shard.database, &read).await;
-    let newest = page.ok().and_then(|page| page.rows.into_iter().next());
-    AgentInfo {
+    let page = shard.store.history(&shard.database, &read).await.map_err(|error| refuse(&error))?;
+    let newest = page.rows.into_iter().next();
+    Ok(AgentInfo {
         id: format!("{}/{}/{}", row.tenant, row.name, row.key),
         row: row.id,
         head: newest.map_or(0, |newest| newest.seq),
         lsn: head,
         last_work: row.last_work,
         ..AgentInfo::default()
-    }
+    })
 }
 
 /// One page of an agent's journal, newest first.
