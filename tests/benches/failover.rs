@@ -42,6 +42,8 @@ const VICTIM: &str = "node-2";
 const TRIAL_MAX: Duration = Duration::from_secs(60);
 /// For so long waits are looked at, when it is about waiting.
 const WAITING: Duration = Duration::from_secs(6);
+/// Of a trial that failed so many agents are shown.
+const MISSING_SHOWN: usize = 3;
 /// So many works an agent before the fault.
 const WARM: usize = 3;
 
@@ -301,7 +303,9 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
     let (mut victim, mut struck_ms) = (None, 0.0);
     let watch = if setup.fault.has_successor() { OpenWatch::All } else { OpenWatch::End };
     while !run.agents.iter().all(|agent| agent.is_back) {
-        ensure!(begun.elapsed() < TRIAL_MAX, "{} took too long", setup.fault.name());
+        if TRIAL_MAX < begun.elapsed() {
+            bail!("{} took too long: {}", setup.fault.name(), run.missing(cluster).await);
+        }
         if run.struck.is_none() && WARM * run.agents.len() <= run.ended {
             victim = Some(strike(cluster, setup.fault).await?);
             run.struck = Some(Instant::now());
@@ -393,6 +397,29 @@ impl Run {
         if !is_early && !fault.has_successor() && struck <= agent.submitted {
             self.back(index, struck);
         }
+    }
+
+    /// What the cluster says of the agents that have not answered.
+    async fn missing(&self, cluster: &Cluster) -> String {
+        let missing: Vec<_> = self.agents.iter().filter(|agent| !agent.is_back).collect();
+        let mut text = format!(
+            "{} agents have not answered, {} works ended, refused {:?}",
+            missing.len(),
+            self.ended,
+            self.trial.refused
+        );
+        for agent in missing.iter().take(MISSING_SHOWN) {
+            let (waits_ms, epoch) = (agent.submitted.elapsed().as_millis(), agent.epoch);
+            let told = match transitions(cluster, "agent", &agent.name).await {
+                Ok(told) => format!("{told:?}"),
+                Err(error) => format!("{error:#}"),
+            };
+            text += &format!(
+                "\n{}, last submitted {waits_ms} ms ago, last seen in epoch {epoch}: {told}",
+                agent.name
+            );
+        }
+        text
     }
 
     fn back(&mut self, index: usize, struck: Instant) {

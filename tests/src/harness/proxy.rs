@@ -31,8 +31,8 @@ pub(super) struct State {
     resets: u64,
 }
 
-/// Names who dials, by the address that a connection comes from. Any name will do.
-pub type Origin = Arc<dyn Fn(SocketAddr) -> String + Send + Sync>;
+/// Names who dials, by the address that a connection comes from and the one that it goes to. Any name will do.
+pub type Origin = Arc<dyn Fn(SocketAddr, SocketAddr) -> String + Send + Sync>;
 
 #[derive(Default)]
 struct Lanes {
@@ -188,7 +188,7 @@ impl Serving {
                 accepted = listener.accept() => {
                     // One that is gone before it was taken is nobody's loss.
                     let Ok((stream, peer)) = accepted else { continue };
-                    let origin = (self.origin)(peer);
+                    let origin = (self.origin)(peer, self.listen);
                     let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
                     let state = lanes.of(&origin).subscribe();
                     connections.spawn(connection(stream, self.target, state));
@@ -267,7 +267,7 @@ mod tests {
             }
         });
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Proxy::start(any, target, Arc::new(|_| ME.to_owned()))
+        Proxy::start(any, target, Arc::new(|_, _| ME.to_owned()))
     }
 
     fn dial(proxy: &Proxy) -> TcpStream {
@@ -335,7 +335,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let target = listener.local_addr().unwrap();
-        let proxy = Proxy::start(any, target, Arc::new(|_| ME.to_owned()));
+        let proxy = Proxy::start(any, target, Arc::new(|_, _| ME.to_owned()));
         let near = dial(&proxy);
         let (far, _) = listener.accept().unwrap();
         far.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -397,7 +397,7 @@ mod tests {
     fn one_dialler_is_cut_and_others_are_not() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let origin = Arc::new(|peer: SocketAddr| peer.port().to_string());
+        let origin = Arc::new(|peer: SocketAddr, _| peer.port().to_string());
         let proxy = Proxy::start(any, listener.local_addr().unwrap(), origin);
         let [one, other] = [(); 2].map(|()| dial(&proxy));
         let far = [(); 2].map(|()| listener.accept().unwrap().0);

@@ -209,8 +209,10 @@ impl Mesh {
         command.arg(process.role.as_str()).arg("--config").arg(&process.config);
         command.arg("--stdin-guard");
         command.envs(self.options.env.iter().map(|(name, value)| (name, value)));
-        let child = Child::spawn_logging(name, &mut command, &self.log_path(name));
-        self.known.learn(child.pid(), name);
+        let child = self.known.learn(name, || {
+            let child = Child::spawn_logging(name, &mut command, &self.log_path(name));
+            (child.pid(), child)
+        });
         self.listen(name, true);
         self.children.insert(name.to_owned(), child);
     }
