@@ -1,7 +1,7 @@
 //! Definitions: applied through the leader, read by anybody, their bodies kept by hash.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bytes::Bytes;
 use domain::definition::POSTCHAIN;
@@ -163,9 +163,12 @@ impl Handle {
             limit: 1,
             after_name: String::new(),
         };
-        let answer = self.shared.read(Read::Definitions(read)).await;
-        let definitions = answer.map_err(Error::store("read the definition"))?.definitions;
-        Ok(definitions.into_iter().find(|found| found.name == name.as_str()))
+        // Every submit asks: many at once ask together.
+        let found = self.shared.lookups.get(read.clone(), async || {
+            let answer = self.shared.read(Read::Definitions(read)).await.map_err(Arc::new)?;
+            Ok(answer.definitions.into_iter().find(|found| found.name == name.as_str()))
+        });
+        found.await.map_err(|source| Error::Store { action: "read the definition", source })
     }
 
     /// The current definitions of a tenant after `after`, by name; the built-in ones among them. Fewer than `limit` are

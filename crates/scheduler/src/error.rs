@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use domain::{ErrorKind, Reason};
 use proto::status::Failure;
 
@@ -27,8 +29,9 @@ pub enum Error {
     #[error("cannot {action}")]
     Store {
         action: &'static str,
+        /// Of a read that several share.
         #[source]
-        source: store::Error,
+        source: Arc<store::Error>,
     },
     #[error(transparent)]
     Value(#[from] domain::Error),
@@ -53,7 +56,7 @@ impl Error {
     }
 
     pub(crate) fn store(action: &'static str) -> impl FnOnce(store::Error) -> Self {
-        move |source| Self::Store { action, source }
+        move |source| Self::Store { action, source: Arc::new(source) }
     }
 }
 

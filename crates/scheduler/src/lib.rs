@@ -15,6 +15,7 @@ mod handle;
 mod journal;
 mod leader;
 mod links;
+mod lookups;
 mod metrics;
 mod read;
 mod shared;

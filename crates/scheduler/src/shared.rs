@@ -9,7 +9,8 @@ use domain::view::View;
 use domain::{ClusterId, Incarnation, Member, ProcessName, Role, Term};
 use prost::Message as _;
 use proto::link::{
-    ControlAnswer, ControlBatch, Envelope, ReadControl, control_write, read_control,
+    ControlAnswer, ControlBatch, Envelope, PutDefinition, ReadControl, ReadDefinitions,
+    control_write, read_control,
 };
 use proto::link::{ControlWrite, LeaderRow};
 use store::{ControlOutcome, Store};
@@ -20,6 +21,7 @@ use crate::clock::Clock;
 use crate::definitions::Bodies;
 use crate::handle::Parts;
 use crate::links::Links;
+use crate::lookups::Lookups;
 
 /// A read of the control database has failed after this.
 const READ_MS: u64 = 3_000;
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) views: watch::Sender<Option<Arc<View>>>,
     pub(crate) bodies: Bodies,
+    /// Of the definitions that submits ask for.
+    pub(crate) lookups: Lookups<ReadDefinitions, Result<Option<PutDefinition>, Arc<store::Error>>>,
     /// Room for messages of other processes, and for heartbeats: they must not starve each other.
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) pulses: Arc<Semaphore>,
@@ -73,6 +77,7 @@ impl Shared {
             status: watch::Sender::default(),
             views: watch::Sender::default(),
             bodies: Bodies::default(),
+            lookups: Lookups::default(),
             unusable: OnceLock::new(),
             linked: Mutex::default(),
             config: parts.config,
@@ -93,6 +98,10 @@ impl Shared {
             Some(incarnation) => drop(linked.insert(name, incarnation)),
             None => drop(linked.remove(&name)),
         }
+    }
+
+    pub(crate) fn is_linked(&self, name: &ProcessName) -> bool {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 
     /// Whether the link of this name is known to lead to another run of it.
