@@ -70,6 +70,7 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::PortRefused
         | Reason::Silent
         | Reason::RuntimeStalled
+        | Reason::Unlinked
         | Reason::Replaced
         | Reason::BeatsAgain
         | Reason::DrainRequested

@@ -40,7 +40,7 @@ fn node(mesh: &Mesh, name: &str) -> Node {
 
 /// Waits until others own all shards.
 fn wait_until_replaced(mesh: &Mesh, name: &str) {
-    eventually(PATIENCE, "all shards are open elsewhere", || match mesh.status() {
+    eventually(REST_MAX, "all shards are open elsewhere", || match mesh.status() {
         Ok(status) => {
             let is_elsewhere =
                 |shard: &&proto::v1::Shard| shard.state == "open" && shard.node != name;
@@ -144,6 +144,26 @@ fn a_node_whose_beats_are_not_heard_is_replaced_and_comes_back() {
     let (before, pids) = (node(&mesh, VICTIM), mesh.pids());
     mesh.fault(VICTIM, "control-1", Port::Beat, Fault::DEAF_UP);
     wait_until_replaced(&mesh, VICTIM);
+    more_end(&clients, 60);
+    mesh.heal();
+    wait_until_back(&mesh, &before);
+    more_end(&clients, 60);
+    let heard = clients.finish(&mesh, REST_MAX);
+    assert_eq!(mesh.pids(), pids);
+    mesh.assert_sound(&heard, false);
+}
+
+/// A firewall may do that: its beats are heard, and nobody gets a word to it or from it otherwise.
+#[test]
+fn a_node_that_beats_and_that_nobody_reaches_is_replaced_and_comes_back() {
+    let (mesh, clients) = start();
+    let (before, pids) = (node(&mesh, VICTIM), mesh.pids());
+    for other in mesh.names().iter().filter(|name| *name != VICTIM) {
+        mesh.fault(VICTIM, other, Port::Main, Fault::HALF_OPEN);
+        mesh.fault(other, VICTIM, Port::Main, Fault::HALF_OPEN);
+    }
+    wait_until_replaced(&mesh, VICTIM);
+    assert!(deaths(&mesh)[0].contains("node/node-2 unlinked"), "{:?}", deaths(&mesh));
     more_end(&clients, 60);
     mesh.heal();
     wait_until_back(&mesh, &before);

@@ -17,6 +17,8 @@ pub const SUSPECT_MS: u64 = 1_500;
 pub const DEAD_MS: u64 = 2_000;
 /// A node whose runtime stood still for longer is dead, however well its heartbeat is.
 pub const STALLED_MS: u64 = 30_000;
+/// A node to which no link worked for so long is dead, however well its heartbeat is: nobody reaches its agents.
+pub const UNLINKED_MS: u64 = 30_000;
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,8 @@ pub struct NodeView {
     pub runtime_silent_ms: u64,
     /// The result of an [`Effect::Probe`] is awaited.
     pub is_probed: bool,
+    /// Since when no link to it has worked.
+    unlinked_since: Option<Millis>,
 }
 
 /// Whether so many nodes fell silent at once that the fault is rather ours than theirs.
@@ -306,6 +310,22 @@ impl Membership {
         effects
     }
 
+    /// To which of the nodes a link works now. Called with every tick.
+    pub fn links(&mut self, is_linked: impl Fn(&ProcessName) -> bool, now: Millis) -> Vec<Effect> {
+        let mut lost = Vec::new();
+        for (name, node) in &mut self.nodes {
+            if is_linked(name) {
+                node.unlinked_since = None;
+                continue;
+            }
+            let since = *node.unlinked_since.get_or_insert(now);
+            if UNLINKED_MS <= now.since(since) {
+                lost.push(node.joining.member.clone());
+            }
+        }
+        lost.iter().flat_map(|member| self.bury(member, Reason::Unlinked)).collect()
+    }
+
     fn suspects(&self) -> Vec<Member> {
         let suspects = self.nodes.values().filter(|node| node.standing == Standing::Suspect);
         suspects.map(|node| node.joining.member.clone()).collect()
@@ -384,6 +404,7 @@ impl NodeView {
             hot_agents: 0,
             runtime_silent_ms: 0,
             is_probed: false,
+            unlinked_since: None,
         }
     }
 
@@ -489,6 +510,21 @@ mod tests {
         assert_eq!(membership.beat(beat(&ann, 1, 30_000), Millis(500)), Some(vec![]));
         let stalled = membership.beat(beat(&ann, 2, 30_001), Millis(1_000));
         assert_eq!(stalled, Some(vec![dead(&ann, Reason::RuntimeStalled)]));
+    }
+
+    #[test]
+    fn a_node_that_beats_and_cannot_be_reached_is_dead_in_the_end() {
+        let (ann, bob) = (member("ann", 1), member("bob", 1));
+        let mut membership = with(&[&ann, &bob]);
+        let mut links =
+            |is_linked, ms| membership.links(|name| is_linked || *name == bob.name, Millis(ms));
+        assert_eq!(links(false, 0), []);
+        assert_eq!(links(false, UNLINKED_MS - 1), []);
+        assert_eq!(links(true, UNLINKED_MS), [], "the link worked again in time");
+        assert_eq!(links(false, UNLINKED_MS + 500), []);
+        assert_eq!(links(false, 2 * UNLINKED_MS + 499), []);
+        assert_eq!(links(false, 2 * UNLINKED_MS + 500), [dead(&ann, Reason::Unlinked)]);
+        assert_eq!(links(false, 4 * UNLINKED_MS), []);
     }
 
     #[test]

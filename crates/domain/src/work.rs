@@ -197,6 +197,8 @@ reasons! {
     Cordoned = 70 "cordoned",
     /// It gets shards again.
     Uncordoned = 71 "uncordoned",
+    /// Dead: it beats, but no link to it worked for 30 seconds.
+    Unlinked = 72 "unlinked",
 
     // Shards.
     /// Granted for the first time.

@@ -151,7 +151,8 @@ impl Leader {
 
     pub(crate) fn tick(&mut self, now: Millis) {
         while self.tasks.try_join_next().is_some() {}
-        let effects = self.membership.tick(now);
+        let mut effects = self.membership.tick(now);
+        effects.extend(self.membership.links(|name| self.hands.shared.is_linked(name), now));
         self.carry(effects, now);
         let is_over = self.hands.shared.config.settle_ms <= now.since(self.began);
         if is_over && !std::mem::replace(&mut self.is_settled, true) {
