@@ -351,8 +351,7 @@ async fn append_rows(
 async fn found(node: &Arc<dyn Store>, databases: &[String]) -> anyhow::Result<u64> {
     let mut rows = 0;
     for database in databases {
-        let recovery = node.recover(database).await?;
-        rows += recovery.mark.lsn + recovery.tail.len() as u64;
+        rows += node.owner(database).await?.head;
     }
     Ok(rows)
 }

@@ -182,7 +182,7 @@ impl Store for FileStore {
     }
 
     async fn recover(&self, database: &str) -> Result<Recovery, Error> {
-        self.read(database, recover::Whole).await
+        Ok(self.read(database, recover::First(recover::ALL)).await?.recovery)
     }
 
     async fn work(&self, database: &str, id: u64) -> Result<Option<(WorkRow, AgentRow)>, Error> {

@@ -206,7 +206,7 @@ pub struct Recovery {
     pub owner: OwnerRow,
     /// Lsn 0 if none was written yet.
     pub mark: Mark,
-    /// The log after the mark.
+    /// The last entry after the mark of each agent that has one, by agent.
     pub tail: Vec<TailRow>,
     /// Works that have not ended, oldest first.
     pub open: Vec<WorkRow>,

@@ -201,7 +201,7 @@ pub(crate) fn bring_up_to_date(
 }
 
 /// Whether there are tables; none also when their making was cut off.
-pub(crate) struct HasMeta;
+struct HasMeta;
 
 impl Query for HasMeta {
     type Answer = bool;

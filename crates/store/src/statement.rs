@@ -23,6 +23,13 @@ pub(crate) struct Page {
     pub(crate) bytes: usize,
 }
 
+impl Page {
+    /// Whether so many rows, of so many bytes, fill it.
+    pub(crate) fn is_filled_by(self, rows: usize, bytes: usize) -> bool {
+        self.rows <= rows || self.bytes <= bytes
+    }
+}
+
 impl Statement {
     pub(crate) fn new(sql: &'static str, params: Vec<Value>) -> Self {
         Self { sql, params, page: None }
@@ -154,6 +161,8 @@ pub(crate) struct Found {
 pub(crate) struct Rows {
     pub(crate) rows: Vec<Row>,
     pub(crate) changed: u64,
+    /// They fill their page: there may be more.
+    pub(crate) is_full: bool,
 }
 
 impl Found {
@@ -177,6 +186,15 @@ impl Found {
         let rows = self.next().rows.into_iter();
         let rows: Result<_, Malformed> = rows.map(|mut row| read(&mut row)).collect();
         rows.map_err(|_| self.malformed())
+    }
+
+    /// The rows of the next statement, and whether there may be more than its page holds.
+    pub(crate) fn page<T>(
+        &mut self,
+        read: impl Fn(&mut Row) -> Result<T, Malformed>,
+    ) -> Result<(Vec<T>, bool), Error> {
+        let is_full = self.each.as_slice().first().is_some_and(|rows| rows.is_full);
+        Ok((self.rows(read)?, is_full))
     }
 
     /// The first row of the next statement.

@@ -1228,7 +1228,7 @@ pub struct RecoveryPage {
     #[prost(uint64, tag = "6")]
     pub agent_max: u64,
 }
-/// A log row after the mark, without its payload.
+/// The last log row of an agent after the mark, without its payload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TailRow {
     #[prost(uint64, tag = "1")]

@@ -13,7 +13,7 @@ use libsql::{Builder, Connection, OpenFlags, Statement};
 
 use crate::Error;
 use crate::statement::{
-    Batch, Found, Guard, Outcome, Query, Row, Rows, Sink, Stop, Value, value_bytes,
+    Batch, Found, Guard, Outcome, Page, Query, Row, Rows, Sink, Stop, Value, value_bytes,
 };
 
 /// Only this process opens the file; a lock held longer than this is a bug, not contention.
@@ -94,10 +94,10 @@ impl Sql {
         &mut self,
         sql: &'static str,
         params: Vec<Value>,
-        bytes_max: usize,
+        page: Option<Page>,
     ) -> Result<Rows, libsql::Error> {
         let statement = self.prepared(sql)?;
-        let step = || -> Result<Vec<Row>, libsql::Error> {
+        let step = || -> Result<(Vec<Row>, bool), libsql::Error> {
             let (mut found, mut bytes) = (Vec::new(), 0);
             let mut rows = now(statement.query(Params::Positional(params)))?;
             let columns = rows.column_count();
@@ -107,16 +107,17 @@ impl Sql {
                 let values = values?;
                 bytes += values.iter().map(value_bytes).sum::<usize>();
                 found.push(Row::new(values));
-                if bytes_max <= bytes {
-                    break;
+                if page.is_some_and(|page| page.is_filled_by(found.len(), bytes)) {
+                    return Ok((found, true));
                 }
             }
-            Ok(found)
+            Ok((found, false))
         };
         let result = step();
         // A statement that is not reset holds its read lock, and the WAL could never be checkpointed.
         statement.reset();
-        Ok(Rows { rows: result?, changed: self.connection.changes() })
+        let (rows, is_full) = result?;
+        Ok(Rows { rows, changed: self.connection.changes(), is_full })
     }
 
     /// Everything that the query asks, of one moment.
@@ -126,8 +127,7 @@ impl Sql {
         let mut each = Vec::with_capacity(statements.len());
         let run = |sql: &mut Self| {
             for statement in statements {
-                let bytes_max = statement.page.map_or(usize::MAX, |page| page.bytes);
-                each.push(sql.rows(statement.sql, statement.params, bytes_max)?);
+                each.push(sql.rows(statement.sql, statement.params, statement.page)?);
             }
             Ok(())
         };
@@ -231,7 +231,7 @@ impl Sink for Direct<'_> {
     }
 
     fn keep(&mut self, sql: &'static str, params: Vec<Value>) -> Result<(), Stop> {
-        let rows = self.sql.rows(sql, params, usize::MAX);
+        let rows = self.sql.rows(sql, params, None);
         self.kept.push(rows.map_err(|error| Stop::Error(self.sql.failed(error)))?);
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::wire::{self, Answer, Request, When};
 use crate::Error;
 use crate::database::Database;
 use crate::engine::Missing;
-use crate::schema::{Create, HasMeta, Migrate, Need, Version, need};
+use crate::schema::{Create, Migrate, Need, Version, need};
 use crate::statement::{Batch, Found, Guard, Outcome, Page, Query, Rows, Statement};
 
 /// The server forgets a stream that was not used for 10 s.
@@ -229,16 +229,14 @@ impl Lane {
     ) -> Result<(), Error> {
         let (mut pause, mut relaxed) = (Pause(PAUSE_MIN), 0);
         for _ in 0..STEPS_TO_READY_MAX {
-            let found = match self.version(server, deadline).await {
+            let (found, synchronous) = match self.look(server, deadline).await {
                 Err(Error::NotFound { .. }) if missing == Missing::Create => {
                     server.create(self.database, deadline).await?;
-                    None
+                    (None, self.read_alone(server, &Synchronous, deadline).await?)
                 }
                 found => found?,
             };
-            if server.parsed().is_checked
-                && self.read_alone(server, &Synchronous, deadline).await? != 2
-            {
+            if server.parsed().is_checked && synchronous != FLUSHES_COMMITS {
                 relaxed += 1;
                 let may_change = server.parsed().admin.is_some() && relaxed < RELAXED_MAX;
                 if may_change && pause.wait(deadline).await {
@@ -270,11 +268,15 @@ impl Lane {
         Err(Error::unavailable(format!("{} is being changed by others", self.name)))
     }
 
-    async fn version(&self, server: &Server, deadline: Instant) -> Result<Option<u32>, Error> {
-        if !self.read_alone(server, &HasMeta, deadline).await? {
-            return Ok(None);
+    /// The version of its tables, none without tables, and how the server flushes it. One request where there are tables:
+    /// a new owner waits for it.
+    async fn look(&self, server: &Server, deadline: Instant) -> Result<(Option<u32>, u64), Error> {
+        match self.read_alone(server, &Look, deadline).await {
+            Err(Error::Internal { detail, .. }) if detail.contains("no such table") => {
+                Ok((None, self.read_alone(server, &Synchronous, deadline).await?))
+            }
+            found => found.map(|(version, synchronous)| (Some(version), synchronous)),
         }
-        self.read_alone(server, &Version, deadline).await.map(Some)
     }
 }
 
@@ -334,15 +336,17 @@ pub(super) fn take(
     }
 }
 
+/// Leaves of the rows what the page holds.
 fn cut(rows: &mut Rows, page: Page) {
-    let mut bytes = 0;
-    let end = rows.rows.iter().position(|row| {
-        bytes += row.bytes();
-        page.bytes <= bytes
-    });
-    if let Some(end) = end {
-        rows.rows.truncate(end + 1);
+    let (mut count, mut bytes) = (0, 0);
+    for row in &rows.rows {
+        (count, bytes) = (count + 1, bytes + row.bytes());
+        if page.is_filled_by(count, bytes) {
+            rows.is_full = true;
+            break;
+        }
     }
+    rows.rows.truncate(count);
 }
 
 /// Asks for fewer rows. Answers whether that was possible.
@@ -357,8 +361,11 @@ fn shrink(statements: &mut [Statement]) -> bool {
     is_smaller
 }
 
-/// How the server flushes this database: 2 is at every commit.
+/// How the server flushes this database.
 struct Synchronous;
+
+/// What [`Synchronous`] answers where every commit is flushed.
+const FLUSHES_COMMITS: u64 = 2;
 
 impl Query for Synchronous {
     type Answer = u64;
@@ -369,5 +376,22 @@ impl Query for Synchronous {
 
     fn answer(&self, found: &mut Found) -> Result<u64, Error> {
         found.number()
+    }
+}
+
+/// The version of a database that has tables, and how the server flushes it.
+struct Look;
+
+impl Query for Look {
+    type Answer = (u32, u64);
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let mut statements = Version.statements()?;
+        statements.extend(Synchronous.statements()?);
+        Ok(statements)
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<(u32, u64), Error> {
+        Ok((Version.answer(found)?, Synchronous.answer(found)?))
     }
 }

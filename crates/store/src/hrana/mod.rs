@@ -34,7 +34,7 @@ use crate::file::{count, done, shard};
 use crate::schema::ClusterOf;
 use crate::shard::prune::{Look, Next, Step};
 use crate::shard::read::{Check, DefinitionByHash, Owner, WorkById};
-use crate::shard::recover::{self, PAGES};
+use crate::shard::recover::{self, Begun, PAGES, Part};
 use crate::shard::{Bind, foreign, refused};
 use crate::statement::{Batch, Outcome, Query};
 use crate::{CommitOutcome, Config, ControlOutcome, Error, FenceOutcome, Recovery, Store, metrics};
@@ -137,48 +137,44 @@ impl HranaStore {
 
     /// All pages of a recovery. None: the owner row changed while they were read.
     async fn recover_once(&self, database: Database) -> Result<Option<Recovery>, Error> {
-        let started = self.read(database, &recover::Start).await?;
-        let owner = &started.owner;
+        let Begun { recovery, is_full } = self.read(database, &recover::First(PAGES)).await?;
+        let Recovery { owner, mark, tail, open, agents, agent_max } = recovery;
         let rest = tokio::try_join!(
-            self.pages(database, owner, |last: Option<&TailRow>| recover::Tail {
-                after: last.map_or(0, |row| row.lsn),
-                rows: PAGES.tail,
+            self.pages(database, &owner, (tail, is_full.tail), |last: &TailRow| {
+                recover::Tail { after: last.agent, rows: PAGES.tail }
             }),
-            self.pages(database, owner, |last: Option<&WorkRow>| recover::Open {
-                after: last.map_or(0, |work| work.id),
-                rows: PAGES.works,
+            self.pages(database, &owner, (open, is_full.open), |last: &WorkRow| {
+                recover::Open { after: last.id, rows: PAGES.works }
             }),
-            self.pages(database, owner, |last: Option<&AgentRow>| recover::Agents {
-                after: last.map_or(0, |agent| agent.id),
-                rows: PAGES.agents,
+            self.pages(database, &owner, (agents, is_full.agents), |last: &AgentRow| {
+                recover::Agents { after: last.id, rows: PAGES.agents }
             }),
         )?;
         let (Some(tail), Some(open), Some(agents)) = rest else { return Ok(None) };
-        let recover::Started { owner, mark, agent_max } = started;
         Ok(Some(Recovery { owner, mark, tail, open, agents, agent_max }))
     }
 
-    /// All pages of one part of a recovery, each as `after` the last row that was read. None: the owner row is not `owner`.
+    /// The rows of one part of a recovery and all pages after them, each as `after` the last row that was read. None: the
+    /// owner row is not `owner`.
     async fn pages<Q, T>(
         &self,
         database: Database,
         owner: &OwnerRow,
-        after: impl Fn(Option<&T>) -> Q,
+        (mut rows, mut is_full): (Vec<T>, bool),
+        after: impl Fn(&T) -> Q,
     ) -> Result<Option<Vec<T>>, Error>
     where
-        Q: Query<Answer = (OwnerRow, Vec<T>)>,
+        Q: Query<Answer = Part<T>>,
     {
-        let mut rows: Vec<T> = Vec::new();
-        loop {
-            let (read_of, page) = self.read(database, &after(rows.last())).await?;
-            if read_of != *owner {
+        while let Some(last) = rows.last().filter(|_| is_full) {
+            let part = self.read(database, &after(last)).await?;
+            if part.owner != *owner {
                 return Ok(None);
             }
-            if page.is_empty() {
-                return Ok(Some(rows));
-            }
-            rows.extend(page);
+            is_full = part.is_full && !part.rows.is_empty();
+            rows.extend(part.rows);
         }
+        Ok(Some(rows))
     }
 }
 

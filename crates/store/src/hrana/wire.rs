@@ -245,7 +245,7 @@ fn rows(step: StepResult<'_>) -> Result<Rows, Error> {
         values.map(Row::new)
     };
     let rows: Result<Vec<_>, Error> = step.rows.into_iter().map(row).collect();
-    Ok(Rows { rows: rows?, changed: step.affected_row_count })
+    Ok(Rows { rows: rows?, changed: step.affected_row_count, is_full: false })
 }
 
 fn cell(cell: Cell<'_>) -> Result<Value, Error> {

@@ -1,13 +1,13 @@
-//! What a new owner reads before it opens a shard: who owns it, the mark and the log after it, the open works and their
-//! agents, each agent and work at most once.
+//! What a new owner reads before it opens a shard: who owns it, the mark and which agents wrote after it, the open works and
+//! their agents, each agent and work at most once.
 //!
 //! A file is read at once, in one moment. A server answers in pages, each with the owner row: read while that stays as it
 //! is, they are of one moment, too, since only the owner writes what they hold.
 
-use proto::link::{AgentRow, Mark, OwnerRow, TailRow, WorkRow};
+use proto::link::{AgentRow, OwnerRow, TailRow, WorkRow};
 
 use super::read::{self, OWNER, agent, owner, work};
-use crate::statement::{Found, Page, Query, Statement, number};
+use crate::statement::{Found, Malformed, Page, Query, Row, Statement, number};
 use crate::{Error, Recovery};
 
 /// Of each part of a recovery.
@@ -18,56 +18,93 @@ pub(crate) struct Sizes {
     pub(crate) agents: usize,
 }
 
-const ALL: Sizes = Sizes { tail: usize::MAX, works: usize::MAX, agents: usize::MAX };
-/// A page of tail rows is some hundred KiB; works and agents may be large, so fewer of them are asked for at once.
+pub(crate) const ALL: Sizes = Sizes { tail: usize::MAX, works: usize::MAX, agents: usize::MAX };
+/// A page of the tail is some hundred KiB; works and agents may be large, so fewer of them are asked for at once.
 pub(crate) const PAGES: Sizes = Sizes { tail: 16_384, works: 256, agents: 256 };
 
-/// The beginning of every recovery.
-pub(crate) struct Start;
+/// The beginning of every recovery, and the first page of each part: mostly all of it.
+pub(crate) struct First(pub(crate) Sizes);
 
-pub(crate) struct Started {
-    pub(crate) owner: OwnerRow,
-    pub(crate) mark: Mark,
-    pub(crate) agent_max: u64,
+/// Some of a recovery, and of which parts there may be more.
+pub(crate) struct Begun {
+    pub(crate) recovery: Recovery,
+    pub(crate) is_full: Full,
 }
 
-impl Query for Start {
-    type Answer = Started;
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Full {
+    pub(crate) tail: bool,
+    pub(crate) open: bool,
+    pub(crate) agents: bool,
+}
+
+/// One page of a part.
+pub(crate) struct Part<T> {
+    pub(crate) owner: OwnerRow,
+    pub(crate) rows: Vec<T>,
+    pub(crate) is_full: bool,
+}
+
+impl Query for First {
+    const IS_SHORT: bool = true;
+
+    type Answer = Begun;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let Self(sizes) = *self;
         let plain = |sql| Statement::new(sql, Vec::new());
-        Ok(vec![plain(OWNER), plain(MARK), plain("SELECT ifnull(max(id), 0) FROM agent")])
+        Ok(vec![
+            plain(OWNER),
+            plain(MARK),
+            plain("SELECT ifnull(max(id), 0) FROM agent"),
+            page(TAIL, 0, sizes.tail)?,
+            page(OPEN, 0, sizes.works)?,
+            page(AGENTS, 0, sizes.agents)?,
+        ])
     }
 
-    fn answer(&self, found: &mut Found) -> Result<Started, Error> {
-        let (owner, mark) = (owner(found)?, read::mark(found)?);
-        Ok(Started { owner, mark, agent_max: found.number()? })
+    fn answer(&self, found: &mut Found) -> Result<Begun, Error> {
+        let (owner, mark, agent_max) = (owner(found)?, read::mark(found)?, found.number()?);
+        let (tail, is_tail_full) = found.page(tail)?;
+        let (open, is_open_full) = found.page(work)?;
+        let (agents, is_agents_full) = found.page(agent)?;
+        Ok(Begun {
+            recovery: Recovery { owner, mark, tail, open, agents, agent_max },
+            is_full: Full { tail: is_tail_full, open: is_open_full, agents: is_agents_full },
+        })
     }
 }
 
 const MARK: &str = "SELECT lsn, heads FROM mark";
 
-/// The log after the mark, from after this lsn.
+const TAIL: &str = "SELECT max(lsn), agent FROM log \
+                    WHERE lsn > ifnull((SELECT lsn FROM mark), 0) AND agent > ?1 GROUP BY agent ORDER BY agent LIMIT ?2";
+
+fn tail(row: &mut Row) -> Result<TailRow, Malformed> {
+    Ok(TailRow { lsn: row.u64()?, agent: row.u64()? })
+}
+
+/// Where the agents stand that wrote after the mark, those with larger ids than this.
 pub(crate) struct Tail {
     pub(crate) after: u64,
     pub(crate) rows: usize,
 }
 
 impl Query for Tail {
-    type Answer = (OwnerRow, Vec<TailRow>);
+    type Answer = Part<TailRow>;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
-        let tail = "SELECT lsn, agent FROM log \
-                    WHERE lsn > max(?1, ifnull((SELECT lsn FROM mark), 0)) ORDER BY lsn LIMIT ?2";
-        paged(tail, self.after, self.rows)
+        part(TAIL, self.after, self.rows)
     }
 
     fn answer(&self, found: &mut Found) -> Result<Self::Answer, Error> {
-        let owner = owner(found)?;
-        let tail = found.rows(|row| Ok(TailRow { lsn: row.u64()?, agent: row.u64()? }))?;
-        Ok((owner, tail))
+        read_part(found, tail)
     }
 }
+
+const OPEN: &str = "SELECT id, agent, prev_work, slot, state, reason, create_ms, end_ms, definition, record \
+                    FROM work WHERE id IN (SELECT id FROM work INDEXED BY work_open WHERE state < 6 AND id > ?1 \
+                    ORDER BY id LIMIT ?2) ORDER BY id";
 
 /// Open works, oldest first, with larger ids than this.
 pub(crate) struct Open {
@@ -76,19 +113,20 @@ pub(crate) struct Open {
 }
 
 impl Query for Open {
-    type Answer = (OwnerRow, Vec<WorkRow>);
+    type Answer = Part<WorkRow>;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
-        let open = "SELECT id, agent, prev_work, slot, state, reason, create_ms, end_ms, definition, record \
-                    FROM work WHERE id IN (SELECT id FROM work INDEXED BY work_open WHERE state < 6 AND id > ?1 \
-                    ORDER BY id LIMIT ?2) ORDER BY id";
-        paged(open, self.after, self.rows)
+        part(OPEN, self.after, self.rows)
     }
 
     fn answer(&self, found: &mut Found) -> Result<Self::Answer, Error> {
-        Ok((owner(found)?, found.rows(work)?))
+        read_part(found, work)
     }
 }
+
+const AGENTS: &str = "SELECT id, tenant, name, key, head, snap_lsn, last_work, state FROM agent \
+                      WHERE id IN (SELECT DISTINCT agent FROM work INDEXED BY work_open WHERE state < 6 AND agent > ?1 \
+                      ORDER BY agent LIMIT ?2) ORDER BY id";
 
 /// The agents of the open works, with their states, with larger ids than this.
 pub(crate) struct Agents {
@@ -97,44 +135,30 @@ pub(crate) struct Agents {
 }
 
 impl Query for Agents {
-    type Answer = (OwnerRow, Vec<AgentRow>);
+    type Answer = Part<AgentRow>;
 
     fn statements(&self) -> Result<Vec<Statement>, Error> {
-        let agents = "SELECT id, tenant, name, key, head, snap_lsn, last_work, state FROM agent \
-                      WHERE id IN (SELECT DISTINCT agent FROM work INDEXED BY work_open WHERE state < 6 AND agent > ?1 \
-                      ORDER BY agent LIMIT ?2) ORDER BY id";
-        paged(agents, self.after, self.rows)
+        part(AGENTS, self.after, self.rows)
     }
 
     fn answer(&self, found: &mut Found) -> Result<Self::Answer, Error> {
-        Ok((owner(found)?, found.rows(agent)?))
+        read_part(found, agent)
     }
 }
 
-fn paged(sql: &'static str, after: u64, rows: usize) -> Result<Vec<Statement>, Error> {
-    let page = Page { rows, bytes: usize::MAX };
-    Ok(vec![Statement::new(OWNER, Vec::new()), Statement::page(sql, vec![number(after)?], page)])
+fn page(sql: &'static str, after: u64, rows: usize) -> Result<Statement, Error> {
+    Ok(Statement::page(sql, vec![number(after)?], Page { rows, bytes: usize::MAX }))
 }
 
-/// Everything at once.
-pub(crate) struct Whole;
+fn part(sql: &'static str, after: u64, rows: usize) -> Result<Vec<Statement>, Error> {
+    Ok(vec![Statement::new(OWNER, Vec::new()), page(sql, after, rows)?])
+}
 
-impl Query for Whole {
-    type Answer = Recovery;
-
-    fn statements(&self) -> Result<Vec<Statement>, Error> {
-        let mut statements = Start.statements()?;
-        statements.extend(Tail { after: 0, rows: ALL.tail }.statements()?);
-        statements.extend(Open { after: 0, rows: ALL.works }.statements()?);
-        statements.extend(Agents { after: 0, rows: ALL.agents }.statements()?);
-        Ok(statements)
-    }
-
-    fn answer(&self, found: &mut Found) -> Result<Recovery, Error> {
-        let Started { owner, mark, agent_max } = Start.answer(found)?;
-        let (_, tail) = Tail { after: 0, rows: ALL.tail }.answer(found)?;
-        let (_, open) = Open { after: 0, rows: ALL.works }.answer(found)?;
-        let (_, agents) = Agents { after: 0, rows: ALL.agents }.answer(found)?;
-        Ok(Recovery { owner, mark, tail, open, agents, agent_max })
-    }
+fn read_part<T>(
+    found: &mut Found,
+    read: impl Fn(&mut Row) -> Result<T, Malformed>,
+) -> Result<Part<T>, Error> {
+    let owner = owner(found)?;
+    let (rows, is_full) = found.page(read)?;
+    Ok(Part { owner, rows, is_full })
 }
