@@ -232,7 +232,7 @@ impl Control {
                 }
                 lead.is_ready = true;
             }
-            (Purpose::Owner { term, shard }, Answer::Owner { mut row, .. }) => {
+            (Purpose::Owner { term, shard }, Answer::Owner { mut row }) => {
                 let is_blind = world.breaks(Break::OldLeaderFences);
                 let Some(lead) = self.acting(world).filter(|lead| lead.term == term) else {
                     return;

@@ -27,7 +27,6 @@ pub(crate) struct Pending {
 
 #[derive(Debug)]
 pub(crate) enum Purpose {
-    Owner,
     Commit,
     Position,
     Recover,
@@ -61,9 +60,8 @@ pub(crate) struct Item {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    ReadingOwner,
+    Reading,
     Opening,
-    Recovering,
     Open,
 }
 
@@ -87,6 +85,8 @@ pub(crate) struct Host {
     pub(crate) lookups: BTreeMap<usize, usize>,
     pub(crate) instances: BTreeMap<usize, u64>,
     pub(crate) in_writer: BTreeMap<usize, usize>,
+    /// What it read, until its first commit says that it may go on with it.
+    recovery: Option<Recovery>,
     pub(crate) agent_max: u64,
     pub(crate) agents: BTreeMap<u64, usize>,
     /// Until then nodes may say which steps of the shard they have.
@@ -104,7 +104,7 @@ impl Host {
             epoch,
             node,
             member,
-            stage: Stage::ReadingOwner,
+            stage: Stage::Reading,
             writer: Writer::new(epoch, Lsn(0), Limits::default()),
             writer_number: 0,
             sent: None,
@@ -117,6 +117,7 @@ impl Host {
             lookups: BTreeMap::new(),
             instances: BTreeMap::new(),
             in_writer: BTreeMap::new(),
+            recovery: None,
             agent_max: 0,
             agents: BTreeMap::new(),
             asked_until: 0,
@@ -138,7 +139,7 @@ impl Host {
     }
 
     pub(crate) fn begin(&self, world: &mut World, asks: &mut Asks) {
-        self.ask(world, asks, Ask::Owner(self.shard), Purpose::Owner);
+        self.ask(world, asks, Ask::Recover(self.shard), Purpose::Recover);
     }
 
     pub(crate) fn answered(
@@ -156,11 +157,12 @@ impl Host {
             return;
         }
         match (purpose, answer) {
-            (Purpose::Owner, Answer::Owner { row, head }) => {
+            (Purpose::Recover, Answer::Recovery { row, head, recovery }) => {
                 if row.epoch != self.epoch || row.member.as_ref() != Some(&self.member) {
                     self.stopped = Some(Reason::Fenced);
                     return;
                 }
+                self.recovery = Some(recovery);
                 self.open(world, asks, head);
             }
             (Purpose::Commit, Answer::Committed) => self.settle(world, asks, Outcome::Committed),
@@ -170,9 +172,6 @@ impl Host {
             }
             (Purpose::Position, Answer::Position { epoch, head }) => {
                 self.settle(world, asks, Outcome::Position { epoch, head });
-            }
-            (Purpose::Recover, Answer::Recovery { recovery, .. }) => {
-                self.recover(world, asks, recovery);
             }
             (Purpose::Lookup { submit, instance }, Answer::Agent { row, work, .. }) => {
                 self.looked_up(world, asks, submit, instance, row, work);
@@ -190,16 +189,15 @@ impl Host {
     /// No answer came in time.
     pub(crate) fn unanswered(&mut self, world: &mut World, asks: &mut Asks, purpose: Purpose) {
         match purpose {
-            Purpose::Owner => self.begin(world, asks),
             Purpose::Commit | Purpose::Position => self.settle(world, asks, Outcome::Unknown),
-            Purpose::Recover => self.ask(world, asks, Ask::Recover(self.shard), Purpose::Recover),
+            Purpose::Recover => self.begin(world, asks),
             Purpose::Lookup { submit, instance } => self.lookup_lost(&submit, instance),
             Purpose::Row { agent } => self.read_row(world, asks, agent),
             Purpose::History { agent } => self.read_history(world, asks, agent),
         }
     }
 
-    /// The first act of an owner is a guarded commit.
+    /// The first act of an owner is a guarded commit: nobody has written since it read.
     fn open(&mut self, world: &mut World, asks: &mut Asks, head: Lsn) {
         self.stage = Stage::Opening;
         let waiting_rows_max = world.config.waiting_rows_max;
@@ -330,8 +328,9 @@ impl Host {
     fn committed(&mut self, world: &mut World, asks: &mut Asks, group: writer::Group<Item>) {
         for Placed { first, item, .. } in group.items {
             let Some(agent) = item.agent else {
-                self.stage = Stage::Recovering;
-                self.ask(world, asks, Ask::Recover(self.shard), Purpose::Recover);
+                if let Some(recovery) = self.recovery.take() {
+                    self.recover(world, asks, recovery);
+                }
                 continue;
             };
             if let Some(count) = self.in_writer.get_mut(&agent) {

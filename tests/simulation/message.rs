@@ -93,9 +93,8 @@ impl Answer {
     /// The epoch of the shard at the moment of reading, of answers that only its owner may use.
     pub(crate) fn read_in(&self) -> Option<Epoch> {
         match self {
-            Self::Agent { epoch, .. }
-            | Self::History { epoch, .. }
-            | Self::Recovery { epoch, .. } => Some(*epoch),
+            Self::Agent { epoch, .. } | Self::History { epoch, .. } => Some(*epoch),
+            Self::Recovery { row, .. } => Some(row.epoch),
             _ => None,
         }
     }
@@ -167,11 +166,11 @@ pub(crate) enum Answer {
     Fenced,
     HeadMismatch,
     Position { epoch: Epoch, head: Lsn },
-    Owner { row: OwnerRow, head: Lsn },
+    Owner { row: OwnerRow },
     Fence(FenceResult),
     Agent { epoch: Epoch, row: Option<AgentRow>, work: Option<Lsn> },
     History { epoch: Epoch, rows: Vec<Row> },
-    Recovery { epoch: Epoch, recovery: Recovery },
+    Recovery { row: OwnerRow, head: Lsn, recovery: Recovery },
     Leader(LeaderRow),
     Taken(Taken),
     Led,

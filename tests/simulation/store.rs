@@ -54,7 +54,7 @@ impl Store {
             }
             Ask::Owner(shard) => {
                 let shard = self.shard(shard);
-                Answer::Owner { row: shard.owner_row(), head: shard.head() }
+                Answer::Owner { row: shard.owner_row() }
             }
             Ask::Fence { shard, expected, to, term } => {
                 self.fence(world, shard, expected, to, term)
@@ -71,7 +71,8 @@ impl Store {
             }
             Ask::Recover(shard) => {
                 let shard = self.shard(shard);
-                Answer::Recovery { epoch: shard.epoch, recovery: shard.recovery() }
+                let (row, head) = (shard.owner_row(), shard.head());
+                Answer::Recovery { row, head, recovery: shard.recovery() }
             }
             Ask::Leader => Answer::Leader(self.leader.clone()),
             Ask::Take { name, term, beat } => {

@@ -32,7 +32,7 @@ impl Default for Config {
             idle_ms: 10_000,
             queued_bytes_max: 64 << 20,
             waiting_entries_max: 8_192,
-            recovering_max: const { NonZeroU32::new(64).unwrap() },
+            recovering_max: const { NonZeroU32::new(1_024).unwrap() },
             recovering_bytes_max: 64 << 20,
             reads_max: 64,
             phase_timeout_ms: 60_000,

@@ -92,8 +92,10 @@ struct State {
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
-/// Messages that wait for a shard to be open, and what they carry; whoever sends more has to ask again.
-const EARLY_MAX: usize = 128;
+/// Messages that wait for a shard to be open, and what they carry; whoever sends more has to ask again. So many that every
+/// subscription of a client's stream has its place: asking again, all of them at every change of the view, costs both ends
+/// more than the opening.
+const EARLY_MAX: usize = 1_024;
 const EARLY_BYTES_MAX: usize = 1 << 20;
 /// Messages that wait for an agent that is not running, or not recovered yet.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;

@@ -1,4 +1,5 @@
-//! Opening a shard: the first act of a new owner is a guarded commit; only then does it read what is due.
+//! Opening a shard: the first act of a new owner is a guarded commit. What it goes on with was read right before, and the
+//! guard says that nobody has written since.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use proto::link::{AgentRow, Grant, Group, LogRow, OwnerRow};
 use store::writer::{self, Opening};
 use store::{CommitOutcome, Recovery, Store};
 
+use crate::named::Named;
 use crate::shard::{Context, Opened, Shard};
 use crate::{Error, clock};
 
@@ -34,15 +36,8 @@ pub(crate) async fn open(
     grant: Grant,
     events: Box<dyn Fn(writer::Event) + Send + Sync>,
 ) -> Result<Open, Error> {
-    let id = ShardId(grant.shard);
-    let epoch = Epoch(grant.epoch);
-    let owner = own(&node, &*store, &grant).await?;
-    let head = Lsn(owner.head + 1);
-    let recovery = retry(id, || store.recover(&grant.database)).await?;
-    // Read in one transaction with the rows: a newer owner's rows are not ours to act on.
-    if recovery.owner.epoch != grant.epoch {
-        return Err(Error::Fenced { shard: id });
-    }
+    let (id, epoch) = (ShardId(grant.shard), Epoch(grant.epoch));
+    let Owned { recovery, head, named } = own(&node, &*store, &grant).await?;
     let mark: Vec<(u64, Lsn)> =
         recovery.mark.heads.iter().map(|head| (head.agent, Lsn(head.head))).collect();
     let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
@@ -53,11 +48,6 @@ pub(crate) async fn open(
         ..writer::Limits::default()
     };
     let writer = writer::spawn(store.clone(), grant.database.clone(), opening, limits, events);
-    // Steps that an owner before asked for are not asked for again while somebody has them.
-    let named = match recovery.open.is_empty() {
-        true => HashMap::new(),
-        false => node.steps_of(id, epoch).await,
-    };
     let due = due(&recovery);
     let works = open_works(&recovery);
     let opened = Opened {
@@ -91,31 +81,58 @@ fn due(recovery: &Recovery) -> Vec<AgentRow> {
     rows.into_values().cloned().collect()
 }
 
-/// Commits `shard_opened` under the epoch of the grant. Returns the owner row as it was before that commit.
-async fn own(node: &Context, store: &dyn Store, grant: &Grant) -> Result<OwnerRow, Error> {
+/// A shard that this node owns for certain.
+struct Owned {
+    /// As it was before this node's first entry.
+    recovery: Recovery,
+    /// That entry.
+    head: Lsn,
+    named: HashMap<Lsn, Named>,
+}
+
+/// Reads all and commits `shard_opened` right after it, under the epoch of the grant.
+async fn own(node: &Context, store: &dyn Store, grant: &Grant) -> Result<Owned, Error> {
     let shard = ShardId(grant.shard);
     let fenced = || Error::Fenced { shard };
-    let before = retry(shard, || store.owner(&grant.database)).await?;
-    if before.epoch != grant.epoch {
-        return Err(fenced());
-    }
-    let group = Arc::new(first_group(node, grant, &before));
+    // The head after which it was sent already.
+    let mut sent_after = None;
     loop {
-        match store.commit(&grant.database, group.clone()).await {
-            Ok(CommitOutcome::Committed) => return Ok(before),
-            Ok(CommitOutcome::Fenced { .. }) => return Err(fenced()),
-            Ok(CommitOutcome::HeadMismatch { .. }) => {}
-            Err(error) if error.kind().is_retryable() => tokio::time::sleep(RETRY_MIN).await,
-            Err(source) => return Err(Error::Open { shard, source: Box::new(source) }),
+        let recovery = retry(shard, || store.recover(&grant.database)).await?;
+        // A newer owner's rows are not ours to act on.
+        if recovery.owner.epoch != grant.epoch {
+            return Err(fenced());
         }
-        // The answer was lost, or a twin of this group came first: the row says which.
-        let now = retry(shard, || store.owner(&grant.database)).await?;
-        match now.head {
-            _ if now.epoch != grant.epoch => return Err(fenced()),
-            head if head == before.head => {}
-            head if head == before.head + 1 => return Ok(before),
-            _ => return Err(fenced()),
+        let before = *sent_after.get_or_insert(recovery.owner.head);
+        let head = Lsn(before + 1);
+        // If an answer was lost, or a twin of this group came first, the head says so.
+        let is_done = recovery.owner.head == head.0;
+        if !is_done && recovery.owner.head != before {
+            return Err(fenced());
         }
+        let commit = async {
+            match is_done {
+                true => Ok(CommitOutcome::Committed),
+                false => {
+                    let group = first_group(node, grant, &recovery.owner);
+                    store.commit(&grant.database, Arc::new(group)).await
+                }
+            }
+        };
+        match tokio::join!(commit, named(node, grant, &recovery)) {
+            (Ok(CommitOutcome::Committed), named) => return Ok(Owned { recovery, head, named }),
+            (Ok(CommitOutcome::Fenced { .. }), _) => return Err(fenced()),
+            (Ok(CommitOutcome::HeadMismatch { .. }), _) => {}
+            (Err(error), _) if error.kind().is_retryable() => tokio::time::sleep(RETRY_MIN).await,
+            (Err(source), _) => return Err(Error::Open { shard, source: Box::new(source) }),
+        }
+    }
+}
+
+/// Steps that an owner before asked for are not asked for again while somebody has them.
+async fn named(node: &Context, grant: &Grant, recovery: &Recovery) -> HashMap<Lsn, Named> {
+    match recovery.open.is_empty() {
+        true => HashMap::new(),
+        false => node.steps_of(ShardId(grant.shard), Epoch(grant.epoch)).await,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::shard::Shard;
 
 /// Agents whose entries are read together.
-const AGENTS_A_READ: usize = 32;
+const AGENTS_A_READ: usize = 64;
 /// Entries of each: what an agent has that was idle lately. Of those with more the rest is read one by one.
 const AHEAD_ROWS: u32 = 32;
 
@@ -24,7 +24,8 @@ pub(crate) struct Due {
     pub share: Share,
 }
 
-/// Gives each agent to `hand` as soon as the node has room for one more recovery, while that takes them.
+/// Gives the agents to `hand`, while that takes them: as many together as the node has room for. What the first of them
+/// commit would be in the way of the reads of the others, and the more go on at once, the more goes into one commit.
 pub(crate) async fn hand_out(
     shard: Arc<Shard>,
     due: Vec<(AgentId, AgentRow)>,
@@ -32,19 +33,33 @@ pub(crate) async fn hand_out(
 ) {
     let room = shard.node.recovering.clone();
     let mut due = due.into_iter().peekable();
+    let mut read = Vec::new();
+    let give = |read: &mut Vec<(AgentId, Due)>| read.drain(..).all(|(id, due)| hand(id, due));
     while due.peek().is_some() {
         let some: Vec<_> = due.by_ref().take(AGENTS_A_READ.min(room.agents_max)).collect();
-        let Some(shares) = room.begin(some.len()).await else { return };
+        let shares = match room.begin_now(some.len()) {
+            Some(shares) => shares,
+            // Those that wait here have what is waited for.
+            None if !give(&mut read) => return,
+            None => match room.begin(some.len()).await {
+                Some(shares) => shares,
+                None => return,
+            },
+        };
         let mut ahead = ahead(&shard, &some).await;
         for ((id, row), mut share) in some.into_iter().zip(shares) {
             let ahead = ahead.remove(&row.id).unwrap_or_default();
-            // Who has its share of the bytes goes on at once: the others may have to wait for it.
-            share.take(ahead.iter().map(|row| row.payload.len()).sum()).await;
-            if !hand(id, Due { row, ahead, share }) {
-                return;
+            let bytes = ahead.iter().map(|row| row.payload.len()).sum();
+            if !share.take_now(bytes) {
+                if !give(&mut read) {
+                    return;
+                }
+                share.take(bytes).await;
             }
+            read.push((id, Due { row, ahead, share }));
         }
     }
+    give(&mut read);
 }
 
 /// The newest entries of these agents, by the row of the agent. Nothing, if the store does not answer: then each agent
@@ -110,22 +125,42 @@ impl Recovering {
 
     /// Waits until so many more agents may be recovered, no more than may be at all. None: the node ends.
     async fn begin(&self, count: usize) -> Option<Vec<Share>> {
-        let permits = u32::try_from(count).unwrap_or(u32::MAX);
-        let mut agents = self.agents.clone().acquire_many_owned(permits).await.ok()?;
-        let shares = (0..count).map_while(|_| agents.split(1));
+        let agents = self.agents.clone().acquire_many_owned(permits(count)).await.ok()?;
+        Some(self.shares(agents))
+    }
+
+    /// The same, if there is room now.
+    fn begin_now(&self, count: usize) -> Option<Vec<Share>> {
+        let agents = self.agents.clone().try_acquire_many_owned(permits(count)).ok()?;
+        Some(self.shares(agents))
+    }
+
+    fn shares(&self, mut agents: OwnedSemaphorePermit) -> Vec<Share> {
         let share =
             |agent| Share { room: self.clone(), _agent: agent, bytes: Vec::new(), beyond: None };
-        Some(shares.map(share).collect())
+        (0..agents.num_permits()).map_while(|_| agents.split(1)).map(share).collect()
     }
 }
 
+fn permits(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 impl Share {
+    /// Whether so many bytes more may be read now.
+    fn take_now(&mut self, bytes: usize) -> bool {
+        let permit = self.room.bytes.clone().try_acquire_many_owned(permits(bytes));
+        let is_taken = permit.is_ok();
+        self.bytes.extend(permit);
+        is_taken
+    }
+
     /// Waits until so many bytes more may be read.
     pub(crate) async fn take(&mut self, bytes: usize) {
         if self.beyond.is_some() {
             return;
         }
-        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let count = permits(bytes);
         let (room, beyond) = (self.room.bytes.clone(), self.room.beyond.clone());
         tokio::select! {
             biased;
@@ -150,7 +185,7 @@ mod tests {
     async fn so_many_agents_are_recovered_at_once() {
         let room = room(2, 10);
         let mut first = room.begin(2).await.unwrap();
-        assert!(room.begin(1).now_or_never().is_none());
+        assert!(room.begin(1).now_or_never().is_none() && room.begin_now(1).is_none());
         first.pop();
         assert_eq!(room.begin(1).now_or_never().flatten().unwrap().len(), 1);
         assert!(room.begin(2).now_or_never().is_none());
@@ -162,7 +197,7 @@ mod tests {
         let shares: [Share; 3] = room.begin(3).await.unwrap().try_into().ok().unwrap();
         let [mut one, mut two, mut three] = shares;
         one.take(6).await;
-        two.take(4).await;
+        assert!(!two.take_now(5) && two.take_now(4));
         one.take(100).await;
         one.take(100).await;
         assert!(two.take(1).now_or_never().is_none() && three.take(1).now_or_never().is_none());

@@ -17,9 +17,10 @@ use crate::host::HostMessage;
 use crate::recovering::{Due, Share};
 use crate::{Error, metrics};
 
-/// Entries after which the row is written again when no work is open. It is small then, and what a new owner has to read
-/// of an agent is mostly its open works: reading more is what a takeover of many agents takes its time for.
-const SNAPSHOT_IDLE_EVERY: u64 = 16;
+/// Entries after which the row is written again when no work is open: one work of six steps has as many. The row is small
+/// then, and what a new owner has to read of an agent is its open works: reading more is what a takeover of many agents
+/// takes its time for.
+const SNAPSHOT_IDLE_EVERY: u64 = 8;
 /// The same while works are open.
 const SNAPSHOT_EVERY: u64 = 200;
 /// A fold that is larger is not written: one commit carries at most 8 MiB.
