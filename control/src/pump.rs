@@ -18,8 +18,9 @@ use crate::follow::{Follow, Next, Told};
 use crate::hub::{Inbox, Item};
 use crate::{deadline, refusal, router};
 
-/// Subscriptions that one stream asks for at once, after their owner has died: as many as it can have requests unanswered.
-const AGAIN_MAX: usize = 1_024;
+/// Subscriptions that one stream asks for at once, after their owner has died: three quarters of what may be on its way to one
+/// node, so that submits find room beside them.
+const AGAIN_MAX: usize = 768;
 /// Before a lost subscription is asked for again: an owner that ends each at once must not keep us busy.
 const PAUSE: Duration = Duration::from_millis(20);
 

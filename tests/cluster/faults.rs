@@ -40,7 +40,11 @@ fn node(mesh: &Mesh, name: &str) -> Node {
 
 /// Waits until others own all shards.
 fn wait_until_replaced(mesh: &Mesh, name: &str) {
-    eventually(REST_MAX, "all shards are open elsewhere", || match mesh.status() {
+    wait_until_replaced_for(mesh, name, PATIENCE);
+}
+
+fn wait_until_replaced_for(mesh: &Mesh, name: &str, patience: Duration) {
+    eventually(patience, "all shards are open elsewhere", || match mesh.status() {
         Ok(status) => {
             let is_elsewhere =
                 |shard: &&proto::v1::Shard| shard.state == "open" && shard.node != name;
@@ -162,7 +166,8 @@ fn a_node_that_beats_and_that_nobody_reaches_is_replaced_and_comes_back() {
         mesh.fault(VICTIM, other, Port::Main, Fault::HALF_OPEN);
         mesh.fault(other, VICTIM, Port::Main, Fault::HALF_OPEN);
     }
-    wait_until_replaced(&mesh, VICTIM);
+    // Its links are silent for 12 s before they are given up, and then for 30 s more.
+    wait_until_replaced_for(&mesh, VICTIM, REST_MAX);
     assert!(deaths(&mesh)[0].contains("node/node-2 unlinked"), "{:?}", deaths(&mesh));
     more_end(&clients, 60);
     mesh.heal();

@@ -93,37 +93,42 @@ struct Owned {
 /// Reads all and commits `shard_opened` right after it, under the epoch of the grant.
 async fn own(node: &Context, store: &dyn Store, grant: &Grant) -> Result<Owned, Error> {
     let shard = ShardId(grant.shard);
+    let recovery = retry(shard, || store.recover(&grant.database)).await?;
+    // A newer owner's rows are not ours to act on.
+    if recovery.owner.epoch != grant.epoch {
+        return Err(Error::Fenced { shard });
+    }
+    let head = Lsn(recovery.owner.head + 1);
+    let begin = begin(node, store, grant, &recovery.owner);
+    let (begun, named) = tokio::join!(begin, named(node, grant, &recovery));
+    begun.map(|()| Owned { recovery, head, named })
+}
+
+/// Commits `shard_opened` right after `before`: then nobody has written since that was read.
+async fn begin(
+    node: &Context,
+    store: &dyn Store,
+    grant: &Grant,
+    before: &OwnerRow,
+) -> Result<(), Error> {
+    let shard = ShardId(grant.shard);
     let fenced = || Error::Fenced { shard };
-    // The head after which it was sent already.
-    let mut sent_after = None;
+    let group = Arc::new(first_group(node, grant, before));
     loop {
-        let recovery = retry(shard, || store.recover(&grant.database)).await?;
-        // A newer owner's rows are not ours to act on.
-        if recovery.owner.epoch != grant.epoch {
-            return Err(fenced());
+        match store.commit(&grant.database, group.clone()).await {
+            Ok(CommitOutcome::Committed) => return Ok(()),
+            Ok(CommitOutcome::Fenced { .. }) => return Err(fenced()),
+            Ok(CommitOutcome::HeadMismatch { .. }) => {}
+            Err(error) if error.kind().is_retryable() => tokio::time::sleep(RETRY_MIN).await,
+            Err(source) => return Err(Error::Open { shard, source: Box::new(source) }),
         }
-        let before = *sent_after.get_or_insert(recovery.owner.head);
-        let head = Lsn(before + 1);
-        // If an answer was lost, or a twin of this group came first, the head says so.
-        let is_done = recovery.owner.head == head.0;
-        if !is_done && recovery.owner.head != before {
-            return Err(fenced());
-        }
-        let commit = async {
-            match is_done {
-                true => Ok(CommitOutcome::Committed),
-                false => {
-                    let group = first_group(node, grant, &recovery.owner);
-                    store.commit(&grant.database, Arc::new(group)).await
-                }
-            }
-        };
-        match tokio::join!(commit, named(node, grant, &recovery)) {
-            (Ok(CommitOutcome::Committed), named) => return Ok(Owned { recovery, head, named }),
-            (Ok(CommitOutcome::Fenced { .. }), _) => return Err(fenced()),
-            (Ok(CommitOutcome::HeadMismatch { .. }), _) => {}
-            (Err(error), _) if error.kind().is_retryable() => tokio::time::sleep(RETRY_MIN).await,
-            (Err(source), _) => return Err(Error::Open { shard, source: Box::new(source) }),
+        // The answer was lost, or a twin of this group came first: the row says which.
+        let now = retry(shard, || store.owner(&grant.database)).await?;
+        match now.head {
+            _ if now.epoch != grant.epoch => return Err(fenced()),
+            head if head == before.head => {}
+            head if head == before.head + 1 => return Ok(()),
+            _ => return Err(fenced()),
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use domain::{AgentId, Lsn};
 use proto::link::{AgentRow, LogRow, ReadHistories, ReadHistory};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::shard::Shard;
@@ -15,6 +17,9 @@ use crate::shard::Shard;
 const AGENTS_A_READ: usize = 64;
 /// Entries of each: what an agent has that was idle lately. Of those with more the rest is read one by one.
 const AHEAD_ROWS: u32 = 32;
+
+/// For so long agents that were read wait for the next read.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// An agent with unfinished work, and what is known of it.
 pub(crate) struct Due {
@@ -46,7 +51,16 @@ pub(crate) async fn hand_out(
                 None => return,
             },
         };
-        let mut ahead = ahead(&shard, &some).await;
+        let mut ahead = {
+            let reading = ahead(&shard, &some);
+            tokio::pin!(reading);
+            match timeout(PATIENCE, &mut reading).await {
+                Ok(ahead) => ahead,
+                // A store that has become slow keeps nobody waiting who was read already.
+                Err(_) if !give(&mut read) => return,
+                Err(_) => reading.await,
+            }
+        };
         for ((id, row), mut share) in some.into_iter().zip(shares) {
             let ahead = ahead.remove(&row.id).unwrap_or_default();
             let bytes = ahead.iter().map(|row| row.payload.len()).sum();

@@ -310,20 +310,30 @@ impl Membership {
         effects
     }
 
-    /// To which of the nodes a link works now. Called with every tick.
+    /// To which of the nodes a link works now. Called with every tick. If none worked to more than half of them, the fault is
+    /// rather ours than theirs, and no verdict follows.
     pub fn links(&mut self, is_linked: impl Fn(&ProcessName) -> bool, now: Millis) -> Vec<Effect> {
-        let mut lost = Vec::new();
         for (name, node) in &mut self.nodes {
-            if is_linked(name) {
-                node.unlinked_since = None;
-                continue;
-            }
-            let since = *node.unlinked_since.get_or_insert(now);
-            if UNLINKED_MS <= now.since(since) {
-                lost.push(node.joining.member.clone());
+            match is_linked(name) {
+                true => node.unlinked_since = None,
+                false => _ = node.unlinked_since.get_or_insert(now),
             }
         }
+        let is_lost = |node: &&NodeView| {
+            node.unlinked_since.is_some_and(|since| UNLINKED_MS <= now.since(since))
+        };
+        let lost: Vec<Member> =
+            self.nodes.values().filter(is_lost).map(|node| node.joining.member.clone()).collect();
+        if self.nodes.len() < lost.len() * 2 {
+            return Vec::new();
+        }
         lost.iter().flat_map(|member| self.bury(member, Reason::Unlinked)).collect()
+    }
+
+    /// Nodes to which no link works, as last seen: somebody has to try.
+    pub fn unlinked(&self) -> impl Iterator<Item = &ProcessName> {
+        let unlinked = self.nodes.iter().filter(|(_, node)| node.unlinked_since.is_some());
+        unlinked.map(|(name, _)| name)
     }
 
     fn suspects(&self) -> Vec<Member> {
@@ -516,15 +526,31 @@ mod tests {
     fn a_node_that_beats_and_cannot_be_reached_is_dead_in_the_end() {
         let (ann, bob) = (member("ann", 1), member("bob", 1));
         let mut membership = with(&[&ann, &bob]);
-        let mut links =
-            |is_linked, ms| membership.links(|name| is_linked || *name == bob.name, Millis(ms));
-        assert_eq!(links(false, 0), []);
-        assert_eq!(links(false, UNLINKED_MS - 1), []);
-        assert_eq!(links(true, UNLINKED_MS), [], "the link worked again in time");
-        assert_eq!(links(false, UNLINKED_MS + 500), []);
-        assert_eq!(links(false, 2 * UNLINKED_MS + 499), []);
-        assert_eq!(links(false, 2 * UNLINKED_MS + 500), [dead(&ann, Reason::Unlinked)]);
-        assert_eq!(links(false, 4 * UNLINKED_MS), []);
+        let mut links = |is_linked, ms| {
+            let effects = membership.links(|name| is_linked || *name == bob.name, Millis(ms));
+            (effects, membership.unlinked().cloned().collect::<Vec<_>>())
+        };
+        let (quiet, ann_is_missed) = (vec![], vec![ann.name.clone()]);
+        assert_eq!(links(false, 0), (quiet.clone(), ann_is_missed.clone()));
+        assert_eq!(links(false, UNLINKED_MS - 1), (quiet.clone(), ann_is_missed.clone()));
+        assert_eq!(links(true, UNLINKED_MS), (quiet.clone(), vec![]), "it worked again in time");
+        assert_eq!(links(false, UNLINKED_MS + 500), (quiet.clone(), ann_is_missed.clone()));
+        assert_eq!(links(false, 2 * UNLINKED_MS + 499), (quiet.clone(), ann_is_missed));
+        let verdict = vec![dead(&ann, Reason::Unlinked)];
+        assert_eq!(links(false, 2 * UNLINKED_MS + 500), (verdict, vec![]));
+        assert_eq!(links(false, 4 * UNLINKED_MS), (quiet, vec![]));
+    }
+
+    #[test]
+    fn who_reaches_less_than_half_of_the_nodes_says_nothing_about_them() {
+        let members = ["ann", "bob", "cid"].map(|name| member(name, 1));
+        let mut membership = with(&members.each_ref());
+        let is_cid = |name: &ProcessName| name.as_str() == "cid";
+        assert_eq!(membership.links(is_cid, Millis(0)), []);
+        assert_eq!(membership.links(is_cid, Millis(2 * UNLINKED_MS)), []);
+        let is_not_ann = |name: &ProcessName| name.as_str() != "ann";
+        let verdict = membership.links(is_not_ann, Millis(2 * UNLINKED_MS + 1));
+        assert_eq!(verdict, [dead(&members[0], Reason::Unlinked)]);
     }
 
     #[test]

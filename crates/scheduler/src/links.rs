@@ -20,6 +20,7 @@ pub(crate) trait Links: Send + Sync + 'static {
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error>;
     fn learn(&self, peer: Peer, addresses: Vec<String>);
     fn forget(&self, peer: Peer);
+    fn is_linked(&self, peer: &Peer) -> bool;
     /// Where others reach this process.
     fn address(&self) -> String;
 }
@@ -45,6 +46,10 @@ impl Links for cluster::Handle {
 
     fn forget(&self, peer: Peer) {
         cluster::Handle::forget(self, peer);
+    }
+
+    fn is_linked(&self, peer: &Peer) -> bool {
+        cluster::Handle::is_linked(self, peer)
     }
 
     fn address(&self) -> String {

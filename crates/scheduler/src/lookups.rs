@@ -9,9 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Mutex as Turn;
 
 /// Lookups by what they look for. Holds only what somebody waits for.
-pub(crate) struct Lookups<K, V>(Kept<K, V>);
+pub(crate) struct Lookups<K, V>(Mutex<HashMap<K, Asking<V>>>);
 
-type Kept<K, V> = Mutex<HashMap<K, Arc<Lookup<V>>>>;
+struct Asking<V> {
+    lookup: Arc<Lookup<V>>,
+    /// So many wait for it.
+    count: usize,
+}
 
 struct Lookup<V> {
     asked: AtomicU64,
@@ -30,9 +34,10 @@ impl<K, V> Default for Lookups<K, V> {
     }
 }
 
-impl<V> Default for Lookup<V> {
+impl<V> Default for Asking<V> {
     fn default() -> Self {
-        Self { asked: AtomicU64::new(0), last: Turn::new(Last { covers: 0, found: None }) }
+        let last = Turn::new(Last { covers: 0, found: None });
+        Self { lookup: Arc::new(Lookup { asked: AtomicU64::new(0), last }), count: 0 }
     }
 }
 
@@ -56,9 +61,10 @@ impl<K: Clone + Eq + Hash, V: Clone> Lookups<K, V> {
 
     fn ask(&self, key: K) -> Asked<'_, K, V> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lookup = all.entry(key.clone()).or_default().clone();
-        let number = lookup.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        Asked { lookups: self, key, lookup, number }
+        let asking = all.entry(key.clone()).or_default();
+        asking.count += 1;
+        let number = asking.lookup.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        Asked { lookups: self, key, lookup: asking.lookup.clone(), number }
     }
 }
 
@@ -73,8 +79,9 @@ struct Asked<'a, K: Eq + Hash, V> {
 impl<K: Eq + Hash, V> Drop for Asked<'_, K, V> {
     fn drop(&mut self) {
         let mut all = self.lookups.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map has one, and we have the other.
-        if Arc::strong_count(&self.lookup) == 2 {
+        let Some(asking) = all.get_mut(&self.key) else { return };
+        asking.count -= 1;
+        if asking.count == 0 {
             all.remove(&self.key);
         }
     }

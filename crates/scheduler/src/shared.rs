@@ -100,10 +100,6 @@ impl Shared {
         }
     }
 
-    pub(crate) fn is_linked(&self, name: &ProcessName) -> bool {
-        self.linked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
-    }
-
     /// Whether the link of this name is known to lead to another run of it.
     pub(crate) fn is_linked_to_another(&self, member: &Member) -> bool {
         let linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);

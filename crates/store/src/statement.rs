@@ -55,7 +55,8 @@ fn limit_value(rows: usize) -> Value {
 
 /// A read: statements of one moment, and what their rows mean.
 pub(crate) trait Query: Send + Sync {
-    /// Whether its rows are few and small, so that it can go together with others.
+    /// Whether its rows are mostly few and small, so that it can go together with others. Where they are not, it is asked
+    /// again by itself.
     const IS_SHORT: bool = false;
 
     type Answer: Send;

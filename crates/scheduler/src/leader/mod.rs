@@ -152,7 +152,10 @@ impl Leader {
     pub(crate) fn tick(&mut self, now: Millis) {
         while self.tasks.try_join_next().is_some() {}
         let mut effects = self.membership.tick(now);
-        effects.extend(self.membership.links(|name| self.hands.shared.is_linked(name), now));
+        let links = &self.hands.shared.links;
+        effects.extend(self.membership.links(|name| links.is_linked(&node_peer(name)), now));
+        // Who is sent something is dialled: the node may not be able to.
+        self.behind.extend(self.membership.unlinked().map(node_peer));
         self.carry(effects, now);
         let is_over = self.hands.shared.config.settle_ms <= now.since(self.began);
         if is_over && !std::mem::replace(&mut self.is_settled, true) {

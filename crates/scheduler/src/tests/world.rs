@@ -349,6 +349,10 @@ impl Links for LinksOf {
         Ok(())
     }
 
+    fn is_linked(&self, peer: &Peer) -> bool {
+        self.links.node(peer).is_some()
+    }
+
     fn learn(&self, peer: Peer, _: Vec<String>) {
         if let Some(node) = self.links.node(&peer) {
             node.notes().is_forgotten = false;
