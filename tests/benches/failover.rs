@@ -115,10 +115,7 @@ fn main() -> anyhow::Result<ExitCode> {
 async fn bench() -> anyhow::Result<()> {
     let trials: usize = argument("trials", 20);
     let (only, store) = (argument("fault", String::new()), argument("store", "files".to_owned()));
-    let is_wanted = |fault: &Fault| match only.as_str() {
-        "" => store == "files" || !fault.is_cut(),
-        only => fault.name() == only,
-    };
+    let is_wanted = |fault: &Fault| only.is_empty() || fault.name() == only;
     let is_known = only.is_empty() || Fault::ALL.iter().any(|fault| fault.name() == only);
     ensure!(is_known, "there is no fault {only:?}");
     for fault in Fault::ALL.into_iter().filter(is_wanted) {
@@ -219,15 +216,15 @@ fn start(setup: &Setup) -> anyhow::Result<(Option<Sqld>, Cluster)> {
         "sqld" => true,
         other => bail!("--store is files or sqld, not {other}"),
     };
-    if setup.fault.is_cut() {
-        ensure!(!is_sqld, "{} is measured with files only", setup.fault.name());
-        let options = MeshOptions { nodes: 3, controls: 2, ..MeshOptions::default() };
-        return Ok((None, Cluster::start_behind_proxies(PROGRAM, &options)?));
-    }
     let sqld = match is_sqld {
         true => Some(Sqld::start().context("there is no sqld here")?),
         false => None,
     };
+    if setup.fault.is_cut() {
+        let hrana = sqld.as_ref().map(Sqld::target);
+        let options = MeshOptions { nodes: 3, controls: 2, hrana, ..MeshOptions::default() };
+        return Ok((sqld, Cluster::start_behind_proxies(PROGRAM, &options)?));
+    }
     let args = sqld.as_ref().map(Sqld::dev_args).unwrap_or_default();
     let options = Options { nodes: 3, controls: 2, args, ..Options::default() };
     Ok((sqld, Cluster::start_with_options(PROGRAM, &options)?))

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::shard::Shard;
 
-/// Agents whose entries are read together.
-const AGENTS_A_READ: usize = 64;
+/// Agents whose entries are read together. The store cuts an answer that is too large; who is not in it reads by itself.
+const AGENTS_A_READ: usize = 256;
 /// Entries of each: what an agent has that was idle lately. Of those with more the rest is read one by one.
 const AHEAD_ROWS: u32 = 32;
 

@@ -28,7 +28,7 @@ pub use metrics::Metrics;
 pub use node::{Node, NodeOptions};
 pub use program::{Output, Program};
 pub use proxy::{Origin, Proxy};
-pub use sqld::{ADMIN_KEY, Sqld};
+pub use sqld::{ADMIN_KEY, HranaTarget, Sqld};
 pub use text::Planted;
 pub use wait::{eventually, eventually_true};
 

@@ -35,6 +35,15 @@ pub struct Sqld {
     admin: SocketAddr,
 }
 
+/// A server that speaks Hrana, and the files of what it wants to see.
+#[derive(Clone, Debug)]
+pub struct HranaTarget {
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    pub token_file: PathBuf,
+    pub admin_token_file: PathBuf,
+}
+
 impl Sqld {
     /// None where it cannot be had, which is said loudly.
     ///
@@ -99,18 +108,30 @@ impl Sqld {
         format!("http://{}", self.admin)
     }
 
+    /// What a cluster needs to have its data here.
+    ///
+    /// # Panics
+    /// The tokens cannot be written.
+    pub fn target(&self) -> HranaTarget {
+        HranaTarget {
+            http: self.http,
+            admin: self.admin,
+            token_file: self.write_secret("token", &self.token()),
+            admin_token_file: self.write_secret("admin-token", ADMIN_KEY),
+        }
+    }
+
     /// Arguments with which `dev` has its data here.
     ///
     /// # Panics
     /// The tokens cannot be written.
     pub fn dev_args(&self) -> Vec<String> {
-        let token = self.write_secret("token", &self.token());
-        let admin = self.write_secret("admin-token", ADMIN_KEY);
+        let HranaTarget { http, admin, token_file, admin_token_file } = self.target();
         let args = [
-            ("--store", self.url()),
-            ("--store-admin", self.admin_url()),
-            ("--store-token-file", token.display().to_string()),
-            ("--store-admin-token-file", admin.display().to_string()),
+            ("--store", format!("http://{http}")),
+            ("--store-admin", format!("http://{admin}")),
+            ("--store-token-file", token_file.display().to_string()),
+            ("--store-admin-token-file", admin_token_file.display().to_string()),
             ("--store-prefix", "dev-".to_owned()),
         ];
         args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()

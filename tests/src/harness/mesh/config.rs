@@ -45,6 +45,10 @@ impl Plan {
         let nodes = names("node", options.nodes);
         let mut ports = Ports { address: Box::new(address), taken: BTreeMap::new() };
         ports.add(STORE, Port::Main);
+        if let Some(hrana) = &options.hrana {
+            // It listens already.
+            ports.set_real(STORE, Port::Main, hrana.http);
+        }
         for name in &controls {
             for port in [Port::Main, Port::Beat, Port::Api] {
                 ports.add(name, port);
@@ -52,7 +56,10 @@ impl Plan {
         }
         nodes.iter().for_each(|name| ports.add(name, Port::Main));
         let writer = Writer::new(dir, &ports, options, &controls);
-        let mut processes = vec![writer.process(Role::Store, STORE, writer.store())];
+        let mut processes = Vec::new();
+        if options.hrana.is_none() {
+            processes.push(writer.process(Role::Store, STORE, writer.store()));
+        }
         for name in &controls {
             processes.push(writer.process(Role::Control, name, writer.control(name)));
         }
@@ -77,6 +84,12 @@ impl Ports {
     fn add(&mut self, name: &str, port: Port) {
         let addresses = (self.address)(name);
         self.taken.insert((name.to_owned(), port), addresses);
+    }
+
+    fn set_real(&mut self, name: &str, port: Port, real: SocketAddr) {
+        if let Some(addresses) = self.taken.get_mut(&(name.to_owned(), port)) {
+            addresses.0 = real;
+        }
     }
 
     fn real(&self, name: &str, port: Port) -> Value {
@@ -172,7 +185,18 @@ impl<'a> Writer<'a> {
     }
 
     fn stores(&self) -> Value {
-        table([("main", table([("address", text(self.ports.shown(STORE, Port::Main)))]))])
+        let shown = self.ports.shown(STORE, Port::Main);
+        let Some(hrana) = &self.options.hrana else {
+            return table([("main", table([("address", text(shown))]))]);
+        };
+        let main = [
+            ("engine", text("hrana")),
+            ("url", text(format!("http://{shown}"))),
+            ("token_file", text(hrana.token_file.display())),
+            ("admin_url", text(format!("http://{}", hrana.admin))),
+            ("admin_token_file", text(hrana.admin_token_file.display())),
+        ];
+        table([("main", table(main))])
     }
 
     /// Issues its certificate and writes its config.

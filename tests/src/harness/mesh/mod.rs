@@ -27,7 +27,7 @@ use self::config::Plan;
 use self::origin::Processes;
 use super::child::{Child, TAIL_LINES, send};
 use super::dev::Place;
-use super::{Fault, Metrics, PATIENCE, Program, Proxy, eventually};
+use super::{Fault, HranaTarget, Metrics, PATIENCE, Program, Proxy, eventually};
 
 const READY_MAX: Duration = Duration::from_secs(90);
 /// Whoever dials and is none of our processes.
@@ -41,11 +41,13 @@ pub struct MeshOptions {
     pub shards: usize,
     /// Set in the environment of every process.
     pub env: Vec<(String, String)>,
+    /// In place of a store process. Its databases are reached through a proxy, its admin API is not.
+    pub hrana: Option<HranaTarget>,
 }
 
 impl Default for MeshOptions {
     fn default() -> Self {
-        Self { controls: 1, nodes: 3, shards: 12, env: Vec::new() }
+        Self { controls: 1, nodes: 3, shards: 12, env: Vec::new(), hrana: None }
     }
 }
 
