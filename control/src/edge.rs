@@ -22,7 +22,6 @@ use proto::v1::SignalRequest;
 use proto::v1::signal_request::{Resolution, Step};
 use telemetry::metrics::{IntCounter, counter};
 
-const INPUT_BYTES_MAX: usize = 1 << 20;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const PAGE_DEFAULT: u32 = 50;
@@ -44,12 +43,7 @@ pub(crate) struct Submit {
 }
 
 pub(crate) fn submit(request: v1::SubmitRequest) -> Result<Submit, Failure> {
-    if INPUT_BYTES_MAX < request.input.len() {
-        TOO_LARGE.inc();
-        let len = request.input.len();
-        let text = format!("input has {len} bytes, at most {INPUT_BYTES_MAX} are allowed");
-        return Err(Failure { reason: Reason::InputTooLarge, ..Failure::invalid("input", text) });
-    }
+    convert::check_input(&request.input).inspect_err(|_| TOO_LARGE.inc())?;
     Ok(Submit {
         agent: convert::agent_id("agent", &request.agent)?,
         key: optional("idempotency_key", &request.idempotency_key)?,
@@ -230,6 +224,7 @@ pub(crate) fn no_definition(agent: &AgentId, hash: Option<DefinitionHash>) -> Fa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::convert::INPUT_BYTES_MAX;
 
     fn request() -> v1::SubmitRequest {
         v1::SubmitRequest {

@@ -6,8 +6,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use domain::{AgentId, Position};
+use domain::{AgentId, Position, Reason};
 use pbjson_types::Duration as WireDuration;
+use proto::convert;
 use proto::link::WatchMode;
 use proto::status::{Failure, code};
 use proto::v1::{
@@ -18,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::Instrument;
 
 use crate::desk::{Desk, Wanted};
@@ -118,8 +119,16 @@ impl Session {
         let unanswered = Arc::new(Semaphore::new(UNANSWERED_MAX));
         let follows = Arc::new(Semaphore::new(FOLLOWS_MAX));
         let mut tasks = JoinSet::new();
-        // A stream that broke has no more requests either; what was asked for is answered if it still can be.
-        while let Some(Ok(request)) = requests.next().await {
+        let mut broken = None;
+        while let Some(request) = requests.next().await {
+            // A stream that broke has no more requests either; what was asked for is answered if it still can be.
+            let request = match request {
+                Ok(request) => request,
+                Err(status) => {
+                    broken = Some(unreadable(&status));
+                    break;
+                }
+            };
             while tasks.try_join_next().is_some() {}
             let Ok(permit) = unanswered.clone().acquire_owned().await else { break };
             let tag = request.tag;
@@ -146,7 +155,11 @@ impl Session {
             }
         }
         while tasks.join_next().await.is_some() {}
-        self.inbox.push(Item::NoMore);
+        match broken {
+            // The client is told, or it would send the same again.
+            Some(failure) => _ = self.out.send(Err(failure.into())).await,
+            None => self.inbox.push(Item::NoMore),
+        }
     }
 
     /// Queues a submit behind the others of its agent.
@@ -261,6 +274,18 @@ impl Session {
     fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A request that could not be read: it has no tag, so the stream ends with it.
+fn unreadable(status: &Status) -> Failure {
+    if status.code() == Code::OutOfRange {
+        let text = format!(
+            "a request is larger than a message may be: the input of a work has at most {} bytes",
+            convert::INPUT_BYTES_MAX
+        );
+        return Failure { reason: Reason::InputTooLarge, ..Failure::invalid("request", text) };
+    }
+    Failure::invalid("request", format!("a request cannot be read: {}", status.message()))
 }
 
 fn checked(request: OpenSubmit) -> Result<(edge::Submit, Option<WatchMode>), Failure> {

@@ -30,6 +30,22 @@ fn stream(desk: Desk, requests: Vec<OpenRequest>) -> OpenStream {
     open(desk, tokio_stream::iter(requests.into_iter().map(Ok)), None)
 }
 
+#[tokio::test]
+async fn a_request_that_cannot_be_read_ends_the_stream_with_what_is_wrong() {
+    let network =
+        FakeNetwork::new(view(1, &[("node-1", 1)]), |_, _, envelope| accept(&call_in(envelope)));
+    let requests = vec![
+        Ok(submit(1, "bench/a", OpenWatch::None)),
+        Err(Status::out_of_range("decoded message length too large")),
+        Ok(submit(2, "bench/b", OpenWatch::None)),
+    ];
+    let mut stream = open(desk(&network), tokio_stream::iter(requests), None);
+    assert_eq!(stream.next().await.unwrap().unwrap().tag, 1, "what came before is answered");
+    let status = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(proto::status::reason_of(&status), Some(Reason::InputTooLarge));
+}
+
 /// The work of a submit has the number in its input as its id.
 fn accept(call: &SubmitCall) -> Result<bytes::Bytes, Missed> {
     let lsn: u64 = std::str::from_utf8(&call.input).unwrap().parse().unwrap();

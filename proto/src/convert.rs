@@ -13,6 +13,20 @@ use domain::{AgentId, DefinitionHash, Epoch, Phase, Reason, StepKey, StepKind, W
 use crate::status::Failure;
 use crate::{disk, journal, link, v1};
 
+/// What the input of a work may have, in bytes.
+pub const INPUT_BYTES_MAX: usize = 1 << 20;
+
+/// # Errors
+/// The input of a work is over [`INPUT_BYTES_MAX`].
+pub fn check_input(input: &str) -> Result<(), Failure> {
+    let len = input.len();
+    if len <= INPUT_BYTES_MAX {
+        return Ok(());
+    }
+    let text = format!("input has {len} bytes, at most {INPUT_BYTES_MAX} are allowed");
+    Err(Failure { reason: Reason::InputTooLarge, ..Failure::invalid("input", text) })
+}
+
 /// Milliseconds since the Unix epoch as a timestamp; 0 is none.
 pub fn timestamp(ms: i64) -> Option<Timestamp> {
     let nanos = i32::try_from(ms.rem_euclid(1_000) * 1_000_000).expect("less than a second");

@@ -25,6 +25,10 @@ use load::{Cluster, argument, percentile, round};
 /// How it is known that no commit has two steps of one work.
 const SEPARATE: &str = "derived, not read: each step began after the store had acknowledged the commit of the entries it rests on (steps_begun_early counts the others), and its own entry was made after that";
 
+/// What the works are about; a model that reads it finds sentences, terms and a question.
+const TEXT: &str = "A journal keeps what an agent has done. Who owns the shard writes the journal. \
+                    What becomes of a step whose owner died? The next owner reads the journal and goes on. ";
+
 fn main() -> anyhow::Result<ExitCode> {
     load::run(bench())
 }
@@ -85,7 +89,7 @@ async fn run(
     let (sender, mut responses) = cluster.client.open().split();
     let room = Arc::new(Semaphore::new(in_flight));
     let started = Arc::new(std::sync::Mutex::new(HashMap::with_capacity(works)));
-    let input = "noop ".repeat(bytes / 5 + 1)[..bytes].to_owned();
+    let input = TEXT.repeat(bytes / TEXT.len() + 1)[..bytes].to_owned();
     let begin = Instant::now();
     let (times, turns, name) = (started.clone(), room.clone(), name.to_owned());
     let submitting = tokio::spawn(async move {

@@ -252,7 +252,8 @@ pub(crate) struct Connection {
     /// The folder with client.crt, client.key and ca.crt [default: that of `stagedoor dev`]
     #[arg(long, value_name = "DIR", env = "STAGEDOOR_CREDENTIALS", global = true)]
     pub(crate) credentials: Option<PathBuf>,
-    /// How long to wait, e.g. 500ms, 30s or 5m [default: 30s]
+    /// How long to wait, e.g. 500ms, 30s or 5m [default: 30s; `work watch` waits for the end]. Of a submit also the deadline
+    /// of its work, which fails then
     #[arg(long, value_name = "TIME", value_parser = duration, global = true)]
     pub(crate) timeout: Option<Duration>,
     /// How to print the result

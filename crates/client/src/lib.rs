@@ -121,6 +121,7 @@ impl Client {
 
     /// Submits one work; returns when it is durable.
     pub async fn submit(&self, mut request: v1::SubmitRequest) -> Result<v1::Work, Error> {
+        check_input(&request)?;
         with_key(&mut request);
         let span = tracing::info_span!("submit", agent = request.agent);
         let answer = self.call("SubmitRequest", request, |channel, request| async move {
@@ -269,6 +270,11 @@ impl Client {
 /// Where an answer says that it was taken; empty if it does not.
 fn position_of<A>(answer: &Response<A>) -> &str {
     answer.metadata().get(POSITION).and_then(|text| text.to_str().ok()).unwrap_or_default()
+}
+
+/// What the API would refuse anyway: a message that is much too large breaks the stream that it comes by.
+fn check_input(request: &v1::SubmitRequest) -> Result<(), Error> {
+    proto::convert::check_input(&request.input).map_err(|failure| Error::refused(failure.into()))
 }
 
 /// A submit that may be sent twice needs a key of its own.

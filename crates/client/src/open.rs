@@ -20,7 +20,7 @@ use crate::later::Later;
 use crate::ledger::{Heard, Ledger};
 use crate::pool::Link;
 use crate::retry::Patience;
-use crate::{Client, Error, MESSAGE_BYTES_MAX, with_key};
+use crate::{Client, Error, MESSAGE_BYTES_MAX, check_input, with_key};
 
 /// The server takes no more than this from one stream.
 const UNANSWERED_MAX: usize = 1024;
@@ -110,12 +110,16 @@ impl OpenReceiver {
 impl OpenSender {
     /// Submits a work. Waits while 1,024 submits are unanswered. Without an idempotency key it gets one, so that it can
     /// be repeated after a broken connection.
+    ///
+    /// # Errors
+    /// Its input is too large for the API, or the stream has ended.
     pub async fn submit(
         &self,
         tag: i64,
         mut request: SubmitRequest,
         watch: OpenWatch,
     ) -> Result<(), Error> {
+        check_input(&request)?;
         with_key(&mut request);
         let permit = self.unanswered.clone().acquire_owned().await.map_err(|_| Error::Ended)?;
         self.ask(tag, What::Submit(request, watch, permit)).await

@@ -164,7 +164,13 @@ async fn opening() -> (Stage, Arc<Gated>) {
     stage.add_with("node-1", model, phases, Config::default(), gated.clone()).await;
     stage.fence("node-1").await;
     stage.tell_view();
-    let held = Held::decode(stage.call(kind::GRANT, &stage.grant()).await.unwrap()).unwrap();
+    let mut held = None;
+    eventually("the node has started and takes the grant", async || {
+        held = stage.call(kind::GRANT, &stage.grant()).await.ok();
+        held.is_some()
+    })
+    .await;
+    let held = Held::decode(held.unwrap()).unwrap();
     assert!(!held.open, "its recovery is held back");
     (stage, gated)
 }

@@ -20,8 +20,7 @@ use crate::credentials::connect;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
-/// What a work's input may have.
-const INPUT_BYTES_MAX: u64 = 1 << 20;
+const INPUT_BYTES_MAX: u64 = proto::convert::INPUT_BYTES_MAX as u64;
 /// How long after a work's own deadline its end is waited for.
 const GRACE: Duration = Duration::from_secs(30);
 const PAGE_SIZE_MAX: u32 = 200;
