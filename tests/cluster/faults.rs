@@ -1,5 +1,6 @@
 //! What breaks while a cluster works, one thing at a time, and that nothing comes of it but latency.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::v1::{Node, SubmitRequest};
@@ -64,6 +65,18 @@ fn wait_until_back(mesh: &Mesh, before: &Node) {
     });
 }
 
+/// Works go on before the fault is mended and after, whom it hit comes back, and nothing of all that was wrong.
+fn heal_and_finish(mesh: &Mesh, clients: Clients, before: &Node, pids: &BTreeMap<String, u32>) {
+    more_end(&clients, 60);
+    mesh.heal();
+    wait_until_back(mesh, before);
+    more_end(&clients, 60);
+    let heard = clients.finish(mesh, REST_MAX);
+    assert_eq!(mesh.pids(), *pids);
+    // A commit whose answer was lost, and whose writer was fenced meanwhile, is counted by nobody.
+    mesh.assert_sound(&heard, false);
+}
+
 fn incarnations(mesh: &Mesh) -> Vec<i64> {
     mesh.nodes().iter().map(|name| node(mesh, name).incarnation).collect()
 }
@@ -101,14 +114,7 @@ fn a_node_that_falls_silent_on_every_link_costs_no_work() {
     let (before, pids) = (node(&mesh, VICTIM), mesh.pids());
     mesh.isolate(VICTIM, Fault::HALF_OPEN);
     wait_until_replaced(&mesh, VICTIM);
-    more_end(&clients, 60);
-    mesh.heal();
-    wait_until_back(&mesh, &before);
-    more_end(&clients, 60);
-    let heard = clients.finish(&mesh, REST_MAX);
-    assert_eq!(mesh.pids(), pids);
-    // A commit whose answer was lost, and whose writer was fenced meanwhile, is counted by nobody.
-    mesh.assert_sound(&heard, false);
+    heal_and_finish(&mesh, clients, &before, &pids);
 }
 
 #[test]
@@ -148,13 +154,7 @@ fn a_node_whose_beats_are_not_heard_is_replaced_and_comes_back() {
     let (before, pids) = (node(&mesh, VICTIM), mesh.pids());
     mesh.fault(VICTIM, "control-1", Port::Beat, Fault::DEAF_UP);
     wait_until_replaced(&mesh, VICTIM);
-    more_end(&clients, 60);
-    mesh.heal();
-    wait_until_back(&mesh, &before);
-    more_end(&clients, 60);
-    let heard = clients.finish(&mesh, REST_MAX);
-    assert_eq!(mesh.pids(), pids);
-    mesh.assert_sound(&heard, false);
+    heal_and_finish(&mesh, clients, &before, &pids);
 }
 
 /// A firewall may do that: its beats are heard, and nobody gets a word to it or from it otherwise.
@@ -169,13 +169,7 @@ fn a_node_that_beats_and_that_nobody_reaches_is_replaced_and_comes_back() {
     // Its links are silent for 12 s before they are given up, and then for 30 s more.
     wait_until_replaced_for(&mesh, VICTIM, REST_MAX);
     assert!(deaths(&mesh)[0].contains("node/node-2 unlinked"), "{:?}", deaths(&mesh));
-    more_end(&clients, 60);
-    mesh.heal();
-    wait_until_back(&mesh, &before);
-    more_end(&clients, 60);
-    let heard = clients.finish(&mesh, REST_MAX);
-    assert_eq!(mesh.pids(), pids);
-    mesh.assert_sound(&heard, false);
+    heal_and_finish(&mesh, clients, &before, &pids);
 }
 
 /// Nothing on the runtime of a node runs for a while; its beats, which have their own, go on.
