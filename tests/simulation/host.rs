@@ -215,7 +215,7 @@ impl Host {
             ends: Vec::new(),
             key: None,
         };
-        assert!(self.push(world, item), "nothing waits yet");
+        assert!(self.writer.begin(item.rows.len(), 0, item).is_ok(), "it has just begun");
         self.flush(world, asks);
     }
 

@@ -16,8 +16,10 @@ pub enum Error {
         #[source]
         source: Box<store::Error>,
     },
-    #[error("cannot open shard {shard}: it is owned under another epoch")]
+    #[error("shard {shard} is owned under another epoch")]
     Fenced { shard: ShardId },
+    #[error("cannot open shard {shard}: {reason}")]
+    NotOpened { shard: ShardId, reason: Reason },
     #[error("cannot read agent {agent}")]
     Read {
         agent: String,
@@ -47,7 +49,7 @@ impl Error {
         match self {
             Self::Spawn { .. } | Self::Journal { .. } | Self::Fold { .. } => ErrorKind::Internal,
             Self::Open { source, .. } | Self::Read { source, .. } => source.kind(),
-            Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::Fenced { .. } | Self::NotOpened { .. } => ErrorKind::Fenced,
             Self::Definition { .. } => ErrorKind::Unavailable,
             Self::Cluster(error) => error.kind(),
         }
@@ -58,7 +60,7 @@ impl Error {
         match self {
             Self::Open { .. } | Self::Read { .. } => Reason::StoreUnavailable,
             Self::Fenced { .. } => Reason::Fenced,
-            Self::Definition { reason, .. } => *reason,
+            Self::Definition { reason, .. } | Self::NotOpened { reason, .. } => *reason,
             Self::Spawn { .. } | Self::Journal { .. } | Self::Fold { .. } => Reason::Quarantined,
             Self::Cluster(_) => Reason::Overloaded,
         }

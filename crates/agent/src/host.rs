@@ -196,11 +196,7 @@ impl State {
             Ok(open) => open,
             Err(error) => {
                 tracing::warn!(shard = %self.id, error = &error as &dyn std::error::Error, "cannot open shard");
-                for early in self.early.drain(..) {
-                    refuse(early.reply, refusal(Reason::Unowned, "the shard was not opened"));
-                }
-                (self.report)(HostReport::Lost(error.reason()));
-                self.me.stop(None);
+                self.give_up(error.reason());
                 return Ok(());
             }
         };
@@ -256,8 +252,7 @@ impl State {
         match event {
             Event::Stopped(reason) => {
                 tracing::warn!(shard = %self.id, %reason, "lost shard");
-                (self.report)(HostReport::Lost(reason));
-                self.me.stop(Some(reason.to_string()));
+                self.give_up(reason);
             }
             Event::Stale(rows) => {
                 for row in rows {
@@ -266,6 +261,15 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// The shard is not this node's, or not any more.
+    fn give_up(&mut self, reason: Reason) {
+        for early in self.early.drain(..) {
+            refuse(early.reply, refusal(Reason::Unowned, "the shard was not opened"));
+        }
+        (self.report)(HostReport::Lost(reason));
+        self.me.stop(Some(reason.to_string()));
     }
 
     async fn stale(&mut self, row: u64) -> Result<(), ActorProcessingErr> {

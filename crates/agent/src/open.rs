@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use domain::entry::Entry;
 use domain::heads::Heads;
-use domain::{AgentId, Class, Epoch, Lsn, ShardId};
+use domain::{AgentId, Class, Epoch, Lsn, Reason, ShardId};
 use proto::journal;
-use proto::link::{AgentRow, Grant, Group, LogRow, OwnerRow};
-use store::writer::{self, Opening};
-use store::{CommitOutcome, Recovery, Store};
+use proto::link::{AgentRow, Grant};
+use store::writer::{self, Append, NewRow, Opening, WriterHandle};
+use store::{Recovery, Store};
+use tokio::sync::oneshot;
 
 use crate::named::Named;
 use crate::shard::{Context, Opened, Shard};
@@ -36,24 +37,14 @@ pub(crate) async fn open(
     grant: Grant,
     events: Box<dyn Fn(writer::Event) + Send + Sync>,
 ) -> Result<Open, Error> {
-    let (id, epoch) = (ShardId(grant.shard), Epoch(grant.epoch));
-    let Owned { recovery, head, named } = own(&node, &*store, &grant).await?;
-    let mark: Vec<(u64, Lsn)> =
-        recovery.mark.heads.iter().map(|head| (head.agent, Lsn(head.head))).collect();
-    let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
-    let heads = Heads::recover(&mark, tail.filter(|(_, agent)| *agent != 0));
-    let opening = Opening { epoch, head, heads };
-    let limits = writer::Limits {
-        waiting_rows_max: node.config.waiting_entries_max,
-        ..writer::Limits::default()
-    };
-    let writer = writer::spawn(store.clone(), grant.database.clone(), opening, limits, events);
+    let id = ShardId(grant.shard);
+    let Owned { recovery, writer, named } = own(&node, store.clone(), &grant, events).await?;
     let due = due(&recovery);
     let works = open_works(&recovery);
     let opened = Opened {
         id,
         class: Class(u16::try_from(grant.class).unwrap_or(0)),
-        epoch,
+        epoch: Epoch(grant.epoch),
         database: grant.database,
         agent_max: recovery.agent_max,
         named,
@@ -85,51 +76,66 @@ fn due(recovery: &Recovery) -> Vec<AgentRow> {
 struct Owned {
     /// As it was before this node's first entry.
     recovery: Recovery,
-    /// That entry.
-    head: Lsn,
+    writer: WriterHandle,
     named: HashMap<Lsn, Named>,
 }
 
 /// Reads all and commits `shard_opened` right after it, under the epoch of the grant.
-async fn own(node: &Context, store: &dyn Store, grant: &Grant) -> Result<Owned, Error> {
-    let shard = ShardId(grant.shard);
+async fn own(
+    node: &Context,
+    store: Arc<dyn Store>,
+    grant: &Grant,
+    events: Box<dyn Fn(writer::Event) + Send + Sync>,
+) -> Result<Owned, Error> {
+    let (shard, epoch) = (ShardId(grant.shard), Epoch(grant.epoch));
     let recovery = retry(shard, || store.recover(&grant.database)).await?;
     // A newer owner's rows are not ours to act on.
-    if recovery.owner.epoch != grant.epoch {
-        return Err(Error::Fenced { shard });
+    if Epoch(recovery.owner.epoch) != epoch {
+        return Err(Error::NotOpened { shard, reason: Reason::Fenced });
     }
-    let head = Lsn(recovery.owner.head + 1);
-    let begin = begin(node, store, grant, &recovery.owner);
-    let (begun, named) = tokio::join!(begin, named(node, grant, &recovery));
-    begun.map(|()| Owned { recovery, head, named })
+    let opening = Opening { epoch, head: Lsn(recovery.owner.head), heads: heads(&recovery) };
+    let limits = writer::Limits {
+        waiting_rows_max: node.config.waiting_entries_max,
+        ..writer::Limits::default()
+    };
+    let writer = writer::spawn(store, grant.database.clone(), opening, limits, events);
+    let (begun, named) = tokio::join!(begin(node, &writer), named(node, grant, &recovery));
+    match begun {
+        Ok(()) => Ok(Owned { recovery, writer, named }),
+        Err(reason) => Err(Error::NotOpened { shard, reason }),
+    }
 }
 
-/// Commits `shard_opened` right after `before`: then nobody has written since that was read.
-async fn begin(
-    node: &Context,
-    store: &dyn Store,
-    grant: &Grant,
-    before: &OwnerRow,
-) -> Result<(), Error> {
-    let shard = ShardId(grant.shard);
-    let fenced = || Error::Fenced { shard };
-    let group = Arc::new(first_group(node, grant, before));
-    loop {
-        match store.commit(&grant.database, group.clone()).await {
-            Ok(CommitOutcome::Committed) => return Ok(()),
-            Ok(CommitOutcome::Fenced { .. }) => return Err(fenced()),
-            Ok(CommitOutcome::HeadMismatch { .. }) => {}
-            Err(error) if error.kind().is_retryable() => tokio::time::sleep(RETRY_MIN).await,
-            Err(source) => return Err(Error::Open { shard, source: Box::new(source) }),
-        }
-        // The answer was lost, or a twin of this group came first: the row says which.
-        let now = retry(shard, || store.owner(&grant.database)).await?;
-        match now.head {
-            _ if now.epoch != grant.epoch => return Err(fenced()),
-            head if head == before.head => {}
-            head if head == before.head + 1 => return Ok(()),
-            _ => return Err(fenced()),
-        }
+fn heads(recovery: &Recovery) -> Heads {
+    let mark = recovery.mark.heads.iter().map(|head| (head.agent, Lsn(head.head)));
+    let tail = recovery.tail.iter().map(|row| (Lsn(row.lsn), row.agent));
+    Heads::recover(&mark.collect::<Vec<_>>(), tail)
+}
+
+/// Commits the first entry of this owner. The writer finds out what became of it, and that nobody has written before it.
+///
+/// # Errors
+/// Why the shard is not this node's.
+async fn begin(node: &Context, writer: &WriterHandle) -> Result<(), Reason> {
+    let entry = Entry::ShardOpened(node.me());
+    let (payload, ts_ms) = (journal::encode(&entry), clock::now_ms());
+    let (done, begun) = oneshot::channel();
+    let append = Append {
+        agent: 0,
+        prev: Lsn(0),
+        rows: vec![NewRow { seq: 0, work: 0, kind: entry.kind(), ts_ms, payload }],
+        agents: Vec::new(),
+        works: Vec::new(),
+        ends: Vec::new(),
+        dedups: Vec::new(),
+        definitions: Vec::new(),
+        done: Box::new(move |outcome| _ = done.send(outcome)),
+    };
+    writer.begin(append).map_err(|_| Reason::ShuttingDown)?;
+    match begun.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(stopped)) => Err(stopped.reason),
+        Err(_) => Err(Reason::ShuttingDown),
     }
 }
 
@@ -139,22 +145,6 @@ async fn named(node: &Context, grant: &Grant, recovery: &Recovery) -> HashMap<Ls
         true => HashMap::new(),
         false => node.steps_of(ShardId(grant.shard), Epoch(grant.epoch)).await,
     }
-}
-
-fn first_group(node: &Context, grant: &Grant, before: &OwnerRow) -> Group {
-    let entry = Entry::ShardOpened(node.me());
-    let row = LogRow {
-        lsn: before.head + 1,
-        agent: 0,
-        prev: 0,
-        seq: 0,
-        work: 0,
-        kind: entry.kind(),
-        ts_ms: clock::now_ms(),
-        payload: journal::encode(&entry),
-        epoch: grant.epoch,
-    };
-    Group { epoch: grant.epoch, head: before.head, rows: vec![row], ..Group::default() }
 }
 
 /// Asks until the store answers: a shard that was granted cannot do anything else.

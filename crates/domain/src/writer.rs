@@ -129,11 +129,22 @@ impl<T> Writer<T> {
     /// # Errors
     /// Too much waits already, or the writer stopped: the item comes back.
     pub fn push(&mut self, rows: usize, bytes: usize, item: T) -> Result<(), T> {
-        let counted = rows.max(1);
-        if self.is_stopped || self.limits.waiting_rows_max < self.waiting_rows + counted {
+        if self.limits.waiting_rows_max < self.waiting_rows + rows.max(1) {
             return Err(item);
         }
-        self.waiting_rows += counted;
+        self.begin(rows, bytes, item)
+    }
+
+    /// The same for the item with which an owner begins: it has room whatever the limits are, since without it there is no
+    /// owner.
+    ///
+    /// # Errors
+    /// The writer stopped: the item comes back.
+    pub fn begin(&mut self, rows: usize, bytes: usize, item: T) -> Result<(), T> {
+        if self.is_stopped {
+            return Err(item);
+        }
+        self.waiting_rows += rows.max(1);
         self.waiting.push_back(Waiting { rows, bytes, item });
         Ok(())
     }
@@ -304,6 +315,18 @@ mod tests {
         assert_eq!(writer.waiting_rows(), 10);
         writer.cut();
         assert_eq!(writer.waiting_rows(), 1);
+    }
+
+    #[test]
+    fn an_owner_begins_whatever_the_limits_are() {
+        let limits = Limits { waiting_rows_max: 0, ..Limits::default() };
+        let mut writer = Writer::new(EPOCH, Lsn(7), limits);
+        assert_eq!(writer.push(1, 1, "a"), Err("a"));
+        writer.begin(1, 1, "opened").unwrap();
+        assert_eq!(writer.push(1, 1, "b"), Err("b"));
+        assert_eq!(items(writer.cut().unwrap()), [(8, 1, "opened")]);
+        assert_eq!(writer.settle(Outcome::Fenced), Next::Stop(Reason::Fenced));
+        assert_eq!(writer.begin(1, 1, "again"), Err("again"));
     }
 
     #[test]

@@ -136,13 +136,31 @@ impl WriterHandle {
     // The append is what a full writer gives back.
     #[allow(clippy::result_large_err)]
     pub fn append(&self, append: Append) -> Result<(), Append> {
+        self.push(append, Writer::push)
+    }
+
+    /// The same for the append with which an owner begins, whatever the limits are.
+    ///
+    /// # Errors
+    /// The writer has stopped: the append comes back, its `done` not called.
+    #[allow(clippy::result_large_err)]
+    pub fn begin(&self, append: Append) -> Result<(), Append> {
+        self.push(append, Writer::begin)
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn push(
+        &self,
+        append: Append,
+        push: impl FnOnce(&mut Writer<Append>, usize, usize, Append) -> Result<(), Append>,
+    ) -> Result<(), Append> {
         let (rows, bytes) = (append.rows.len(), group::bytes(&append));
         let mut state = self.0.0.lock();
         if state.stop.is_some() {
             return Err(append);
         }
         let before = state.writer.waiting_rows();
-        let pushed = state.writer.push(rows, bytes, append);
+        let pushed = push(&mut state.writer, rows, bytes, append);
         match pushed {
             Ok(()) => {
                 state.appended += 1;
