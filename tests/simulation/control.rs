@@ -328,6 +328,8 @@ impl Control {
         for effect in effects {
             world.trace(|| format!("{} says {effect:?}", self.name));
             match effect {
+                // Links of the simulation are there, or the message is lost.
+                Effect::Reach { .. } => {}
                 Effect::Probe { member } => {
                     let is_up = world.is_up[node::index_of(&member)];
                     let probe = if is_up { Probe::Connected } else { Probe::Refused };

@@ -19,6 +19,8 @@ pub const DEAD_MS: u64 = 2_000;
 pub const STALLED_MS: u64 = 30_000;
 /// A node to which no link worked for so long is dead, however well its heartbeat is: nobody reaches its agents.
 pub const UNLINKED_MS: u64 = 30_000;
+/// Between two attempts to reach such a node: it may not be able to dial us.
+const REACH_MS: u64 = 2_000;
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,10 @@ pub enum Effect {
     Probe {
         member: Member,
     },
+    /// No link to it works: send it something, so that it is dialled.
+    Reach {
+        member: Member,
+    },
     Alive {
         member: Member,
         reason: Reason,
@@ -124,8 +130,15 @@ pub struct NodeView {
     pub runtime_silent_ms: u64,
     /// The result of an [`Effect::Probe`] is awaited.
     pub is_probed: bool,
-    /// Since when no link to it has worked.
-    unlinked_since: Option<Millis>,
+    /// None while a link to it works.
+    unlinked: Option<Unlinked>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unlinked {
+    since: Millis,
+    /// When [`Effect::Reach`] last asked to try.
+    tried: Option<Millis>,
 }
 
 /// Whether so many nodes fell silent at once that the fault is rather ours than theirs.
@@ -313,27 +326,40 @@ impl Membership {
     /// To which of the nodes a link works now. Called with every tick. If none worked to more than half of them, the fault is
     /// rather ours than theirs, and no verdict follows.
     pub fn links(&mut self, is_linked: impl Fn(&ProcessName) -> bool, now: Millis) -> Vec<Effect> {
+        let mut effects = Vec::new();
         for (name, node) in &mut self.nodes {
-            match is_linked(name) {
-                true => node.unlinked_since = None,
-                false => _ = node.unlinked_since.get_or_insert(now),
+            if is_linked(name) {
+                node.unlinked = None;
+                continue;
+            }
+            let unlinked = node.unlinked.get_or_insert(Unlinked { since: now, tried: None });
+            if unlinked.tried.is_none_or(|tried| REACH_MS <= now.since(tried)) {
+                unlinked.tried = Some(now);
+                effects.push(Effect::Reach { member: node.joining.member.clone() });
             }
         }
-        let is_lost = |node: &&NodeView| {
-            node.unlinked_since.is_some_and(|since| UNLINKED_MS <= now.since(since))
-        };
-        let lost: Vec<Member> =
-            self.nodes.values().filter(is_lost).map(|node| node.joining.member.clone()).collect();
-        if self.nodes.len() < lost.len() * 2 {
-            return Vec::new();
+        if !self.is_cut_off(now) {
+            let lost = self.lost(now);
+            effects.extend(lost.iter().flat_map(|member| self.bury(member, Reason::Unlinked)));
         }
-        lost.iter().flat_map(|member| self.bury(member, Reason::Unlinked)).collect()
+        effects
     }
 
-    /// Nodes to which no link works, as last seen: somebody has to try.
-    pub fn unlinked(&self) -> impl Iterator<Item = &ProcessName> {
-        let unlinked = self.nodes.iter().filter(|(_, node)| node.unlinked_since.is_some());
-        unlinked.map(|(name, _)| name)
+    /// Whether no link has worked for long to more than half of the nodes.
+    pub fn is_cut_off(&self, now: Millis) -> bool {
+        self.nodes.len() < self.lost(now).len() * 2
+    }
+
+    /// Nodes to which no link works, as last seen.
+    pub fn unlinked(&self) -> usize {
+        self.nodes.values().filter(|node| node.unlinked.is_some()).count()
+    }
+
+    fn lost(&self, now: Millis) -> Vec<Member> {
+        let is_lost = |node: &&NodeView| {
+            node.unlinked.is_some_and(|unlinked| UNLINKED_MS <= now.since(unlinked.since))
+        };
+        self.nodes.values().filter(is_lost).map(|node| node.joining.member.clone()).collect()
     }
 
     fn suspects(&self) -> Vec<Member> {
@@ -414,7 +440,7 @@ impl NodeView {
             hot_agents: 0,
             runtime_silent_ms: 0,
             is_probed: false,
-            unlinked_since: None,
+            unlinked: None,
         }
     }
 
@@ -526,31 +552,48 @@ mod tests {
     fn a_node_that_beats_and_cannot_be_reached_is_dead_in_the_end() {
         let (ann, bob) = (member("ann", 1), member("bob", 1));
         let mut membership = with(&[&ann, &bob]);
-        let mut links = |is_linked, ms| {
+        let mut dead_at = |is_linked, ms| {
             let effects = membership.links(|name| is_linked || *name == bob.name, Millis(ms));
-            (effects, membership.unlinked().cloned().collect::<Vec<_>>())
+            (effects.contains(&dead(&ann, Reason::Unlinked)), membership.unlinked())
         };
-        let (quiet, ann_is_missed) = (vec![], vec![ann.name.clone()]);
-        assert_eq!(links(false, 0), (quiet.clone(), ann_is_missed.clone()));
-        assert_eq!(links(false, UNLINKED_MS - 1), (quiet.clone(), ann_is_missed.clone()));
-        assert_eq!(links(true, UNLINKED_MS), (quiet.clone(), vec![]), "it worked again in time");
-        assert_eq!(links(false, UNLINKED_MS + 500), (quiet.clone(), ann_is_missed.clone()));
-        assert_eq!(links(false, 2 * UNLINKED_MS + 499), (quiet.clone(), ann_is_missed));
-        let verdict = vec![dead(&ann, Reason::Unlinked)];
-        assert_eq!(links(false, 2 * UNLINKED_MS + 500), (verdict, vec![]));
-        assert_eq!(links(false, 4 * UNLINKED_MS), (quiet, vec![]));
+        assert_eq!(dead_at(false, 0), (false, 1));
+        assert_eq!(dead_at(false, UNLINKED_MS - 1), (false, 1));
+        assert_eq!(dead_at(true, UNLINKED_MS), (false, 0), "it worked again in time");
+        assert_eq!(dead_at(false, UNLINKED_MS + 500), (false, 1));
+        assert_eq!(dead_at(false, 2 * UNLINKED_MS + 499), (false, 1));
+        assert_eq!(dead_at(false, 2 * UNLINKED_MS + 500), (true, 0));
+        assert_eq!(dead_at(false, 4 * UNLINKED_MS), (false, 0));
+    }
+
+    #[test]
+    fn a_node_without_a_link_is_tried_at_once_and_then_now_and_again() {
+        let (ann, bob) = (member("ann", 1), member("bob", 1));
+        let mut membership = with(&[&ann, &bob]);
+        let mut tried = Vec::new();
+        for ms in (0..5_000).step_by(100) {
+            for effect in membership.links(|name| *name == bob.name, Millis(ms)) {
+                assert_eq!(effect, Effect::Reach { member: ann.clone() });
+                tried.push(ms);
+            }
+        }
+        assert_eq!(tried, [0, 2_000, 4_000]);
     }
 
     #[test]
     fn who_reaches_less_than_half_of_the_nodes_says_nothing_about_them() {
         let members = ["ann", "bob", "cid"].map(|name| member(name, 1));
         let mut membership = with(&members.each_ref());
+        let is_dead = |effect: &Effect| matches!(effect, Effect::Dead { .. });
         let is_cid = |name: &ProcessName| name.as_str() == "cid";
-        assert_eq!(membership.links(is_cid, Millis(0)), []);
-        assert_eq!(membership.links(is_cid, Millis(2 * UNLINKED_MS)), []);
+        let late = Millis(2 * UNLINKED_MS);
+        assert!(!membership.links(is_cid, Millis(0)).iter().any(is_dead));
+        assert!(!membership.is_cut_off(Millis(0)));
+        assert!(!membership.links(is_cid, late).iter().any(is_dead));
+        assert!(membership.is_cut_off(late));
         let is_not_ann = |name: &ProcessName| name.as_str() != "ann";
-        let verdict = membership.links(is_not_ann, Millis(2 * UNLINKED_MS + 1));
-        assert_eq!(verdict, [dead(&members[0], Reason::Unlinked)]);
+        let verdicts = membership.links(is_not_ann, late);
+        assert!(verdicts.contains(&dead(&members[0], Reason::Unlinked)), "{verdicts:?}");
+        assert!(!membership.is_cut_off(late));
     }
 
     #[test]

@@ -11,6 +11,9 @@ pub(crate) static LEADS: LazyLock<IntGauge> =
 pub(crate) static MEMBERS: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     gauge_vec("stagedoor_scheduler_members", "Nodes that are not dead, by state.", &["state"])
 });
+pub(crate) static UNLINKED: LazyLock<IntGauge> = LazyLock::new(|| {
+    gauge("stagedoor_scheduler_nodes_unlinked", "Nodes that beat and to which no link works.")
+});
 pub(crate) static SHARDS: LazyLock<IntGaugeVec> =
     LazyLock::new(|| gauge_vec("stagedoor_scheduler_shards", "Shards by state.", &["state"]));
 pub(crate) static FENCES: LazyLock<IntCounterVec> = LazyLock::new(|| {

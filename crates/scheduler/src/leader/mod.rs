@@ -64,6 +64,8 @@ pub(crate) struct Leader {
     is_dirty: bool,
     /// To whom the last view could not be sent.
     behind: BTreeSet<Peer>,
+    /// Links to most nodes do not work.
+    is_cut_off: bool,
     /// Control replicas that stand by.
     standbys: BTreeMap<ProcessName, MemberInfo>,
     brakes: Brakes,
@@ -113,6 +115,7 @@ impl Leader {
             granting: BTreeSet::new(),
             is_dirty: true,
             behind: BTreeSet::new(),
+            is_cut_off: false,
             standbys: BTreeMap::new(),
             brakes: Brakes::new(),
             successor: None,
@@ -152,10 +155,7 @@ impl Leader {
     pub(crate) fn tick(&mut self, now: Millis) {
         while self.tasks.try_join_next().is_some() {}
         let mut effects = self.membership.tick(now);
-        let links = &self.hands.shared.links;
-        effects.extend(self.membership.links(|name| links.is_linked(&node_peer(name)), now));
-        // Who is sent something is dialled: the node may not be able to.
-        self.behind.extend(self.membership.unlinked().map(node_peer));
+        effects.extend(self.look_at_links(now));
         self.carry(effects, now);
         let is_over = self.hands.shared.config.settle_ms <= now.since(self.began);
         if is_over && !std::mem::replace(&mut self.is_settled, true) {
@@ -165,6 +165,21 @@ impl Leader {
         let actions = self.ownership.tick(now);
         self.act(actions, now);
         self.catch_up();
+    }
+
+    fn look_at_links(&mut self, now: Millis) -> Vec<membership::Effect> {
+        let links = &self.hands.shared.links;
+        let effects = self.membership.links(|name| links.is_linked(&node_peer(name)), now);
+        let unlinked = self.membership.unlinked();
+        metrics::UNLINKED.set(i64::try_from(unlinked).unwrap_or(i64::MAX));
+        let is_cut_off = self.membership.is_cut_off(now);
+        if std::mem::replace(&mut self.is_cut_off, is_cut_off) != is_cut_off {
+            warn!(
+                is_cut_off,
+                unlinked, "links to most nodes: without them no node is taken for dead for that"
+            );
+        }
+        effects
     }
 
     /// Nodes of the leader before us that did not come: nobody will hear of them again under this incarnation.
@@ -383,6 +398,9 @@ impl Leader {
         for effect in effects {
             match effect {
                 membership::Effect::Probe { member } => self.probe(member),
+                membership::Effect::Reach { member } => {
+                    self.behind.insert(node_peer(&member.name));
+                }
                 membership::Effect::Alive { member, reason } => {
                     info!(%member, %reason, "node is alive");
                     self.record(&member, roster::ALIVE, reason);
