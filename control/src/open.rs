@@ -6,9 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use domain::{AgentId, Position, Reason};
+use domain::{AgentId, Position};
 use pbjson_types::Duration as WireDuration;
-use proto::convert;
 use proto::link::WatchMode;
 use proto::status::{Failure, code};
 use proto::v1::{
@@ -19,14 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Status};
+use tonic::Status;
 use tracing::Instrument;
 
 use crate::desk::{Desk, Wanted};
 use crate::follow::{Follow, Told};
 use crate::hub::{Inbox, Item, Room};
 use crate::pump::{Out, Outlet, Pump};
-use crate::{api, deadline, edge};
+use crate::{api, deadline, edge, refusal};
 
 const UNANSWERED_MAX: usize = 1_024;
 /// Works that one stream follows at once.
@@ -121,11 +120,12 @@ impl Session {
         let mut tasks = JoinSet::new();
         let mut broken = None;
         while let Some(request) = requests.next().await {
-            // A stream that broke has no more requests either; what was asked for is answered if it still can be.
+            // One that cannot be read has no tag, so the stream ends with it; a stream that broke has no more requests either. What
+            // was asked for is answered if it still can be.
             let request = match request {
                 Ok(request) => request,
                 Err(status) => {
-                    broken = Some(unreadable(&status));
+                    broken = Some(refusal::unread(status));
                     break;
                 }
             };
@@ -157,7 +157,7 @@ impl Session {
         while tasks.join_next().await.is_some() {}
         match broken {
             // The client is told, or it would send the same again.
-            Some(failure) => _ = self.out.send(Err(failure.into())).await,
+            Some(status) => _ = self.out.send(Err(status)).await,
             None => self.inbox.push(Item::NoMore),
         }
     }
@@ -274,18 +274,6 @@ impl Session {
     fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A request that could not be read: it has no tag, so the stream ends with it.
-fn unreadable(status: &Status) -> Failure {
-    if status.code() == Code::OutOfRange {
-        let text = format!(
-            "a request is larger than a message may be: the input of a work has at most {} bytes",
-            convert::INPUT_BYTES_MAX
-        );
-        return Failure { reason: Reason::InputTooLarge, ..Failure::invalid("request", text) };
-    }
-    Failure::invalid("request", format!("a request cannot be read: {}", status.message()))
 }
 
 fn checked(request: OpenSubmit) -> Result<(edge::Submit, Option<WatchMode>), Failure> {

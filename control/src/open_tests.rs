@@ -5,6 +5,7 @@ use domain::Reason;
 use prost::Message;
 use proto::link::{Events, SubmitAnswer, SubmitCall, WorkInfo};
 use proto::v1::SubmitRequest;
+use tonic::Code;
 
 use super::*;
 use crate::follow::tests::{ended, last};
@@ -44,6 +45,14 @@ async fn a_request_that_cannot_be_read_ends_the_stream_with_what_is_wrong() {
     let status = stream.next().await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(proto::status::reason_of(&status), Some(Reason::InputTooLarge));
+}
+
+#[tokio::test]
+async fn a_stream_that_broke_is_not_called_a_wrong_request() {
+    let network = FakeNetwork::new(view(1, &[("node-1", 1)]), |_, _, _| refuse(Reason::NotFound));
+    let requests = vec![Err(Status::unavailable("the connection was reset"))];
+    let mut stream = open(desk(&network), tokio_stream::iter(requests), None);
+    assert_eq!(stream.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
 }
 
 /// The work of a submit has the number in its input as its id.

@@ -5,8 +5,10 @@
 use std::time::Duration;
 
 use domain::{ErrorKind, Reason};
+use proto::convert::INPUT_BYTES_MAX;
 use proto::link;
 use proto::status::Failure;
+use tonic::{Code, Status};
 
 /// What a caller waits when the one who refused gave no advice.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -129,6 +131,26 @@ pub(crate) fn unreadable(what: &str, error: &impl std::fmt::Display) -> Failure 
         Reason::Malformed,
         format!("{what} of the owner cannot be read: {error}"),
     )
+}
+
+/// A request that is no message of ours, as its sender is told. Anything else is the connection's own end.
+pub(crate) fn unread(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => too_large(),
+        Code::Internal => {
+            let text = format!("the request cannot be read: {}", status.message());
+            Failure::invalid("request", text).into()
+        }
+        _ => status,
+    }
+}
+
+/// A request that tonic has not taken in.
+pub(crate) fn too_large() -> Status {
+    let text = format!(
+        "the request is larger than a message may be: the input of a work has at most {INPUT_BYTES_MAX} bytes"
+    );
+    Failure { reason: Reason::InputTooLarge, ..Failure::invalid("request", text) }.into()
 }
 
 #[cfg(test)]

@@ -6,10 +6,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use client::Error;
+use domain::Role;
 use net::pki::{Ca, Validity};
-use proto::v1::SubmitRequest;
+use proto::v1::work_service_client::WorkServiceClient;
+use proto::v1::{OpenRequest, OpenSubmit, SubmitRequest, open_request, open_response};
 use tests::harness::{Child, Dev, Options, Output, Program, eventually};
-use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::{PROGRAM, block_on, file, list};
@@ -91,6 +94,51 @@ fn the_api_refuses_the_same_with_details() {
     check(keyed, invalid, "idempotency_key", &["256"]);
     let works = dev.run(&["work", "list"]).document();
     assert_eq!(list(&works["works"]).len(), 0, "{works}");
+}
+
+/// Without our client, which refuses it before it is sent.
+#[test]
+fn the_api_itself_refuses_what_is_too_large_and_says_what_is_allowed() {
+    const LARGE: [usize; 2] = [(1 << 20) + 1, 9 << 20];
+    let dev = one_node();
+    let submit = |bytes: usize| SubmitRequest {
+        agent: "default/postchain/k".to_owned(),
+        input: "x".repeat(bytes),
+        ..SubmitRequest::default()
+    };
+    let open = |tag: i64, bytes: usize| {
+        let submit = OpenSubmit { submit: Some(submit(bytes)), ..OpenSubmit::default() };
+        OpenRequest { tag, request: Some(open_request::Request::Submit(submit)) }
+    };
+    let check = |status: &Status| {
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("1048576"), "{status}");
+        let reason = proto::status::reason_of(status);
+        assert_eq!(reason, Some(domain::Reason::InputTooLarge), "{status:?}");
+        assert!(status.get_error_details().bad_request().is_some(), "{status:?}");
+    };
+    block_on(async {
+        let mut works = WorkServiceClient::new(dial(&dev).await);
+        for bytes in LARGE {
+            check(&works.submit(submit(bytes)).await.unwrap_err());
+        }
+        let requests = tokio_stream::iter([open(1, 1), open(2, LARGE[1])]);
+        let mut answers = works.open(requests).await.unwrap().into_inner();
+        let first = answers.message().await.unwrap().unwrap();
+        assert!(matches!(first.response, Some(open_response::Response::Accepted(_))), "{first:?}");
+        check(&answers.message().await.unwrap_err());
+    });
+}
+
+/// A connection to the API that knows nothing of it.
+async fn dial(dev: &Dev) -> Channel {
+    let file = |name| dev.credentials().join(name);
+    let (certificate, key, ca) = (file("client.crt"), file("client.key"), file("ca.crt"));
+    let identity = net::Identity::load(&net::Config { certificate, key, ca }).unwrap();
+    let dialer = net::Dialer::new(&identity, net::Protocol::Grpc);
+    let connector = net::grpc::connector(dialer, net::Expected::any(Role::Control));
+    let endpoint = Endpoint::from_shared(format!("http://{}", dev.api())).unwrap();
+    endpoint.connect_with_connector(connector).await.unwrap()
 }
 
 #[test]

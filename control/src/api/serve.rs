@@ -11,9 +11,13 @@ use proto::v1::registry_service_server::RegistryServiceServer;
 use proto::v1::work_service_server::WorkServiceServer;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tonic::Code;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
+use tower::util::MapResponseLayer;
 
 use super::agent::Agents;
 use super::cluster::Cluster;
@@ -23,6 +27,7 @@ use super::work::Works;
 use crate::Error;
 use crate::config::Limits;
 use crate::desk::Desk;
+use crate::refusal;
 
 /// What is told of in reflection, and of whose health.
 const SERVICES: [&str; 4] = [
@@ -69,6 +74,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(InterceptorLayer::new(guard))
+        .layer(MapResponseLayer::new(with_details))
         .add_service(WorkServiceServer::new(Works { desk }).max_decoding_message_size(bytes))
         .add_service(AgentServiceServer::new(agents).max_decoding_message_size(bytes))
         .add_service(
@@ -79,6 +85,15 @@ pub(crate) async fn serve(
         .add_service(reflection);
     let serving = router.serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned());
     serving.await.map_err(Error::Serve)
+}
+
+/// What tonic answers to a message over the limit has no details: no call of ours answers with its code.
+fn with_details(response: http::Response<Body>) -> http::Response<Body> {
+    let code = response.headers().get("grpc-status");
+    match code.map(|code| Code::from_bytes(code.as_bytes())) {
+        Some(Code::OutOfRange) => refusal::too_large().into_http(),
+        Some(_) | None => response,
+    }
 }
 
 /// The services are healthy while there is a view: without one no call finds an owner.
