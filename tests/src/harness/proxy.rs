@@ -188,10 +188,18 @@ impl Serving {
                 accepted = listener.accept() => {
                     // One that is gone before it was taken is nobody's loss.
                     let Ok((stream, peer)) = accepted else { continue };
-                    let origin = (self.origin)(peer, self.listen);
-                    let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-                    let state = lanes.of(&origin).subscribe();
-                    connections.spawn(connection(stream, self.target, state));
+                    let (origin, listen) = (self.origin.clone(), self.listen);
+                    let (lanes, target) = (self.lanes.clone(), self.target);
+                    // Looking takes time, in which all other connections go on.
+                    let looking = tokio::task::spawn_blocking(move || origin(peer, listen));
+                    connections.spawn(async move {
+                        let Ok(origin) = looking.await else { return };
+                        let state = {
+                            let mut lanes = lanes.lock().unwrap_or_else(PoisonError::into_inner);
+                            lanes.of(&origin).subscribe()
+                        };
+                        connection(stream, target, state).await;
+                    });
                 }
                 Some(_) = connections.join_next() => {}
             }
