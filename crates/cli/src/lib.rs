@@ -23,7 +23,8 @@ use clap::{CommandFactory, FromArgMatches};
 use args::{Cli, Command, Connection, RoleArgs, StoreArgs, StoreCommand};
 use exit::{Exit, Failure};
 
-/// Of all roles: a fifth of what they do is allocating, in small pieces, on one thread what another frees.
+/// Of all roles. With the allocator of glibc 15 % of the processor time of a takeover was spent in it (`perf`, bench
+/// `failover`); the price is memory: 14.0 KB an idle agent instead of 12.6 (bench `memory`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
