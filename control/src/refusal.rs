@@ -135,14 +135,14 @@ pub(crate) fn unreadable(what: &str, error: &impl std::fmt::Display) -> Failure 
 
 /// A request that is no message of ours, as its sender is told. Anything else is the connection's own end.
 pub(crate) fn unread(status: Status) -> Status {
-    match status.code() {
-        Code::OutOfRange => too_large(),
-        Code::Internal => {
-            let text = format!("the request cannot be read: {}", status.message());
-            Failure::invalid("request", text).into()
-        }
-        _ => status,
+    if status.code() == Code::OutOfRange {
+        return too_large();
     }
+    if status.code() == Code::Internal {
+        let text = format!("the request cannot be read: {}", status.message());
+        return Failure::invalid("request", text).into();
+    }
+    status
 }
 
 /// A request that tonic has not taken in.
