@@ -173,11 +173,12 @@ impl Leader {
         let unlinked = self.membership.unlinked();
         metrics::UNLINKED.set(i64::try_from(unlinked).unwrap_or(i64::MAX));
         let is_cut_off = self.membership.is_cut_off(now);
-        if std::mem::replace(&mut self.is_cut_off, is_cut_off) != is_cut_off {
-            warn!(
-                is_cut_off,
-                unlinked, "links to most nodes: without them no node is taken for dead for that"
-            );
+        match (std::mem::replace(&mut self.is_cut_off, is_cut_off), is_cut_off) {
+            (false, true) => {
+                warn!(unlinked, "no link works to most nodes: none is taken for dead for that");
+            }
+            (true, false) => info!(unlinked, "links to most nodes work again"),
+            (false, false) | (true, true) => {}
         }
         effects
     }
