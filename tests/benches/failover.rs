@@ -26,11 +26,12 @@ use domain::{AgentId, Epoch, Position};
 use proto::v1::open_response::Response;
 use proto::v1::work_event::Event;
 use proto::v1::{
-    DrainRequest, ExplainRequest, OpenResponse, OpenWatch, SubmitRequest, Transition, WorkState,
+    Definition, DrainRequest, ExplainRequest, OpenResponse, OpenWatch, SubmitRequest, Transition,
+    WorkState,
 };
 use rustix::process::Signal;
 use serde_json::json;
-use tests::harness::{MeshOptions, Options, Sqld};
+use tests::harness::{MeshOptions, Options};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use load::{Cluster, Counted, ReadBack, argument, percentile};
@@ -114,7 +115,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn bench() -> anyhow::Result<()> {
     let trials: usize = argument("trials", 20);
-    let (only, store) = (argument("fault", String::new()), argument("store", "files".to_owned()));
+    let only: String = argument("fault", String::new());
     let is_wanted = |fault: &Fault| only.is_empty() || fault.name() == only;
     let is_known = only.is_empty() || Fault::ALL.iter().any(|fault| fault.name() == only);
     ensure!(is_known, "there is no fault {only:?}");
@@ -125,8 +126,7 @@ async fn bench() -> anyhow::Result<()> {
             (1..=1_000).contains(&agents),
             "an open stream has 1,024 works: --agents 1 to 1000"
         );
-        let setup =
-            Setup { fault, agents, pause: Duration::from_millis(pause_ms), store: store.clone() };
+        let setup = Setup { fault, agents, pause: Duration::from_millis(pause_ms) };
         let mut all = Vec::new();
         for _ in 0..trials {
             all.push(Box::pin(trial(&setup)).await?);
@@ -140,7 +140,6 @@ struct Setup {
     fault: Fault,
     agents: usize,
     pause: Duration,
-    store: String,
 }
 
 /// What one trial showed.
@@ -181,7 +180,7 @@ fn report(setup: &Setup, mut trials: Vec<Trial>) {
         }
     }
     let line = json!({
-        "bench": "failover", "fault": setup.fault.name(), "store": setup.store, "trials": trials.len(),
+        "bench": "failover", "fault": setup.fault.name(), "store": load::store(), "trials": trials.len(),
         "agents": setup.agents, "pause_ms": setup.pause.as_millis() as u64,
         "concerned": trials.iter().map(|trial| trial.out_ms.len()).min(),
         "p50_ms": spread(of(&mut trials, 0.5)), "p99_ms": spread(of(&mut trials, 0.99)),
@@ -196,38 +195,21 @@ fn report(setup: &Setup, mut trials: Vec<Trial>) {
 }
 
 async fn trial(setup: &Setup) -> anyhow::Result<Trial> {
-    let (_sqld, mut cluster) = start(setup)?;
-    let definition = proto::v1::Definition {
-        name: "bench".to_owned(),
-        model: "noop".to_owned(),
-        ..proto::v1::Definition::default()
-    };
-    let (tenant, definition) = ("default".to_owned(), Some(definition));
-    cluster.client.apply(proto::v1::ApplyDefinitionRequest { tenant, definition }).await?;
+    let mut cluster = start(setup.fault)?;
+    let noop = Definition { model: "noop".to_owned(), ..Definition::default() };
+    cluster.apply(noop).await?;
     let names = concerned(&cluster, setup.fault, setup.agents).await?;
     cluster.mark()?;
     Box::pin(run(&cluster, setup, names)).await
 }
 
-/// Two control replicas and three nodes; and the server that has their databases, if it is one.
-fn start(setup: &Setup) -> anyhow::Result<(Option<Sqld>, Cluster)> {
-    let is_sqld = match setup.store.as_str() {
-        "files" => false,
-        "sqld" => true,
-        other => bail!("--store is files or sqld, not {other}"),
-    };
-    let sqld = match is_sqld {
-        true => Some(Sqld::start().context("there is no sqld here")?),
-        false => None,
-    };
-    if setup.fault.is_cut() {
-        let hrana = sqld.as_ref().map(Sqld::target);
-        let options = MeshOptions { nodes: 3, controls: 2, hrana, ..MeshOptions::default() };
-        return Ok((sqld, Cluster::start_behind_proxies(PROGRAM, &options)?));
+/// Two control replicas and three nodes.
+fn start(fault: Fault) -> anyhow::Result<Cluster> {
+    if fault.is_cut() {
+        let options = MeshOptions { nodes: 3, controls: 2, ..MeshOptions::default() };
+        return Cluster::start_behind_proxies(PROGRAM, options);
     }
-    let args = sqld.as_ref().map(Sqld::dev_args).unwrap_or_default();
-    let options = Options { nodes: 3, controls: 2, args, ..Options::default() };
-    Ok((sqld, Cluster::start_with_options(PROGRAM, &options)?))
+    Cluster::start(PROGRAM, &Options { controls: 2, ..load::options(3) })
 }
 
 /// Who owns which shard, once each node has a third of them.
@@ -338,7 +320,7 @@ async fn run(cluster: &Cluster, setup: &Setup, names: Vec<String>) -> anyhow::Re
         trial.dead_ms = Some(dead_ms(cluster).await? - struck_ms);
         trial.open_ms = Some(open_ms(cluster, struck_ms).await? - struck_ms);
     }
-    trial.read_back = load::read_back(&cluster.client, &ids).await?;
+    trial.read_back = load::read_back(&cluster.client, &ids, 6).await?;
     if let (Fault::NodeStop | Fault::LeaderStop, Some(victim)) = (setup.fault, victim) {
         // What stands still does not say what it counted.
         cluster.signal(&victim, Signal::CONT);

@@ -4,6 +4,7 @@
 // Each bench uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod stream;
 pub(crate) mod syncs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +13,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use proto::v1::{Work, WorkState};
+use proto::v1::{ApplyDefinitionRequest, Definition, Work, WorkState};
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
-use tests::harness::{Dev, Fault, Mesh, MeshOptions, Metrics, Options, Program};
+use tests::harness::{Dev, Fault, Mesh, MeshOptions, Metrics, Options, Program, Sqld};
 
 /// The value of `--name`, or `default`.
 pub(crate) fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -33,10 +34,30 @@ pub(crate) fn run(bench: impl Future<Output = anyhow::Result<()>>) -> anyhow::Re
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where the data of the cluster is: `--store files` or `--store sqld`.
+pub(crate) fn store() -> String {
+    argument("store", "files".to_owned())
+}
+
+/// None: in files.
+fn sqld() -> anyhow::Result<Option<Sqld>> {
+    match store().as_str() {
+        "files" => Ok(None),
+        "sqld" => Ok(Some(Sqld::start().context("there is no sqld here")?)),
+        other => bail!("--store is files or sqld, not {other}"),
+    }
+}
+
+pub(crate) fn options(nodes: u16) -> Options {
+    Options { nodes, ..Options::default() }
+}
+
 /// A cluster of release processes under load.
 pub(crate) struct Cluster {
     /// None only while it is dropped.
     processes: Option<Processes>,
+    /// What has its databases, if that is a server; it ends after them.
+    sqld: Option<Sqld>,
     pub(crate) client: client::Client,
     before: Mark,
 }
@@ -106,42 +127,60 @@ impl Mark {
 }
 
 impl Cluster {
-    pub(crate) fn start(program: &'static str, nodes: u16) -> anyhow::Result<Self> {
-        Self::start_with(program, nodes, Vec::new())
-    }
-
-    /// `env` sets what is in the config of the roles.
-    pub(crate) fn start_with(
-        program: &'static str,
-        nodes: u16,
-        env: Vec<(String, String)>,
-    ) -> anyhow::Result<Self> {
-        Self::start_with_options(program, &Options { nodes, env, ..Options::default() })
-    }
-
-    pub(crate) fn start_with_options(
-        program: &'static str,
-        options: &Options,
-    ) -> anyhow::Result<Self> {
-        let before = Mark::of_nothing()?;
-        let mut dev = Dev::start_with(Program(program), options);
+    /// With its data where `--store` says.
+    pub(crate) fn start(program: &'static str, options: &Options) -> anyhow::Result<Self> {
+        let (before, sqld) = (Mark::of_nothing()?, sqld()?);
+        let mut options = options.clone();
+        options.args.extend(sqld.as_ref().map(Sqld::dev_args).unwrap_or_default());
+        let mut dev = Dev::start_with(Program(program), &options);
         let dev_pid = dev.child().pid();
         let mut config = client::Config::new(dev.credentials());
         config.api = client::addresses_of(dev.api());
         config.timeouts.call = Duration::from_secs(120);
         let client = client::Client::connect(&config)?;
-        Ok(Self { processes: Some(Processes::Dev(Box::new(dev), dev_pid)), client, before })
+        let processes = Some(Processes::Dev(Box::new(dev), dev_pid));
+        Ok(Self { processes, sqld, client, before })
     }
 
-    /// One whose links all go through this process, so that they can be cut.
+    /// The same, all links through this process, so that they can be cut.
     pub(crate) fn start_behind_proxies(
         program: &'static str,
-        options: &MeshOptions,
+        mut options: MeshOptions,
     ) -> anyhow::Result<Self> {
-        let before = Mark::of_nothing()?;
-        let mesh = tokio::task::block_in_place(|| Mesh::start(Program(program), options));
+        let (before, sqld) = (Mark::of_nothing()?, sqld()?);
+        options.hrana = sqld.as_ref().map(Sqld::target);
+        let mesh = tokio::task::block_in_place(|| Mesh::start(Program(program), &options));
         let client = mesh.client();
-        Ok(Self { processes: Some(Processes::Mesh(Box::new(mesh))), client, before })
+        Ok(Self { processes: Some(Processes::Mesh(Box::new(mesh))), sqld, client, before })
+    }
+
+    /// Under the name `bench`.
+    pub(crate) async fn apply(&self, definition: Definition) -> anyhow::Result<()> {
+        let definition = Some(Definition { name: "bench".to_owned(), ..definition });
+        let request = ApplyDefinitionRequest { tenant: "default".to_owned(), definition };
+        self.client.apply(request).await?;
+        Ok(())
+    }
+
+    /// Waits until no agent is in the memory of `nodes`.
+    pub(crate) async fn evicted(&self, nodes: &[String]) -> anyhow::Result<()> {
+        let hot = |node: &String| self.metrics(node).sum("stagedoor_agent_hot", &[]);
+        for _ in 0..600 {
+            if nodes.iter().map(hot).sum::<f64>() == 0.0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("agents are in memory a minute after their last work")
+    }
+
+    /// The resident set of a process.
+    pub(crate) fn resident_kb(&self, name: &str) -> anyhow::Result<f64> {
+        let pid = self.pid(name).with_context(|| format!("there is no {name}"))?.to_string();
+        let status = std::fs::read_to_string(Path::new("/proc").join(pid).join("status"))?;
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
     fn processes(&self) -> &Processes {
@@ -183,6 +222,10 @@ impl Cluster {
         for (name, pid) in self.processes().pids().into_iter().filter(|(_, pid)| lives(*pid)) {
             let metrics = Some(self.metrics(&name));
             mark.processes.insert(name, Counts { metrics, cpu_seconds: cpu_seconds(pid)? });
+        }
+        if let Some(sqld) = &self.sqld {
+            let counts = Counts { metrics: None, cpu_seconds: cpu_seconds(sqld.pid())? };
+            mark.processes.insert("sqld".to_owned(), counts);
         }
         Ok(mark)
     }
@@ -272,27 +315,31 @@ impl Counted {
 #[derive(Default)]
 pub(crate) struct ReadBack {
     pub(crate) works: usize,
-    /// Of those, the ones that have succeeded with six steps.
-    pub(crate) with_six_steps: usize,
+    /// Of those, the ones that have succeeded with all their steps.
+    pub(crate) with_all_steps: usize,
     /// And those that have not ended.
     pub(crate) open: usize,
 }
 
 impl ReadBack {
     pub(crate) fn json(&self) -> Value {
-        let Self { works, with_six_steps, open } = self;
-        json!({ "works": works, "with_six_steps": with_six_steps, "open": open })
+        let Self { works, with_all_steps, open } = self;
+        json!({ "works": works, "with_all_steps": with_all_steps, "open": open })
     }
 
     pub(crate) fn add(&mut self, more: &Self) {
         self.works += more.works;
-        self.with_six_steps += more.with_six_steps;
+        self.with_all_steps += more.with_all_steps;
         self.open += more.open;
     }
 }
 
-/// Asks for every one of these works; those that have ended must have succeeded, with six steps.
-pub(crate) async fn read_back(client: &client::Client, ids: &[String]) -> anyhow::Result<ReadBack> {
+/// Asks for every one of these works; those that have ended must have succeeded, with so many steps.
+pub(crate) async fn read_back(
+    client: &client::Client,
+    ids: &[String],
+    steps: usize,
+) -> anyhow::Result<ReadBack> {
     let mut read = ReadBack::default();
     for work in works(client, ids).await? {
         read.works += 1;
@@ -300,11 +347,28 @@ pub(crate) async fn read_back(client: &client::Client, ids: &[String]) -> anyhow
             read.open += 1;
             continue;
         }
-        let (id, state, steps) = (&work.id, work.state(), work.steps.len());
-        ensure!(state == WorkState::Succeeded && steps == 6, "{id} is {state:?}, {steps} steps");
-        read.with_six_steps += 1;
+        let (id, state, taken) = (&work.id, work.state(), work.steps.len());
+        ensure!(
+            state == WorkState::Succeeded && taken == steps,
+            "{id} is {state:?}, {taken} steps"
+        );
+        read.with_all_steps += 1;
     }
     Ok(read)
+}
+
+/// Waits until each of these works has ended.
+pub(crate) async fn ended(client: &client::Client, ids: &[String]) -> anyhow::Result<()> {
+    let patience = tokio::time::Instant::now() + Duration::from_secs(60);
+    let mut open = ids.to_vec();
+    while !open.is_empty() {
+        ensure!(tokio::time::Instant::now() < patience, "{} works do not end", open.len());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let asked = works(client, &open).await?;
+        open =
+            asked.into_iter().filter(|work| work.end_time.is_none()).map(|work| work.id).collect();
+    }
+    Ok(())
 }
 
 /// Every one of these works, without what it came to.

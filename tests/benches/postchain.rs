@@ -1,7 +1,7 @@
 //! PostChain works through a cluster of processes over mutual TLS, on one `Open` stream from this process.
 //!
 //! `cargo bench -p tests --bench postchain -- --works 20000 --in-flight 1024 --agents 10000 --model noop --bytes 100`
-//! prints one JSON line: the rate, latencies, and what was counted and read back.
+//! (and `--store sqld` for a real sqld behind the cluster) prints one JSON line: the rate, latencies, and what was counted and read back.
 //!
 //! Which entries were committed together is not kept anywhere, so it is not read. That the steps of a work are in
 //! separate commits is derived: `steps_begun_early` counts the steps that began before the store had acknowledged the
@@ -11,15 +11,12 @@ mod load;
 
 use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use proto::v1::open_response::Response;
-use proto::v1::{HistoryEntry, OpenWatch, SubmitRequest, Work, WorkState, work_event::Event};
+use proto::v1::{Definition, HistoryEntry, Work};
 use serde_json::json;
-use tokio::sync::Semaphore;
 
+use load::stream::{self, Load, Until};
 use load::{Cluster, argument, percentile, round};
 
 /// How it is known that no commit has two steps of one work.
@@ -39,28 +36,25 @@ async fn bench() -> anyhow::Result<()> {
     let agents: usize = argument("agents", works);
     let bytes: usize = argument("bytes", 100);
     let model: String = argument("model", "noop".to_owned());
-    let mut cluster =
-        Cluster::start(env!("CARGO_BIN_EXE_stagedoor-under-test"), argument("nodes", 3))?;
-    let definition = proto::v1::Definition {
-        name: "bench".to_owned(),
-        model: model.clone(),
-        ..proto::v1::Definition::default()
+    let options = load::options(argument("nodes", 3));
+    let mut cluster = Cluster::start(env!("CARGO_BIN_EXE_stagedoor-under-test"), &options)?;
+    cluster.apply(Definition { model: model.clone(), ..Definition::default() }).await?;
+    let load = |works: usize, name: &str| Load {
+        agents: (0..works).map(|n| format!("default/bench/{name}-{}", n % agents)).collect(),
+        input: TEXT.repeat(bytes / TEXT.len() + 1)[..bytes].to_owned(),
+        in_flight,
+        until: Until::Ended,
     };
-    let request = proto::v1::ApplyDefinitionRequest {
-        tenant: "default".to_owned(),
-        definition: Some(definition),
-    };
-    cluster.client.apply(request).await?;
-    run(&cluster, works.min(500), in_flight, agents, bytes, "warm").await?;
+    stream::run(&cluster.client, load(works.min(500), "warm")).await?;
     cluster.mark()?;
-    let mut done = run(&cluster, works, in_flight, agents, bytes, "run").await?;
+    let mut done = stream::run(&cluster.client, load(works, "run")).await?;
     let counted = cluster.since_mark()?;
     let (early, steps) = (counted.number("steps_begun_early"), counted.number("steps"));
     ensure!(early == 0.0, "{early} steps began before the commit of what they rest on");
     ensure!(steps == 6.0 * works as f64, "{works} works took {steps} steps");
     let read_back = read_back(&cluster, &done.ids).await?;
     let line = json!({
-        "bench": "postchain", "model": model, "works": works, "in_flight": in_flight, "agents": agents,
+        "bench": "postchain", "store": load::store(), "model": model, "works": works, "in_flight": in_flight, "agents": agents,
         "input_bytes": bytes, "seconds": round(done.seconds),
         "works_per_second": round(works as f64 / done.seconds),
         "accepted_ms": { "p50": percentile(&mut done.accepted_ms, 0.5), "p99": percentile(&mut done.accepted_ms, 0.99) },
@@ -69,76 +63,6 @@ async fn bench() -> anyhow::Result<()> {
     });
     load::print_with(line, &counted);
     Ok(())
-}
-
-struct Done {
-    ids: Vec<String>,
-    seconds: f64,
-    accepted_ms: Vec<f64>,
-    ended_ms: Vec<f64>,
-}
-
-async fn run(
-    cluster: &Cluster,
-    works: usize,
-    in_flight: usize,
-    agents: usize,
-    bytes: usize,
-    name: &str,
-) -> anyhow::Result<Done> {
-    let (sender, mut responses) = cluster.client.open().split();
-    let room = Arc::new(Semaphore::new(in_flight));
-    let started = Arc::new(std::sync::Mutex::new(HashMap::with_capacity(works)));
-    let input = TEXT.repeat(bytes / TEXT.len() + 1)[..bytes].to_owned();
-    let begin = Instant::now();
-    let (times, turns, name) = (started.clone(), room.clone(), name.to_owned());
-    let submitting = tokio::spawn(async move {
-        for n in 0..works {
-            turns.acquire().await?.forget();
-            let agent = format!("default/bench/{name}-{}", n % agents);
-            let request = SubmitRequest { agent, input: input.clone(), ..SubmitRequest::default() };
-            times.lock().expect("no panic").insert(n as i64, Instant::now());
-            sender.submit(n as i64, request, OpenWatch::End).await?;
-        }
-        anyhow::Ok(sender)
-    });
-    let mut done = Done {
-        ids: Vec::with_capacity(works),
-        seconds: 0.0,
-        accepted_ms: vec![],
-        ended_ms: vec![],
-    };
-    while done.ended_ms.len() < works {
-        let response = tokio::time::timeout(Duration::from_secs(60), responses.next()).await;
-        let response =
-            response.context("no response for a minute")?.context("the stream ended")??;
-        let since = started.lock().expect("no panic").get(&response.tag).map(Instant::elapsed);
-        let ms = since.context("a response to nothing")?.as_secs_f64() * 1_000.0;
-        match response.response.context("an empty response")? {
-            Response::Accepted(work) => {
-                done.accepted_ms.push(ms);
-                done.ids.push(work.id);
-            }
-            Response::Event(event) => {
-                let Some(Event::Result(work)) = event.event else { continue };
-                ensure!(
-                    work.state() == WorkState::Succeeded,
-                    "{} is {:?}: {}",
-                    work.id,
-                    work.state(),
-                    work.reason
-                );
-                done.ended_ms.push(ms);
-                room.add_permits(1);
-            }
-            Response::Refused(refused) => {
-                anyhow::bail!("refused: {} {}", refused.reason, refused.message)
-            }
-        }
-    }
-    done.seconds = begin.elapsed().as_secs_f64();
-    drop(submitting.await??);
-    Ok(done)
 }
 
 /// Every work, asked of the cluster again, and the journal of every agent: six steps each, in the order of the phases, each

@@ -54,7 +54,7 @@ struct First {
 
 async fn dev() -> anyhow::Result<First> {
     let begin = Instant::now();
-    let cluster = Cluster::start(PROGRAM, 3)?;
+    let cluster = Cluster::start(PROGRAM, &load::options(3))?;
     let request = proto::v1::SubmitRequest {
         agent: "default/postchain/first".to_owned(),
         input: "What is first?".to_owned(),
@@ -67,7 +67,7 @@ async fn dev() -> anyhow::Result<First> {
         ensure!(Instant::now() < patience, "{id} does not end");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let read = load::read_back(&cluster.client, &[id]).await?;
+    let read = load::read_back(&cluster.client, &[id], 6).await?;
     Ok(First { seconds, counted: cluster.since_mark()?, read })
 }
 

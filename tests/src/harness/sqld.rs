@@ -100,6 +100,12 @@ impl Sqld {
         self.child.as_ref().expect("it runs").signal(signal);
     }
 
+    /// # Panics
+    /// It does not run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").pid()
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.http)
     }
