@@ -183,6 +183,8 @@ pub(crate) fn signal(id: WorkId, request: SignalRequest) -> Result<SignalCall, F
         }
         Some(Step::Name(name)) => (0, name),
     };
+    let attempt = u32::try_from(request.attempt)
+        .map_err(|_| Failure::invalid("attempt", "attempts are numbered from 1"))?;
     let (verdict, output) = match request.resolution {
         Some(Resolution::Done(done)) if RESULT_BYTES_MAX < done.output.len() => {
             let text = format!("the output has at most {RESULT_BYTES_MAX} bytes");
@@ -196,7 +198,7 @@ pub(crate) fn signal(id: WorkId, request: SignalRequest) -> Result<SignalCall, F
         }
     };
     let reason = verdict.reason().code().into();
-    Ok(SignalCall { work: id.lsn.0, sequence, name, reason, output })
+    Ok(SignalCall { work: id.lsn.0, sequence, name, reason, output, attempt })
 }
 
 /// The agent is of a definition that nobody applied, or of a version of it that nobody did.
@@ -314,7 +316,8 @@ mod tests {
     #[test]
     fn a_signal_names_a_step_and_says_what_became_of_it() {
         let id: WorkId = "w-0-001-7".parse().unwrap();
-        let request = |step, resolution| SignalRequest { id: id.to_string(), step, resolution };
+        let request =
+            |step, resolution| SignalRequest { id: id.to_string(), step, attempt: 0, resolution };
         let retry = || Some(Resolution::Retry(Default::default()));
         let call = signal(id, request(Some(Step::Sequence(2)), retry())).unwrap();
         assert_eq!((call.work, call.sequence), (7, 2));

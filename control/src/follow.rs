@@ -26,6 +26,8 @@ pub(crate) struct Follow {
     accepted: u64,
     /// The beginning of its turn was told, or is told no more.
     has_begun: bool,
+    /// It was told that earlier events are gone.
+    is_reset: bool,
     /// Where the last entry that was read stands.
     at: Option<Position>,
     /// Steps so far.
@@ -56,7 +58,20 @@ impl Follow {
     /// Follows a work from its beginning.
     pub(crate) fn new(tag: i64, work: WorkId, mode: WatchMode) -> Self {
         let (known, last, accepted, at, steps) = ((0, 0), 0, 0, None, 0);
-        Self { tag, work, mode, known, last, accepted, has_begun: false, at, steps, _place: None }
+        let (has_begun, is_reset, place) = (false, false, None);
+        Self {
+            tag,
+            work,
+            mode,
+            known,
+            last,
+            accepted,
+            has_begun,
+            is_reset,
+            at,
+            steps,
+            _place: place,
+        }
     }
 
     /// Follows a work from after the event that `cursor` marks.
@@ -95,6 +110,9 @@ impl Follow {
             if entry.lsn == self.work.lsn.0 {
                 self.accepted = entry.seq;
             }
+            if self.accepted == 0 {
+                out.extend(self.reset(entry.seq));
+            }
             if let Some(at_ms) = convert::shows_turn(entry)? {
                 out.extend(self.begin(at_ms));
             }
@@ -106,6 +124,9 @@ impl Follow {
             out.extend(self.begin(events.began_ms));
         }
         if let Some(ended) = events.ended {
+            if self.last == 0 && self.mode == WatchMode::All {
+                out.extend(self.reset(SEQ_LAST));
+            }
             out.extend(self.result(ended));
             return Ok(Next::End);
         }
@@ -118,6 +139,18 @@ impl Follow {
         let event = || convert::began(self.work, self.accepted, at_ms);
         (is_news && self.known < (self.accepted, 1))
             .then(|| Told { event: event(), position: None })
+    }
+
+    /// What came before the entry `next` was deleted. If the client may not have seen all of it, it is told so, once.
+    fn reset(&mut self, next: u64) -> Option<Told> {
+        let is_news = !std::mem::replace(&mut self.is_reset, true);
+        let seq = next.saturating_sub(1);
+        (is_news && self.known.0 < seq).then(|| {
+            let cursor = Cursor { work: self.work, seq, offset: 0 }.to_text();
+            let event = Some(work_event::Event::Reset(work_event::Reset {}));
+            let event = v1::WorkEvent { work: self.work.to_string(), cursor, time: None, event };
+            Told { event, position: None }
+        })
     }
 
     /// The last event, unless the client has it.
@@ -199,15 +232,18 @@ pub(crate) mod tests {
         Some(WorkInfo { lsn: 1, slot: 1, state, end_ms: 9, ..WorkInfo::default() })
     }
 
-    /// How a test writes an event: the seq of its cursor and the number of its step; 0 for the result.
-    pub(crate) fn short(event: &v1::WorkEvent) -> (u64, i32) {
+    /// How a test writes an event: the seq of its cursor and the number of its step; 0 for the result, -1 for a reset. What
+    /// only tells of the acceptance is left out.
+    pub(crate) fn short(event: &v1::WorkEvent) -> Option<(u64, i32)> {
         let seq = Cursor::parse(&event.cursor).unwrap().seq;
         match &event.event {
-            Some(work_event::Event::Phase(step)) => (seq, step.sequence),
+            Some(work_event::Event::Phase(step)) => Some((seq, step.sequence)),
             Some(work_event::Event::Result(work)) => {
                 assert!(work.steps.is_empty());
-                (seq, 0)
+                Some((seq, 0))
             }
+            Some(work_event::Event::Reset(_)) => Some((seq, -1)),
+            Some(work_event::Event::StateChange(_)) => None,
             other => panic!("{other:?}"),
         }
     }
@@ -215,7 +251,7 @@ pub(crate) mod tests {
     fn read(follow: &mut Follow, events: Events) -> (Vec<(u64, i32)>, Next) {
         let mut out = Vec::new();
         let next = follow.read(events, &mut out).unwrap();
-        (out.iter().map(|told| short(&told.event)).collect(), next)
+        (out.iter().filter_map(|told| short(&told.event)).collect(), next)
     }
 
     fn after(seq: u64, offset: u64) -> Follow {
@@ -226,40 +262,63 @@ pub(crate) mod tests {
         Events { entries, ..Events::default() }
     }
 
+    /// What comes after the acceptance, which comes again with it.
+    fn rest(mut entries: Vec<LogEntry>) -> Events {
+        entries.insert(0, accepted(1));
+        sent(entries)
+    }
+
+    #[test]
+    fn what_was_deleted_is_told_of_once() {
+        let last_phase = || sent(vec![phase(7, Phase::Understanding), phase(8, Phase::Yield)]);
+        let mut follow = Follow::new(0, work(), WatchMode::All);
+        let told = read(&mut follow, last_phase());
+        assert_eq!(told, (vec![(6, -1), (7, 1), (8, 2)], Next::More));
+        assert_eq!(
+            read(&mut follow, sent(vec![phase(9, Phase::Yield)])),
+            (vec![(9, 3)], Next::More)
+        );
+        // Who has seen all up to there misses nothing.
+        assert_eq!(read(&mut after(6, 0), last_phase()).0, [(7, 1), (8, 2)]);
+        assert_eq!(read(&mut after(5, 0), last_phase()).0, [(6, -1), (7, 1), (8, 2)]);
+        let mut end = Follow::new(0, work(), WatchMode::End);
+        assert_eq!(read(&mut end, last_phase()).0, []);
+    }
+
     #[test]
     fn no_entry_is_told_twice() {
         let mut follow = Follow::new(0, work(), WatchMode::All);
-        let first = sent(vec![phase(2, Phase::Action), phase(4, Phase::Experience)]);
+        let first = rest(vec![phase(2, Phase::Action), phase(4, Phase::Experience)]);
         assert_eq!(read(&mut follow, first.clone()), (vec![(2, 1), (4, 2)], Next::More));
         assert_eq!(read(&mut follow, first), (vec![], Next::More));
-        let again = sent(vec![phase(4, Phase::Experience), phase(5, Phase::Intention)]);
+        let again = rest(vec![phase(4, Phase::Experience), phase(5, Phase::Intention)]);
         assert_eq!(read(&mut follow, again), (vec![(5, 3)], Next::More));
     }
 
     #[test]
     fn the_result_is_the_last_event_and_has_a_cursor() {
         let mut follow = Follow::new(0, work(), WatchMode::All);
-        let events = Events { ended: ended(), ..sent(vec![phase(7, Phase::Yield), last(8)]) };
+        let events = Events { ended: ended(), ..rest(vec![phase(7, Phase::Yield), last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![(7, 1), (8, 0)], Next::End));
     }
 
     #[test]
     fn a_watch_that_goes_on_counts_the_steps_that_it_does_not_tell() {
         let mut follow = after(4, 0);
-        let events = sent(vec![
+        let events = rest(vec![
             phase(2, Phase::Action),
             phase(4, Phase::Experience),
             phase(5, Phase::Intention),
         ]);
         assert_eq!(read(&mut follow, events), (vec![(5, 3)], Next::More));
-        let events = Events { ended: ended(), ..sent(vec![last(8)]) };
+        let events = Events { ended: ended(), ..rest(vec![last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![(8, 0)], Next::End));
     }
 
     #[test]
     fn after_the_result_there_is_nothing() {
         let mut follow = after(8, 0);
-        let events = Events { ended: ended(), ..sent(vec![phase(7, Phase::Yield), last(8)]) };
+        let events = Events { ended: ended(), ..rest(vec![phase(7, Phase::Yield), last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![], Next::End));
     }
 
@@ -267,13 +326,15 @@ pub(crate) mod tests {
     fn a_work_whose_entries_are_gone_still_has_its_result() {
         let mut follow = after(5, 0);
         let events = Events { ended: ended(), ..Events::default() };
-        assert_eq!(read(&mut follow, events), (vec![(SEQ_LAST, 0)], Next::End));
+        let told = read(&mut follow, events.clone());
+        assert_eq!(told, (vec![(SEQ_LAST - 1, -1), (SEQ_LAST, 0)], Next::End));
+        assert_eq!(read(&mut after(SEQ_LAST - 1, 0), events).0, [(SEQ_LAST, 0)]);
     }
 
     #[test]
     fn who_wants_the_end_is_told_the_end() {
         let mut follow = Follow::new(0, work(), WatchMode::End);
-        let events = Events { ended: ended(), ..sent(vec![phase(7, Phase::Yield), last(8)]) };
+        let events = Events { ended: ended(), ..rest(vec![phase(7, Phase::Yield), last(8)]) };
         assert_eq!(read(&mut follow, events), (vec![(8, 0)], Next::End));
     }
 
@@ -319,7 +380,7 @@ pub(crate) mod tests {
     fn a_closed_subscription_is_made_anew() {
         let mut follow = Follow::new(0, work(), WatchMode::All);
         let closed =
-            Events { closed: Some(Refusal::default()), ..sent(vec![phase(2, Phase::Action)]) };
+            Events { closed: Some(Refusal::default()), ..rest(vec![phase(2, Phase::Action)]) };
         assert_eq!(read(&mut follow, closed), (vec![(2, 1)], Next::Again));
         assert_eq!(follow.last(), 2);
     }

@@ -26,11 +26,12 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         Reason::NotAuthorised => ErrorKind::Denied,
         Reason::QueueFull | Reason::NodeFull | Reason::Overloaded => ErrorKind::Exhausted,
         Reason::DeadlineExceeded => ErrorKind::Deadline,
-        // Restarted: the agent folds its journal again, and is there in a moment.
+        // Restarted: the agent folds its journal again, and is there in a moment. Answer lost: every request may be repeated.
         Reason::Moved
         | Reason::Unowned
         | Reason::Fenced
         | Reason::ShuttingDown
+        | Reason::AnswerLost
         | Reason::Restarted => ErrorKind::Fenced,
         Reason::StoreUnavailable
         | Reason::ModelUnavailable
@@ -84,6 +85,8 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::ShardOpened
         | Reason::Rebalanced
         | Reason::OwnerDraining
+        | Reason::Released
+        | Reason::Inherited
         | Reason::Activated
         | Reason::Idle => ErrorKind::Internal,
     }
@@ -194,6 +197,7 @@ mod tests {
             Reason::Unowned,
             Reason::Fenced,
             Reason::ShuttingDown,
+            Reason::AnswerLost,
             Reason::Restarted,
         ];
         assert!(elsewhere.into_iter().eq(&expected));

@@ -60,7 +60,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::follow::tests::{ended, last, phase, short, work};
+    use crate::follow::tests::{accepted, ended, last, phase, short, work};
     use crate::hub::Hub;
     use crate::network::Missed;
     use crate::testing::{FakeCatalog, FakeNetwork, refuse, view};
@@ -113,7 +113,9 @@ mod tests {
             );
         }
 
-        fn send_whole(&self, from: &str, events: Events) {
+        /// Every subscription begins with the acceptance.
+        fn send_whole(&self, from: &str, mut events: Events) {
+            events.entries.insert(0, accepted(1));
             self.desk.hub.events(&name(from), events);
         }
     }
@@ -123,8 +125,12 @@ mod tests {
     }
 
     async fn next(stream: &mut WatchStream) -> (u64, i32) {
-        let response = stream.next().await.unwrap().unwrap();
-        short(&response.event.unwrap())
+        loop {
+            let response = stream.next().await.unwrap().unwrap();
+            if let Some(short) = short(&response.event.unwrap()) {
+                return short;
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -272,6 +272,7 @@ impl Membership {
         let deadline = Instant::now() + Duration::from_millis(self.config.drain_timeout_ms);
         let mut say = tokio::time::interval(DRAIN_EVERY);
         let mut look = tokio::time::interval(DRAIN_LOOK);
+        let mut belong = tokio::time::interval(LOOK_EVERY);
         while Instant::now() < deadline {
             tokio::select! {
                 Some(event) = events.recv() => self.heard(event, state).await,
@@ -280,6 +281,11 @@ impl Membership {
                         tracing::info!("nobody can take over what is here");
                         return;
                     }
+                }
+                // A leader that began meanwhile drains only its members.
+                _ = belong.tick() => {
+                    self.look(state).await;
+                    self.health.set_not_ready("draining");
                 }
                 _ = look.tick() => {
                     if self.agents.is_idle() {

@@ -62,3 +62,4 @@ pub const ASK_APPLY: u32 = 64;
 pub const ASK_CORDON: u32 = 65;
 pub const ASK_UNCORDON: u32 = 66;
 pub const ASK_DRAIN: u32 = 67;
+pub const ASK_RELEASE: u32 = 68;

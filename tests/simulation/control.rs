@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use domain::leadership::{self, LeaderRow, Leadership, Taken};
 use domain::membership::{Effect, Membership, Probe};
-use domain::ownership::{self, FenceResult, Ownership, Settings};
+use domain::ownership::{self, FenceResult, Ownership, Settings, ShardStanding};
 use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
@@ -13,6 +13,7 @@ use domain::{Epoch, Member, ProcessName, Reason, ShardId, Term};
 
 use crate::config::{Break, Fault};
 use crate::message::{Answer, Ask, Message};
+use crate::model::Promise;
 use crate::node;
 use crate::world::{Address, World};
 
@@ -22,8 +23,8 @@ enum Purpose {
     Leader,
     Take,
     Beat { sent: Millis },
-    Buried { term: Term },
-    Bury,
+    Known { term: Term },
+    Note,
     Owner { term: Term, shard: ShardId },
     Fence { term: Term, shard: ShardId },
 }
@@ -123,12 +124,12 @@ impl Control {
             let Some((_, purpose)) = self.asks.remove(&id) else { continue };
             let now = self.clock(world);
             match purpose {
-                Purpose::Leader | Purpose::Beat { .. } | Purpose::Bury => {}
+                Purpose::Leader | Purpose::Beat { .. } | Purpose::Note => {}
                 Purpose::Take => {
                     let actions = self.leadership.taken(Taken::Unknown, now);
                     self.lead_on(world, actions);
                 }
-                Purpose::Buried { term } => self.ask(world, Ask::Buried, Purpose::Buried { term }),
+                Purpose::Known { term } => self.ask(world, Ask::Known, Purpose::Known { term }),
                 Purpose::Owner { term, shard } => {
                     if let Some(lead) = self.acting(world).filter(|lead| lead.term == term) {
                         lead.ownership.owner_unread(shard, now);
@@ -221,14 +222,17 @@ impl Control {
                 self.lead_on(world, actions);
             }
             (Purpose::Beat { sent }, Answer::Led) => self.leadership.beat_written(sent),
-            (Purpose::Bury, Answer::Led) => {}
-            (Purpose::Beat { .. } | Purpose::Bury, Answer::NotLeader) => self.depose(world),
-            (Purpose::Buried { term }, Answer::Buried(members)) => {
+            (Purpose::Note, Answer::Led) => {}
+            (Purpose::Beat { .. } | Purpose::Note, Answer::NotLeader) => self.depose(world),
+            (Purpose::Known { term }, Answer::Known { buried, shards }) => {
                 let Some(lead) = self.lead.as_mut().filter(|lead| lead.term == term) else {
                     return;
                 };
-                for member in &members {
+                for member in &buried {
                     lead.membership.buried(member);
+                }
+                for (shard, remembered) in shards {
+                    lead.ownership.recall(shard, remembered, now);
                 }
                 lead.is_ready = true;
             }
@@ -309,7 +313,7 @@ impl Control {
         let ownership = Ownership::new(term, table.shards(), settings, self.clock(world));
         let (membership, granted) = (Membership::new(), BTreeSet::new());
         self.lead = Some(Lead { term, membership, ownership, is_ready: false, granted });
-        self.ask(world, Ask::Buried, Purpose::Buried { term });
+        self.ask(world, Ask::Known, Purpose::Known { term });
     }
 
     fn end(&mut self, world: &mut World, reason: Reason) {
@@ -364,7 +368,7 @@ impl Control {
         if let Some(lead) = &self.lead {
             let term = lead.term;
             let ask = Ask::Bury { name: self.name.clone(), term, member };
-            self.ask(world, ask, Purpose::Bury);
+            self.ask(world, ask, Purpose::Note);
         }
     }
 
@@ -395,6 +399,16 @@ impl Control {
                         let grant = Message::Grant { shard, epoch, to };
                         world.send(Address::Control(self.index), node, grant);
                     }
+                }
+                ownership::Action::Remember { shard, remembered } => {
+                    if remembered.standing == ShardStanding::Stopped {
+                        world.model.breach(Promise::NoFalseAlarm, || {
+                            format!("shard {shard} is stopped in epoch {}", remembered.epoch)
+                        });
+                    }
+                    let name = self.name.clone();
+                    let ask = Ask::Remember { name, term, shard, remembered };
+                    self.ask(world, ask, Purpose::Note);
                 }
                 ownership::Action::MapChanged { .. } => {}
                 ownership::Action::Outranked { .. } => self.depose(world),

@@ -166,7 +166,9 @@ impl Host {
                 self.open(world, asks, head);
             }
             (Purpose::Commit, Answer::Committed) => self.settle(world, asks, Outcome::Committed),
-            (Purpose::Commit, Answer::Fenced) => self.settle(world, asks, Outcome::Fenced),
+            (Purpose::Commit, Answer::Fenced { epoch }) => {
+                self.settle(world, asks, Outcome::Fenced { epoch });
+            }
             (Purpose::Commit, Answer::HeadMismatch) => {
                 self.settle(world, asks, Outcome::HeadMismatch);
             }

@@ -8,7 +8,7 @@ use domain::agent::Agent;
 use domain::entry::Entry;
 use domain::leadership::{LeaderRow, Taken};
 use domain::membership::{Beat, Joining, Probe};
-use domain::ownership::{FenceResult, OwnerRow};
+use domain::ownership::{FenceResult, OwnerRow, Remembered};
 use domain::{
     Epoch, IdempotencyKey, Lsn, Member, ProcessName, Reason, Seq, ShardId, Term, WorkState,
 };
@@ -149,21 +149,52 @@ pub(crate) enum Ask {
     Commit(Rc<Group>),
     Position(ShardId),
     Owner(ShardId),
-    Fence { shard: ShardId, expected: Epoch, to: Member, term: Term },
-    Agent { shard: ShardId, agent: usize, key: Option<IdempotencyKey> },
-    History { shard: ShardId, from: Lsn, above: Lsn },
+    Fence {
+        shard: ShardId,
+        expected: Epoch,
+        to: Member,
+        term: Term,
+    },
+    Agent {
+        shard: ShardId,
+        agent: usize,
+        key: Option<IdempotencyKey>,
+    },
+    History {
+        shard: ShardId,
+        from: Lsn,
+        above: Lsn,
+    },
     Recover(ShardId),
     Leader,
-    Take { name: ProcessName, term: Term, beat: u64 },
-    RaiseBeat { name: ProcessName, term: Term },
-    Bury { name: ProcessName, term: Term, member: Member },
-    Buried,
+    Take {
+        name: ProcessName,
+        term: Term,
+        beat: u64,
+    },
+    RaiseBeat {
+        name: ProcessName,
+        term: Term,
+    },
+    Bury {
+        name: ProcessName,
+        term: Term,
+        member: Member,
+    },
+    Remember {
+        name: ProcessName,
+        term: Term,
+        shard: ShardId,
+        remembered: Remembered,
+    },
+    /// What leaders left for their successors.
+    Known,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Committed,
-    Fenced,
+    Fenced { epoch: Epoch },
     HeadMismatch,
     Position { epoch: Epoch, head: Lsn },
     Owner { row: OwnerRow },
@@ -175,7 +206,7 @@ pub(crate) enum Answer {
     Taken(Taken),
     Led,
     NotLeader,
-    Buried(Vec<Member>),
+    Known { buried: Vec<Member>, shards: Vec<(ShardId, Remembered)> },
 }
 
 #[derive(Clone, Debug)]

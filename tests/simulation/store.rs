@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use domain::leadership::{LeaderRow, Taken};
-use domain::ownership::{FenceResult, OwnerRow};
+use domain::ownership::{FenceResult, OwnerRow, Remembered};
 use domain::{Epoch, IdempotencyKey, Lsn, Member, ShardId, Term, WorkState};
 
 use crate::config::{Break, Fault};
@@ -28,13 +28,15 @@ pub(crate) struct Store {
     shards: Vec<Shard>,
     leader: LeaderRow,
     buried: Vec<Member>,
+    remembered: BTreeMap<ShardId, Remembered>,
     pub(crate) is_down: bool,
 }
 
 impl Store {
     pub(crate) fn new(shards: u16) -> Self {
         let shards = (0..shards).map(|_| Shard::default()).collect();
-        Self { shards, leader: LeaderRow::default(), buried: Vec::new(), is_down: false }
+        let (leader, buried, remembered) = Default::default();
+        Self { shards, leader, buried, remembered, is_down: false }
     }
 
     pub(crate) fn handle(&mut self, world: &mut World, from: Address, id: u64, ask: Ask) {
@@ -89,7 +91,13 @@ impl Store {
             Ask::Bury { name, term, member } => {
                 self.lead(&name, term, |store| store.buried.push(member))
             }
-            Ask::Buried => Answer::Buried(self.buried.clone()),
+            Ask::Remember { name, term, shard, remembered } => self.lead(&name, term, |store| {
+                store.remembered.insert(shard, remembered);
+            }),
+            Ask::Known => {
+                let shards = self.remembered.iter().map(|(shard, it)| (*shard, *it)).collect();
+                Answer::Known { buried: self.buried.clone(), shards }
+            }
         }
     }
 
@@ -114,7 +122,7 @@ impl Store {
         let shard = self.shard(group.shard);
         if shard.epoch != group.epoch && !world.breaks(Break::SkipFencedGuard) {
             world.happen(Fault::StaleWriteRefused);
-            return Answer::Fenced;
+            return Answer::Fenced { epoch: shard.epoch };
         }
         if shard.head() != group.before && !world.breaks(Break::SkipHeadGuard) {
             world.happen(Fault::WrongHeadRefused);

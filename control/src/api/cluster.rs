@@ -8,8 +8,8 @@ use proto::v1::cluster_service_server::ClusterService;
 use proto::v1::{
     BackupRequest, BackupResponse, CordonRequest, CordonResponse, DrainRequest, DrainResponse,
     ExplainRequest, ExplainResponse, Leader, ListNodesRequest, ListNodesResponse,
-    ListShardsRequest, ListShardsResponse, Node, StatusRequest, StatusResponse, Store, Transition,
-    UncordonRequest, UncordonResponse,
+    ListShardsRequest, ListShardsResponse, Node, ReleaseShardRequest, ReleaseShardResponse,
+    StatusRequest, StatusResponse, Store, Transition, UncordonRequest, UncordonResponse,
 };
 use scheduler::Admit;
 use tokio::time::Instant;
@@ -95,6 +95,17 @@ impl ClusterService for Cluster {
         Ok(Response::new(DrainResponse { node: Some(node) }))
     }
 
+    async fn release_shard(
+        &self,
+        request: Request<ReleaseShardRequest>,
+    ) -> Result<Response<ReleaseShardResponse>, Status> {
+        let id = u32::try_from(request.get_ref().id)
+            .map_err(|_| Failure::invalid("id", "a shard is a number from 0".to_owned()))?;
+        let released = self.scheduler.release_shard(caller(&request), ShardId(id)).await;
+        let shard = Some(released.map_err(Failure::from)?);
+        Ok(Response::new(ReleaseShardResponse { shard }))
+    }
+
     async fn backup(
         &self,
         request: Request<BackupRequest>,
@@ -126,6 +137,13 @@ impl ClusterService for Cluster {
     }
 }
 
+/// Entries of an agent, newest first.
+struct Entries {
+    entries: Vec<LogEntry>,
+    /// There were older ones.
+    truncated: bool,
+}
+
 impl Cluster {
     async fn admit(&self, actor: String, name: &str, admit: Admit) -> Result<Node, Failure> {
         let name: ProcessName = edge::required("name", name)?;
@@ -137,6 +155,7 @@ impl Cluster {
         Ok(ExplainResponse {
             transitions: transitions.into_iter().map(transition).collect(),
             placement,
+            truncated: false,
         })
     }
 
@@ -148,7 +167,7 @@ impl Cluster {
             .map_err(|error| refusal::unreadable("an answer", &error as &domain::Error))?;
         let is_its = |entry: &LogEntry| entry.work == id.lsn.0;
         let entries = self.entries(&agent, id.lsn.0, is_its, deadline).await?;
-        self.fold(&agent, &entries).await
+        self.fold(&agent, entries).await
     }
 
     async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
@@ -156,11 +175,13 @@ impl Cluster {
         let failures = failures.map(|(rows, _)| rows.into_iter().map(transition).collect());
         let journaled = async {
             let entries = self.entries(id, 0, |_| true, deadline).await?;
-            Ok(self.fold(id, &entries).await?.transitions)
+            self.fold(id, entries).await
         };
-        let journaled = journaled.await;
+        let journaled: Result<_, Failure> = journaled.await;
+        let truncated = journaled.as_ref().is_ok_and(|journaled| journaled.truncated);
+        let journaled = journaled.map(|journaled| journaled.transitions);
         let transitions = explain::agent(id, journaled, failures.map_err(Failure::from))?;
-        Ok(ExplainResponse { transitions, placement: Vec::new() })
+        Ok(ExplainResponse { transitions, placement: Vec::new(), truncated })
     }
 
     /// The newest entries of an agent that are `wanted`, down to `oldest`.
@@ -170,26 +191,31 @@ impl Cluster {
         oldest: u64,
         wanted: impl Fn(&LogEntry) -> bool,
         deadline: Instant,
-    ) -> Result<Vec<LogEntry>, Failure> {
+    ) -> Result<Entries, Failure> {
         let (mut entries, mut below) = (Vec::new(), 0);
         loop {
             let page = agent::history(&self.desk, id, below, deadline).await?;
+            // What is deleted is older than the last of these.
+            let is_short =
+                page.truncated && page.entries.last().is_none_or(|last| oldest < last.lsn);
             entries.extend(page.entries.into_iter().filter(&wanted));
             below = page.next;
-            if below == 0 || below < oldest || ENTRIES_MAX <= entries.len() {
-                return Ok(entries);
+            let is_full = ENTRIES_MAX <= entries.len() && below != 0 && oldest <= below;
+            if below == 0 || below < oldest || is_full {
+                return Ok(Entries { entries, truncated: is_short || is_full });
             }
         }
     }
 
-    async fn fold(&self, id: &AgentId, entries: &[LogEntry]) -> Result<ExplainResponse, Failure> {
+    async fn fold(&self, id: &AgentId, entries: Entries) -> Result<ExplainResponse, Failure> {
+        let Entries { entries, truncated } = entries;
         let owners = self.owners(id).await;
         let slot = u32::from(id.slot().get());
         let subject =
             |lsn| convert::work_id(0, slot, lsn).map(|id| format!("work/{id}")).unwrap_or_default();
-        let transitions = explain::transitions(entries, subject, &owners);
+        let transitions = explain::transitions(&entries, subject, &owners);
         let transitions = transitions.map_err(|error| refusal::unreadable("an entry", &error))?;
-        Ok(ExplainResponse { transitions, placement: Vec::new() })
+        Ok(ExplainResponse { transitions, placement: Vec::new(), truncated })
     }
 
     /// Who owned the agent's shard when, as far as it is stored and can be read now: an explanation without it is

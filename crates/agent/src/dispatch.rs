@@ -87,7 +87,7 @@ pub(crate) enum Outcome {
     },
     /// It may have run and its answer is lost, or it ran and failed.
     Failed(JobFailure),
-    /// The link to its worker broke, and the worker lives: it may have the answer still.
+    /// The answer got lost, or the link with it, and the worker lives: it may have the answer still.
     Cut(JobFailure),
 }
 
@@ -229,7 +229,11 @@ impl Dispatcher {
                 Outcome::Failed(lost(&format!("{name} did not answer in time")))
             }
             cluster::Error::Refused(refusal) => {
-                let reason = cluster::reason_of(&refusal).unwrap_or(Reason::Overloaded);
+                // What a later version means is not known, and so it is not known whether the step ran.
+                let reason = cluster::reason_of(&refusal).unwrap_or(Reason::AnswerLost);
+                if reason == Reason::AnswerLost {
+                    return Outcome::Cut(lost(&format!("{name}: {}", refusal.message)));
+                }
                 let kind = cluster::Error::Refused(refusal.clone()).kind();
                 // A worker that failed says so in an answer; what is refused may have been begun, unless its reason says
                 // otherwise.

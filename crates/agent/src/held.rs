@@ -85,7 +85,10 @@ impl Held {
     pub(crate) fn begin(&self, attempt: Attempt, shard: ShardId, deadline: Instant) {
         let (outcome, wanted_by) = (Outcome::Running, None);
         let step = Step { shard, deadline, outcome, wanted_by, is_routed: false };
-        lock(&self.inner).steps.insert(attempt, step);
+        let mut inner = lock(&self.inner);
+        // An answer under the same name was of the same attempt, asked for once more.
+        inner.remove(&attempt);
+        inner.steps.insert(attempt, step);
     }
 
     /// What a step came to; none if to nothing. The route, if another owner is to be told than the one that asked.
@@ -262,6 +265,17 @@ mod tests {
         assert!(held.answer(&attempt(1)).is_some());
         held.kept(&[attempt(1)]);
         assert!(held.answer(&attempt(1)).is_none());
+        assert_eq!(lock(&held.inner).bytes, 0);
+    }
+
+    #[test]
+    fn a_step_that_is_asked_for_again_takes_no_room_twice() {
+        let held = Held::default();
+        for _ in 0..3 {
+            held.begin(attempt(1), SHARD, later());
+            held.finish(&attempt(1), Some(&answer(3)), None);
+        }
+        held.kept(&[attempt(1)]);
         assert_eq!(lock(&held.inner).bytes, 0);
     }
 

@@ -89,9 +89,10 @@ async fn own(
 ) -> Result<Owned, Error> {
     let (shard, epoch) = (ShardId(grant.shard), Epoch(grant.epoch));
     let recovery = retry(shard, || store.recover(&grant.database)).await?;
-    // A newer owner's rows are not ours to act on.
-    if Epoch(recovery.owner.epoch) != epoch {
-        return Err(Error::NotOpened { shard, reason: Reason::Fenced });
+    // A newer owner's rows are not ours to act on, and older ones than of our grant lack what was acknowledged.
+    let stored = Epoch(recovery.owner.epoch);
+    if stored != epoch {
+        return Err(Error::NotOpened { shard, reason: domain::writer::lost_to(epoch, stored) });
     }
     let opening = Opening { epoch, head: Lsn(recovery.owner.head), heads: heads(&recovery) };
     let limits = writer::Limits {

@@ -94,8 +94,10 @@ pub(crate) async fn signalled(shard: &Shard, lsn: Lsn, signal: &Signal, reply: R
 fn was_resolved(info: &WorkInfo, signal: &Signal) -> bool {
     let mut steps = (1..).zip(&info.steps);
     steps.any(|(sequence, step)| {
+        // The step was tried again after the attempt that was meant, or not.
+        let attempt = signal.which.attempt.min(step.attempts);
         step.reason == u32::from(signal.verdict.reason().code())
-            && signal.which.is(sequence, &step.name)
+            && signal.which.is(sequence, &step.name, attempt)
     })
 }
 

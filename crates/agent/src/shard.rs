@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use domain::turn::Turn;
 use domain::view::View;
+use domain::writer::lost_to;
 use domain::{
     AgentId, Class, DefinitionHash, Epoch, Lsn, Member, Position, Reason, ShardId, WorkState,
 };
@@ -176,16 +177,21 @@ impl Shard {
         self.node.awake.stood_still_since(self.owned_ms.load(Ordering::Acquire))
     }
 
-    /// Looks up whether this node still owns the shard.
-    pub(crate) async fn prove(&self) -> Result<bool, store::Error> {
+    /// Looks up whether this node still owns the shard; if not, why.
+    pub(crate) async fn prove(&self) -> Result<Option<Reason>, store::Error> {
         let _proof = self.proof.lock().await;
         if !self.must_prove() {
-            return Ok(true);
+            return Ok(None);
         }
         let asked_ms = boot_ms();
         let owner = self.store.owner(&self.database).await?;
+        let stored = Epoch(owner.epoch);
+        // The next agent that asks has to hear the same.
+        if stored != self.epoch {
+            return Ok(Some(lost_to(self.epoch, stored)));
+        }
         self.owned_ms.store(asked_ms, Ordering::Release);
-        Ok(Epoch(owner.epoch) == self.epoch)
+        Ok(None)
     }
 
     pub(crate) fn state_of(&self, work: Lsn) -> Option<(WorkState, Reason)> {

@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Let a node hand everything over and end
     #[command(after_help = example("stagedoor drain node-2"))]
     Drain(NodeArgs),
+    /// Give a shard an owner again that was stopped because its store lost what was acknowledged
+    #[command(after_help = example("stagedoor release 3"))]
+    Release(ReleaseArgs),
     /// Explain why a work, agent, shard, node or leader is as it is
     #[command(after_help = example("stagedoor why shard 7"))]
     Why(WhyArgs),
@@ -90,6 +93,7 @@ impl Command {
             Self::Capabilities(args) => Some(&args.connection),
             Self::Why(args) => Some(&args.connection),
             Self::Cordon(args) | Self::Uncordon(args) | Self::Drain(args) => Some(&args.connection),
+            Self::Release(args) => Some(&args.connection),
             Self::Nodes(args) | Self::Shards(args) | Self::Status(args) => Some(&args.connection),
             Self::Store(StoreArgs { command: Some(StoreCommand::Backup(args)), .. }) => {
                 Some(&args.connection)
@@ -290,6 +294,15 @@ pub(crate) struct OnlyConnection {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    /// The number of the shard, as `stagedoor shards` shows it
+    #[arg(value_name = "SHARD")]
+    pub(crate) shard: u16,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
     /// The name of the node, as `stagedoor nodes` shows it
     #[arg(value_name = "NODE")]
@@ -389,6 +402,9 @@ pub(crate) enum WorkCommand {
         /// Only if the step in doubt has this number or name
         #[arg(long, value_name = "STEP")]
         step: Option<String>,
+        /// Only if this attempt of it is in doubt. Without it, the one that is when this command looks
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+        attempt: Option<i32>,
     },
     /// Ask for a work to be cancelled
     #[command(after_help = example("stagedoor work cancel w-0-2a1-3c"))]

@@ -107,6 +107,7 @@ fn show_event(event: &WorkEvent) -> Result<(), Failure> {
             work_event::Event::StateChange(_)
             | work_event::Event::Text(_)
             | work_event::Event::Step(_)
+            | work_event::Event::Reset(_)
             | work_event::Event::Result(_),
         )
         | None => Ok(()),

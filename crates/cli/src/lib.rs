@@ -87,6 +87,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Why(args) => block_on(command::cluster::why(args)),
         Command::Cordon(args) => block_on(command::cluster::cordon(args)),
         Command::Uncordon(args) => block_on(command::cluster::uncordon(args)),
+        Command::Release(args) => block_on(command::cluster::release(args)),
         Command::Drain(args) => block_on(command::cluster::drain(args)),
     }
 }

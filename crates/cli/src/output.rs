@@ -164,6 +164,7 @@ pub(crate) fn event(event: &WorkEvent) -> String {
         }
         Some(work_event::Event::Phase(step) | work_event::Event::Step(step)) => phase(step),
         Some(work_event::Event::Text(text)) => text.text.clone(),
+        Some(work_event::Event::Reset(_)) => "earlier events were deleted".to_owned(),
         Some(work_event::Event::Result(work)) => {
             let text = work.result.as_ref().map(|result| result.text.as_str()).unwrap_or_default();
             let text = if text.is_empty() { work.detail.as_str() } else { text };

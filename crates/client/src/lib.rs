@@ -91,6 +91,8 @@ calls! {
     uncordon, Cluster, uncordon, UncordonRequest -> UncordonResponse;
     /// Lets a node give everything away and end.
     drain, Cluster, drain, DrainRequest -> DrainResponse;
+    /// Gives a stopped shard an owner again.
+    release_shard, Cluster, release_shard, ReleaseShardRequest -> ReleaseShardResponse;
     /// Copies every database of the store.
     backup, Cluster, backup, BackupRequest -> BackupResponse;
     /// Why something is as it is.

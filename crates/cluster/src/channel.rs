@@ -185,7 +185,7 @@ impl Channel {
         if ENVELOPE_BYTES_MAX < size || !state.window.admits_bytes(size) {
             let (reason, text) = match ENVELOPE_BYTES_MAX < size {
                 true => (Reason::ResultTooLarge, "the answer is larger than a message may be"),
-                false => (Reason::Overloaded, "too many answers are on their way"),
+                false => (Reason::AnswerLost, "too many answers are on their way"),
             };
             envelope.payload = Bytes::new();
             envelope.refusal = Some(refusal(reason, text));

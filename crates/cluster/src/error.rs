@@ -40,7 +40,7 @@ pub enum Error {
     Overloaded { peer: Peer, retry_after_ms: u32 },
     #[error("a message of {bytes} bytes is too large: at most {max} are allowed")]
     TooLarge { bytes: usize, max: usize },
-    /// The peer's answer: it did not do it, and says why.
+    /// The peer's answer: it did not do it, and says why; of [`Reason::AnswerLost`] alone it is not known whether it did.
     #[error("refused: {} ({})", reason_text(.0), .0.message)]
     Refused(Refusal),
     #[error("this process is shutting down")]
@@ -77,7 +77,7 @@ fn reason_text(refusal: &Refusal) -> String {
 
 /// What the caller can do about it. A reason that is not listed is one with which no peer should refuse.
 pub fn kind_of(refusal: &Refusal) -> ErrorKind {
-    const KINDS: [(Reason, ErrorKind); 28] = [
+    const KINDS: [(Reason, ErrorKind); 29] = [
         (Reason::QueueFull, ErrorKind::Exhausted),
         (Reason::NodeFull, ErrorKind::Exhausted),
         (Reason::Overloaded, ErrorKind::Exhausted),
@@ -100,6 +100,7 @@ pub fn kind_of(refusal: &Refusal) -> ErrorKind {
         // Of a step that was given to a pool.
         (Reason::NoOffer, ErrorKind::Unavailable),
         (Reason::TooOld, ErrorKind::Unavailable),
+        (Reason::AnswerLost, ErrorKind::Unavailable),
         (Reason::WorkerLost, ErrorKind::Unavailable),
         (Reason::ModelUnavailable, ErrorKind::Unavailable),
         (Reason::ToolUnavailable, ErrorKind::Unavailable),

@@ -266,7 +266,7 @@ async fn a_link_that_ends_ends_its_calls() {
 #[tokio::test]
 async fn a_reply_that_is_dropped_is_a_refusal() {
     let (a, b) = pair().await;
-    assert_eq!(refused(&a.channel("node/b"), envelope(DROP)).await, Some(Reason::ShuttingDown));
+    assert_eq!(refused(&a.channel("node/b"), envelope(DROP)).await, Some(Reason::AnswerLost));
     a.stop().await;
     b.stop().await;
 }
@@ -274,7 +274,7 @@ async fn a_reply_that_is_dropped_is_a_refusal() {
 #[tokio::test]
 async fn a_service_that_panics_loses_one_message() {
     let (a, b) = pair().await;
-    assert_eq!(refused(&a.channel("node/b"), envelope(PANIC)).await, Some(Reason::ShuttingDown));
+    assert_eq!(refused(&a.channel("node/b"), envelope(PANIC)).await, Some(Reason::AnswerLost));
     assert_eq!(&*call(&a.channel("node/b"), envelope(ECHO)).await.unwrap(), b"hello");
     a.stop().await;
     b.stop().await;

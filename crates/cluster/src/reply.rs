@@ -53,7 +53,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if self.0.is_some() {
-            self.answer(Err(refusal(Reason::ShuttingDown, "it was given up without an answer")));
+            self.answer(Err(refusal(Reason::AnswerLost, "it was given up without an answer")));
         }
     }
 }

@@ -8,11 +8,12 @@
 mod moves;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use crate::membership::Held;
 use crate::place::{Candidate, Decision, Placement, place};
 use crate::time::Millis;
-use crate::{Epoch, Member, ProcessName, Reason, ShardId, Term};
+use crate::{Epoch, Error, Member, ProcessName, Reason, ShardId, Term};
 
 /// How often a grant is repeated until its node reports the shard as held.
 pub const GRANT_MS: u64 = 200;
@@ -20,6 +21,14 @@ pub const GRANT_MS: u64 = 200;
 pub const STORE_MS: u64 = 5_000;
 /// How long after a failure the row is read again.
 pub const RETRY_MS: u64 = 200;
+/// How long a row that is older than what is known is read again. An answer that was overtaken is not that old; after this
+/// the store went back.
+pub const OLDER_MS: u64 = 2 * STORE_MS;
+/// How long the next owner of a shard that was given up without having been opened is waited with, doubled each time.
+pub const DROPPED_MS: u64 = 200;
+pub const DROPPED_MS_MAX: u64 = 30_000;
+/// So often given up in a row, a shard goes to another node, if there is one.
+const DROPS_MAX: u32 = 2;
 
 /// The owner row of a shard. No member: nobody has owned it yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +36,47 @@ pub struct OwnerRow {
     pub epoch: Epoch,
     pub member: Option<Member>,
     pub term: Term,
+}
+
+/// What leaders tell their successors of a shard, beside its owner row: that is as old as its store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The last that is known.
+    pub epoch: Epoch,
+    pub standing: ShardStanding,
+}
+
+/// Whether a shard may have an owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShardStanding {
+    #[default]
+    Served,
+    /// Its store lost what was acknowledged: it stays without an owner until an operator releases it, or restores it, which
+    /// gives it a later epoch.
+    Stopped,
+    /// An operator accepted the loss. It is opened in a later epoch than any that was known.
+    Released,
+}
+
+impl ShardStanding {
+    const ALL: [Self; 3] = [Self::Served, Self::Stopped, Self::Released];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Served => "",
+            Self::Stopped => "stopped",
+            Self::Released => "released",
+        }
+    }
+}
+
+impl FromStr for ShardStanding {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|standing| standing.as_str() == text);
+        found
+            .ok_or_else(|| Error::malformed("shard standing", text, "stopped, released or nothing"))
+    }
 }
 
 /// What became of a [`Action::Fence`].
@@ -49,6 +99,8 @@ pub enum Action {
     Fence { shard: ShardId, expected_epoch: Epoch, to: Member, term: Term, reason: Reason },
     /// Tell the node that the shard is its own.
     Grant { shard: ShardId, epoch: Epoch, to: Member },
+    /// Write this down for the next leader.
+    Remember { shard: ShardId, remembered: Remembered },
     /// The map changed: send it out.
     MapChanged { version: u64 },
     /// An owner row names a later term: somebody else leads. Hand this to [`crate::leadership`].
@@ -93,7 +145,10 @@ enum Stage {
         sent: Millis,
     },
     /// The store lost commits of it: an operator must look.
-    Stopped,
+    Stopped {
+        /// When it is looked whether it was restored.
+        again: Millis,
+    },
 }
 
 #[derive(Debug)]
@@ -106,6 +161,15 @@ struct Shard {
     is_open: bool,
     /// The owner had it in this epoch and gave it up.
     is_dropped: bool,
+    /// The last epoch that was seen, or that earlier leaders had seen.
+    known: Epoch,
+    /// Since when its row is older than that.
+    older_since: Option<Millis>,
+    /// Released by an operator: it is opened in a later epoch than this only.
+    above: Option<Epoch>,
+    /// How often in a row it was given up without having been opened, and when the next owner may come.
+    drops: u32,
+    next_owner: Millis,
 }
 
 /// The leader's machine over all shards, from the begin of its term to its end.
@@ -121,6 +185,8 @@ pub struct Ownership {
     gone: BTreeSet<Member>,
     version: u64,
     is_changed: bool,
+    /// Shards of which the next leader has to know something else.
+    unwritten: BTreeSet<ShardId>,
     outranked: Option<Term>,
     /// Nothing is fenced: see [`crate::brake`].
     is_held: bool,
@@ -136,29 +202,48 @@ impl Ownership {
         settings: Settings,
         now: Millis,
     ) -> Self {
-        let shard = || Shard {
-            stage: Stage::Unread { again: now },
-            row: None,
-            granted: None,
-            is_held: false,
-            is_open: false,
-            is_dropped: false,
-        };
         Self {
             term,
             settings,
             began: now,
             first_join: None,
-            shards: shards.into_iter().map(|id| (id, shard())).collect(),
+            shards: shards.into_iter().map(|id| (id, Shard::unread(now))).collect(),
             view: BTreeMap::new(),
             gone: BTreeSet::new(),
             version: 0,
             is_changed: false,
+            unwritten: BTreeSet::new(),
             outranked: None,
             is_held: false,
             may_move: false,
             last_move: None,
         }
+    }
+
+    /// What the leaders before wrote down. Before anything is read.
+    pub fn recall(&mut self, shard: ShardId, remembered: Remembered, now: Millis) {
+        let Some(shard) = self.shards.get_mut(&shard) else { return };
+        shard.known = remembered.epoch;
+        match remembered.standing {
+            ShardStanding::Served => {}
+            ShardStanding::Stopped => shard.stage = Stage::Stopped { again: now },
+            ShardStanding::Released => shard.release(now),
+        }
+    }
+
+    /// An operator accepts that what the store lost of a stopped shard is lost. False: it is not stopped.
+    pub fn release(&mut self, id: ShardId, now: Millis) -> Option<Vec<Action>> {
+        let shard = self.shards.get_mut(&id)?;
+        if !matches!(shard.stage, Stage::Stopped { .. }) {
+            return None;
+        }
+        shard.release(now);
+        self.unwritten.insert(id);
+        Some(self.advance(now))
+    }
+
+    pub fn is_stopped(&self, shard: ShardId) -> bool {
+        self.shards.get(&shard).is_some_and(|shard| matches!(shard.stage, Stage::Stopped { .. }))
     }
 
     /// Fences nothing from now on, or again.
@@ -180,7 +265,7 @@ impl Ownership {
 
     /// The owner row as it was read.
     pub fn owner_read(&mut self, shard: ShardId, row: OwnerRow, now: Millis) -> Vec<Action> {
-        self.adopt(shard, row);
+        self.adopt(shard, row, now);
         self.advance(now)
     }
 
@@ -200,7 +285,7 @@ impl Ownership {
         now: Millis,
     ) -> Vec<Action> {
         match result {
-            FenceResult::Fenced(row) | FenceResult::Lost(row) => self.adopt(shard, row),
+            FenceResult::Fenced(row) | FenceResult::Lost(row) => self.adopt(shard, row, now),
             // Done or not: only the row can tell.
             FenceResult::Failed => self.forget(shard, now.plus(RETRY_MS)),
         }
@@ -214,6 +299,7 @@ impl Ownership {
         for (id, shard) in &mut self.shards {
             let report = held.get(id);
             if shard.is_behind(member, report) {
+                shard.known = shard.known.max(report.map_or(Epoch(0), |report| report.epoch));
                 shard.read_again(now);
                 continue;
             }
@@ -227,9 +313,13 @@ impl Ownership {
                     self.may_move |= shard.is_open != report.is_open;
                     shard.is_held = true;
                     shard.is_open = report.is_open;
+                    if shard.is_open {
+                        shard.drops = 0;
+                    }
                 }
                 // It had it, and now it has not: an epoch is opened once, so it takes another one.
-                None => shard.is_dropped |= shard.is_held,
+                None if shard.is_held => shard.drop(now),
+                None => {}
             }
         }
         self.advance(now)
@@ -246,10 +336,12 @@ impl Ownership {
         if let Some(state) = self.shards.get_mut(&shard) {
             let epoch_known = state.row.as_ref().map(|row| row.epoch);
             if reason == Reason::StoreRolledBack && epoch_known.is_none_or(|known| known <= epoch) {
-                state.stage = Stage::Stopped;
+                state.known = state.known.max(epoch);
                 self.is_changed |= std::mem::take(&mut state.is_open);
+                state.stage = Stage::Stopped { again: now.plus(STORE_MS) };
+                self.unwritten.insert(shard);
             } else if epoch_known == Some(epoch) {
-                state.is_dropped = true;
+                state.drop(now);
                 self.is_changed |= std::mem::take(&mut state.is_open);
             }
         }
@@ -270,35 +362,48 @@ impl Ownership {
 
     fn forget(&mut self, shard: ShardId, again: Millis) {
         if let Some(state) = self.shards.get_mut(&shard)
-            && !matches!(state.stage, Stage::Stopped)
+            && !matches!(state.stage, Stage::Stopped { .. })
         {
             state.stage = Stage::Unread { again };
         }
     }
 
-    /// An answer may have been overtaken by a later one; epochs only grow, so the larger one is the newer.
-    fn adopt(&mut self, id: ShardId, row: OwnerRow) {
+    /// An answer may have been overtaken by a later one; epochs only grow, so the larger one is the newer. If no newer one
+    /// comes, the store went back.
+    fn adopt(&mut self, id: ShardId, row: OwnerRow, now: Millis) {
         let Some(shard) = self.shards.get_mut(&id) else { return };
         if self.term < row.term {
             self.outranked = self.outranked.max(Some(row.term));
         }
-        if matches!(shard.stage, Stage::Stopped) {
+        // Of a stopped shard only a later epoch counts: it was restored.
+        if matches!(shard.stage, Stage::Stopped { .. }) && row.epoch <= shard.known {
             return;
         }
+        if row.epoch < shard.known {
+            let since = *shard.older_since.get_or_insert(now);
+            if now.since(since) < OLDER_MS {
+                shard.stage = Stage::Unread { again: now.plus(RETRY_MS) };
+                return;
+            }
+            self.is_changed |= std::mem::take(&mut shard.is_open);
+            shard.stage = Stage::Stopped { again: now.plus(STORE_MS) };
+            self.unwritten.insert(id);
+            return;
+        }
+        shard.older_since = None;
         shard.stage = Stage::Known;
         if shard.row.as_ref().is_some_and(|known| row.epoch <= known.epoch) {
             return;
         }
         self.is_changed |= row.member.is_some();
         self.may_move = true;
-        *shard = Shard {
-            stage: Stage::Known,
-            row: Some(row),
-            granted: None,
-            is_held: false,
-            is_open: false,
-            is_dropped: false,
-        };
+        if shard.known < row.epoch {
+            shard.known = row.epoch;
+            self.unwritten.insert(id);
+        }
+        shard.above = shard.above.filter(|above| row.epoch <= *above);
+        (shard.row, shard.granted) = (Some(row), None);
+        (shard.is_held, shard.is_open, shard.is_dropped) = (false, false, false);
     }
 
     /// Everything that can be done now.
@@ -315,6 +420,10 @@ impl Ownership {
             actions.extend(self.move_some(now));
         }
         actions.extend(self.grant(now));
+        for shard in std::mem::take(&mut self.unwritten) {
+            let remembered = self.shards.get(&shard).map(Shard::remembered);
+            actions.extend(remembered.map(|remembered| Action::Remember { shard, remembered }));
+        }
         if std::mem::take(&mut self.is_changed) {
             self.version += 1;
             actions.push(Action::MapChanged { version: self.version });
@@ -325,12 +434,18 @@ impl Ownership {
     fn read(&mut self, now: Millis) -> Vec<Action> {
         let mut actions = Vec::new();
         for (id, shard) in &mut self.shards {
-            if let Stage::Unread { again } = shard.stage
-                && again <= now
-            {
-                shard.stage = Stage::Reading { sent: now };
-                actions.push(Action::ReadOwner { shard: *id });
+            match &mut shard.stage {
+                Stage::Unread { again } if *again <= now => {
+                    shard.stage = Stage::Reading { sent: now };
+                }
+                Stage::Stopped { again } if *again <= now => *again = now.plus(STORE_MS),
+                Stage::Unread { .. }
+                | Stage::Stopped { .. }
+                | Stage::Reading { .. }
+                | Stage::Known
+                | Stage::Fencing { .. } => continue,
             }
+            actions.push(Action::ReadOwner { shard: *id });
         }
         actions
     }
@@ -343,6 +458,9 @@ impl Ownership {
 
     fn need(&self, shard: &Shard, now: Millis) -> Option<Reason> {
         let row = shard.row.as_ref()?;
+        if shard.above.is_some() {
+            return Some(Reason::Released);
+        }
         let settled = |since: Millis| self.settings.settle_ms <= now.since(since);
         let Some(owner) = &row.member else {
             let is_complete = self.settings.nodes_expected <= self.view.len();
@@ -350,7 +468,8 @@ impl Ownership {
             return is_ready.then_some(Reason::FirstPlacement);
         };
         if is_in(&self.view, owner) {
-            return shard.is_dropped.then_some(Reason::OwnerDropped);
+            let is_due = shard.is_dropped && shard.next_owner <= now;
+            return is_due.then_some(Reason::OwnerDropped);
         }
         // Whoever was here and left, or came back as another, is dead. Whoever was not here yet may still come.
         let is_replaced = self
@@ -365,8 +484,8 @@ impl Ownership {
         let placement = self.placement();
         let mut actions = Vec::new();
         for (id, reason) in homeless {
-            let target = placement.owner(*id).filter(|to| self.answers(to)).cloned();
-            let Some(to) = target else { continue };
+            let target = self.elsewhere(*id).or_else(|| placement.owner(*id).cloned());
+            let Some(to) = target.filter(|to| self.answers(to)) else { continue };
             let Some(shard) = self.shards.get_mut(id) else { continue };
             let Some(row) = &shard.row else { continue };
             shard.stage = Stage::Fencing { to: to.clone(), sent: now };
@@ -379,6 +498,15 @@ impl Ownership {
             });
         }
         actions
+    }
+
+    /// Where a shard goes that its owner cannot open, if there is another node.
+    fn elsewhere(&self, id: ShardId) -> Option<Member> {
+        let shard = self.shards.get(&id).filter(|shard| DROPS_MAX <= shard.drops)?;
+        let owner = shard.row.as_ref()?.member.as_ref()?;
+        let others: Vec<Candidate> =
+            self.view.values().filter(|seen| seen.member.name != owner.name).cloned().collect();
+        place(&[id], &BTreeMap::new(), &others).owner(id).filter(|to| self.answers(to)).cloned()
     }
 
     fn answers(&self, member: &Member) -> bool {
@@ -394,6 +522,7 @@ impl Ownership {
             let is_open_question = matches!(shard.stage, Stage::Known)
                 && !shard.is_held
                 && !shard.is_dropped
+                && shard.above.is_none()
                 && is_in(&self.view, to);
             if is_open_question && is_due {
                 shard.granted = Some(now);
@@ -409,9 +538,10 @@ impl Ownership {
         let current = self.shards.iter().filter_map(|(id, shard)| {
             let member = match &shard.stage {
                 Stage::Fencing { to, .. } => Some(to),
-                Stage::Unread { .. } | Stage::Reading { .. } | Stage::Known | Stage::Stopped => {
-                    shard.row.as_ref()?.member.as_ref()
-                }
+                Stage::Unread { .. }
+                | Stage::Reading { .. }
+                | Stage::Known
+                | Stage::Stopped { .. } => shard.row.as_ref()?.member.as_ref(),
             };
             Some((*id, member?.name.clone()))
         });
@@ -445,6 +575,46 @@ impl Ownership {
 }
 
 impl Shard {
+    fn unread(now: Millis) -> Self {
+        Self {
+            stage: Stage::Unread { again: now },
+            row: None,
+            granted: None,
+            is_held: false,
+            is_open: false,
+            is_dropped: false,
+            known: Epoch(0),
+            older_since: None,
+            above: None,
+            drops: 0,
+            next_owner: now,
+        }
+    }
+
+    fn remembered(&self) -> Remembered {
+        let standing = match (&self.stage, self.above) {
+            (Stage::Stopped { .. }, _) => ShardStanding::Stopped,
+            (_, Some(_)) => ShardStanding::Released,
+            (_, None) => ShardStanding::Served,
+        };
+        Remembered { epoch: self.above.unwrap_or(self.known), standing }
+    }
+
+    /// It is read anew, whatever its row says; its epochs up to now may have been used and are passed over.
+    fn release(&mut self, now: Millis) {
+        *self = Self { above: Some(self.known), ..Self::unread(now) };
+    }
+
+    fn drop(&mut self, now: Millis) {
+        if std::mem::replace(&mut self.is_dropped, true) {
+            return;
+        }
+        // One that was open before may have another owner at once.
+        let pause = DROPPED_MS.saturating_mul(1 << self.drops.min(16)).min(DROPPED_MS_MAX);
+        self.next_owner = if self.is_open { now } else { now.plus(pause) };
+        self.drops += u32::from(!self.is_open);
+    }
+
     /// Whether a node reports a later epoch than is known here, or ours under another name.
     fn is_behind(&self, member: &Member, report: Option<&Held>) -> bool {
         let (Some(row), Some(report)) = (&self.row, report) else { return false };
@@ -458,7 +628,7 @@ impl Shard {
             Stage::Unread { .. }
             | Stage::Reading { .. }
             | Stage::Fencing { .. }
-            | Stage::Stopped => {}
+            | Stage::Stopped { .. } => {}
         }
     }
 }

@@ -173,6 +173,8 @@ reasons! {
     Superseded = 46 "superseded",
     /// The process stood still since it took the job, or the job is too old to be begun.
     TooOld = 47 "too_old",
+    /// It was asked, and its answer got lost: whether it did it is not known.
+    AnswerLost = 48 "answer_lost",
 
     // Nodes.
     Joined = 60 "joined",
@@ -217,6 +219,10 @@ reasons! {
     Rebalanced = 86 "rebalanced",
     /// Moved because its node is about to leave.
     OwnerDraining = 87 "owner_draining",
+    /// Given an owner again: an operator accepted what the store lost.
+    Released = 88 "released",
+    /// Granted by an earlier leader, which died before it could write down why.
+    Inherited = 89 "inherited",
 
     // Agents.
     Activated = 100 "activated",

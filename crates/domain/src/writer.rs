@@ -65,7 +65,10 @@ impl<T> Group<T> {
 pub enum Outcome {
     Committed,
     /// The owner row has another epoch.
-    Fenced,
+    /// The owner row has this epoch.
+    Fenced {
+        epoch: Epoch,
+    },
     /// The last row is not the one that the group named.
     HeadMismatch,
     /// No answer came: it may be committed, it may be on its way, it may be lost.
@@ -186,7 +189,7 @@ impl<T> Writer<T> {
     pub fn settle(&mut self, outcome: Outcome) -> Next<T> {
         match outcome {
             Outcome::Committed => self.acknowledge(),
-            Outcome::Fenced => self.stop(Reason::Fenced),
+            Outcome::Fenced { epoch } => self.stop(lost_to(self.epoch, epoch)),
             Outcome::HeadMismatch | Outcome::Unknown => Next::ReadPosition,
             Outcome::Position { epoch, head } => self.settle_position(epoch, head),
         }
@@ -194,7 +197,7 @@ impl<T> Writer<T> {
 
     fn settle_position(&mut self, epoch: Epoch, head: Lsn) -> Next<T> {
         if epoch != self.epoch {
-            return self.stop(Reason::Fenced);
+            return self.stop(lost_to(self.epoch, epoch));
         }
         let group = self.in_flight.as_ref().expect(IN_FLIGHT);
         // A group without rows leaves no trace in the head; it only sets rows to what they are to be, so that
@@ -252,6 +255,12 @@ impl<T> Writer<T> {
     pub fn is_stopped(&self) -> bool {
         self.is_stopped
     }
+}
+
+/// Why an owner in epoch `ours` has to stop when the owner row has another: epochs only grow, so an earlier one is of a
+/// store that went back.
+pub fn lost_to(ours: Epoch, stored: Epoch) -> Reason {
+    if stored < ours { Reason::StoreRolledBack } else { Reason::Fenced }
 }
 
 #[cfg(test)]
@@ -325,7 +334,7 @@ mod tests {
         writer.begin(1, 1, "opened").unwrap();
         assert_eq!(writer.push(1, 1, "b"), Err("b"));
         assert_eq!(items(writer.cut().unwrap()), [(8, 1, "opened")]);
-        assert_eq!(writer.settle(Outcome::Fenced), Next::Stop(Reason::Fenced));
+        assert_eq!(writer.settle(Outcome::Fenced { epoch: Epoch(4) }), Next::Stop(Reason::Fenced));
         assert_eq!(writer.begin(1, 1, "again"), Err("again"));
     }
 
@@ -350,6 +359,13 @@ mod tests {
         check(3, 10, "store_rolled_back");
         check(4, 9, "fenced");
         check(4, 7, "fenced");
+        check(2, 7, "store_rolled_back");
+    }
+
+    #[test]
+    fn an_owner_row_that_went_back_is_no_other_owner() {
+        let next = in_flight().settle(Outcome::Fenced { epoch: Epoch(2) });
+        assert_eq!(next, Next::Stop(Reason::StoreRolledBack));
     }
 
     #[test]
@@ -383,7 +399,7 @@ mod tests {
     fn a_stopped_writer_gives_everything_back_and_takes_nothing() {
         let mut writer = in_flight();
         writer.push(1, 1, "b").unwrap();
-        assert_eq!(writer.settle(Outcome::Fenced), Next::Stop(Reason::Fenced));
+        assert_eq!(writer.settle(Outcome::Fenced { epoch: Epoch(4) }), Next::Stop(Reason::Fenced));
         assert_eq!(writer.push(1, 1, "c"), Err("c"));
         assert_eq!(writer.cut(), None);
         assert_eq!(writer.drain(), ["a", "b"]);

@@ -60,6 +60,8 @@ pub(crate) enum Message {
     Placement(ShardId, RpcReplyPort<Vec<String>>),
     /// Who wants what of which node.
     Admit(String, ProcessName, Admit, RpcReplyPort<Result<v1::Node, Error>>),
+    /// Who wants a stopped shard to have an owner again.
+    Release(String, ShardId, RpcReplyPort<Result<v1::Shard, Error>>),
     Shutdown(RpcReplyPort<()>),
 }
 
@@ -189,6 +191,11 @@ impl Actor for Scheduler {
             }
             Message::Admit(actor, node, admit, reply) => {
                 let done = state.leader_mut().map(|leader| leader.admit(actor, &node, admit, now));
+                let nobody = || Error::NotLeader { leader: String::new() };
+                _ = reply.send(done.unwrap_or_else(|| Err(nobody())));
+            }
+            Message::Release(actor, shard, reply) => {
+                let done = state.leader_mut().map(|leader| leader.release(actor, shard, now));
                 let nobody = || Error::NotLeader { leader: String::new() };
                 _ = reply.send(done.unwrap_or_else(|| Err(nobody())));
             }

@@ -105,6 +105,19 @@ impl Handle {
         node.ok_or(Error::Silent)
     }
 
+    /// Gives a shard an owner again that was stopped because its store lost what was acknowledged.
+    ///
+    /// # Errors
+    /// No such shard, or it is not stopped; nobody leads, or the leader does not answer.
+    pub async fn release_shard(&self, actor: String, shard: ShardId) -> Result<v1::Shard, Error> {
+        if self.is_leading() {
+            return self.ask(|reply| Message::Release(actor, shard, reply)).await?;
+        }
+        let asked = v1::ReleaseShardRequest { id: shard.0.cast_signed() };
+        let answer = self.ask_leader::<v1::ReleaseShardResponse>(kind::ASK_RELEASE, &actor, &asked);
+        answer.await?.shard.ok_or(Error::Silent)
+    }
+
     /// Has the leader make a definition the current one of its name.
     pub(crate) async fn apply_at_leader(
         &self,
@@ -186,6 +199,11 @@ impl Handle {
                 let asked: v1::DrainRequest = read_message(payload)?;
                 let node = self.admit_here(actor, &asked.name, Admit::Drain).await?;
                 encoded(&v1::DrainResponse { node: Some(node) })
+            }
+            kind::ASK_RELEASE => {
+                let asked: v1::ReleaseShardRequest = read_message(payload)?;
+                let shard = self.release_shard(actor, ShardId(asked.id.cast_unsigned())).await;
+                encoded(&v1::ReleaseShardResponse { shard: Some(shard.map_err(refused)?) })
             }
             other => return Err(malformed(format!("kind {other} is not for the leader"))),
         })

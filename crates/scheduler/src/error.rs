@@ -21,6 +21,10 @@ pub enum Error {
     UnknownSubject { subject: String },
     #[error("node {node} is {state}: only a node that runs can drain")]
     NotRunning { node: String, state: String },
+    #[error("shard {shard} is not stopped: there is nothing to release")]
+    NotStopped { shard: u32 },
+    #[error("node {node} is draining: it gets no shards, and ends when it has none")]
+    Draining { node: String },
     /// The leader, asked over its link, said no.
     #[error("{}", .0.message)]
     Refused(Box<proto::link::Refusal>),
@@ -47,7 +51,10 @@ impl Error {
             Self::Config { .. } | Self::UnknownKind { .. } => ErrorKind::Invalid,
             Self::Start(_) => ErrorKind::Internal,
             Self::NotLeader { .. } | Self::Silent => ErrorKind::Unavailable,
-            Self::BuiltIn { .. } | Self::NotRunning { .. } => ErrorKind::Conflict,
+            Self::BuiltIn { .. }
+            | Self::NotRunning { .. }
+            | Self::NotStopped { .. }
+            | Self::Draining { .. } => ErrorKind::Conflict,
             Self::Refused(refusal) => cluster::kind_of(refusal),
             Self::UnknownSubject { .. } => ErrorKind::NotFound,
             Self::Store { source, .. } => source.kind(),
@@ -67,6 +74,8 @@ impl From<Error> for Failure {
             | Error::BuiltIn { .. }
             | Error::UnknownKind { .. }
             | Error::NotRunning { .. }
+            | Error::NotStopped { .. }
+            | Error::Draining { .. }
             | Error::Value(_) => Reason::Malformed,
             Error::Refused(refusal) => cluster::reason_of(refusal).unwrap_or(Reason::Overloaded),
             Error::Start(_) | Error::Silent => Reason::Overloaded,
@@ -86,6 +95,8 @@ impl From<Error> for Failure {
             | Error::UnknownKind { .. }
             | Error::UnknownSubject { .. }
             | Error::NotRunning { .. }
+            | Error::NotStopped { .. }
+            | Error::Draining { .. }
             | Error::Refused(_)
             | Error::Silent
             | Error::Value(_) => error.to_string(),

@@ -8,7 +8,7 @@ use crate::engine::{Missing, Sql};
 use crate::statement::{Batch, Found, Guard, Query, Row, Sink, Statement, Stop, text};
 
 /// The version that this program writes.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// Works with a smaller state number are open. Stands in the text of the partial index and in every query that uses it.
 pub(crate) const FINAL_STATE_MIN: u32 = 6;
@@ -69,6 +69,7 @@ const SHARD_MIGRATIONS: &[&str] = &[
      CREATE INDEX work_notify ON work(id) WHERE notify = 1;",
     // Nothing new in shards.
     "",
+    "",
 ];
 const CONTROL_MIGRATIONS: &[&str] = &[
     // What each process announced stands in rows of its own; `nodes.capabilities` stays empty from now on.
@@ -80,6 +81,9 @@ const CONTROL_MIGRATIONS: &[&str] = &[
      ALTER TABLE nodes ADD COLUMN admission TEXT NOT NULL DEFAULT '';",
     // Whose certificates the members of the cluster have, one a line; empty until a leader says so.
     "ALTER TABLE cluster ADD COLUMN authorities TEXT NOT NULL DEFAULT '';",
+    // What leaders know of a shard, whose own database may have gone back.
+    "ALTER TABLE shards ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE shards ADD COLUMN standing TEXT NOT NULL DEFAULT '';",
 ];
 const _: () = assert!(SHARD_MIGRATIONS.len() + 1 == VERSION as usize);
 const _: () = assert!(CONTROL_MIGRATIONS.len() + 1 == VERSION as usize);

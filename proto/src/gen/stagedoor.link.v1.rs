@@ -404,6 +404,9 @@ pub struct SignalCall {
     /// What the step came to, if it is done.
     #[prost(string, tag = "5")]
     pub output: ::prost::alloc::string::String,
+    /// Which attempt of the step; 0: any.
+    #[prost(uint32, tag = "6")]
+    pub attempt: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SignalAnswer {
@@ -1397,6 +1400,12 @@ pub struct PutShard {
     pub store: ::prost::alloc::string::String,
     #[prost(string, tag = "6")]
     pub database: ::prost::alloc::string::String,
+    /// The last epoch that its leaders know of.
+    #[prost(uint64, tag = "7")]
+    pub epoch: u64,
+    /// stopped: its store lost what was acknowledged; released: an operator accepted that. Empty otherwise.
+    #[prost(string, tag = "8")]
+    pub standing: ::prost::alloc::string::String,
 }
 /// Who changed something by the API.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

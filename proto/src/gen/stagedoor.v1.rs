@@ -902,7 +902,7 @@ pub struct Node {
 pub struct Shard {
     #[prost(int32, tag = "1")]
     pub id: i32,
-    /// open, granted or unowned.
+    /// open, granted, unowned or stopped.
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
@@ -995,6 +995,16 @@ pub struct DrainResponse {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<Node>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseShardRequest {
+    #[prost(int32, tag = "1")]
+    pub id: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseShardResponse {
+    #[prost(message, optional, tag = "1")]
+    pub shard: ::core::option::Option<Shard>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BackupRequest {
     /// 1 to 100 letters, digits, '-' and '\_'. Empty: a name is made from the time.
@@ -1024,6 +1034,9 @@ pub struct ExplainResponse {
     /// For a shard: how its place was chosen, one line a candidate.
     #[prost(string, repeated, tag = "2")]
     pub placement: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// There were more: deleted after a day, or older than those that are shown.
+    #[prost(bool, tag = "3")]
+    pub truncated: bool,
 }
 /// One change of one thing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1267,6 +1280,31 @@ pub mod cluster_service_client {
                 .insert(GrpcMethod::new("stagedoor.v1.ClusterService", "Drain"));
             self.inner.unary(req, path, codec).await
         }
+        /// Gives a shard an owner again that was stopped because its store lost what was acknowledged: what is lost is lost.
+        pub async fn release_shard(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseShardRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseShardResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/stagedoor.v1.ClusterService/ReleaseShard",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("stagedoor.v1.ClusterService", "ReleaseShard"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Copies every database into the folder `backups` of the store's data directory, while the cluster works.
         pub async fn backup(
             &mut self,
@@ -1365,6 +1403,14 @@ pub mod cluster_service_server {
             &self,
             request: tonic::Request<super::DrainRequest>,
         ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
+        /// Gives a shard an owner again that was stopped because its store lost what was acknowledged: what is lost is lost.
+        async fn release_shard(
+            &self,
+            request: tonic::Request<super::ReleaseShardRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseShardResponse>,
+            tonic::Status,
+        >;
         /// Copies every database into the folder `backups` of the store's data directory, while the cluster works.
         async fn backup(
             &self,
@@ -1707,6 +1753,51 @@ pub mod cluster_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/stagedoor.v1.ClusterService/ReleaseShard" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseShardSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::ReleaseShardRequest>
+                    for ReleaseShardSvc<T> {
+                        type Response = super::ReleaseShardResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseShardRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::release_shard(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseShardSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2270,11 +2361,14 @@ pub struct WorkEvent {
     pub cursor: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub time: ::core::option::Option<::pbjson_types::Timestamp>,
-    #[prost(oneof = "work_event::Event", tags = "4, 5, 6, 7, 8")]
+    #[prost(oneof = "work_event::Event", tags = "4, 5, 6, 7, 8, 9")]
     pub event: ::core::option::Option<work_event::Event>,
 }
 /// Nested message and enum types in `WorkEvent`.
 pub mod work_event {
+    /// Sent once, in the place of what is missing.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Reset {}
     /// The work is in another state. That it runs because its turn began is told as soon as that is so to those who watch
     /// then, and stands after the acceptance. It has no entry of its own: a work that ended before its first step came to
     /// anything does not show it any more afterwards.
@@ -2309,6 +2403,9 @@ pub mod work_event {
         /// A model's or a tool's call that ended, of a loop.
         #[prost(message, tag = "8")]
         Step(super::Step),
+        /// Events before this one were deleted and are not told.
+        #[prost(message, tag = "9")]
+        Reset(Reset),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2401,6 +2498,10 @@ pub struct CancelResponse {
 pub struct SignalRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+    /// Which attempt of it, as its step in Get says. 0: the one in doubt, whichever it is; then this request may not be sent
+    /// again without looking, lest a later attempt is taken for the one that was meant.
+    #[prost(int32, tag = "7")]
+    pub attempt: i32,
     /// Which step; unset: the one in doubt.
     #[prost(oneof = "signal_request::Step", tags = "2, 3")]
     pub step: ::core::option::Option<signal_request::Step>,

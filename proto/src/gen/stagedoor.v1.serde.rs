@@ -1940,12 +1940,18 @@ impl serde::Serialize for ExplainResponse {
         if !self.placement.is_empty() {
             len += 1;
         }
+        if self.truncated {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("stagedoor.v1.ExplainResponse", len)?;
         if !self.transitions.is_empty() {
             struct_ser.serialize_field("transitions", &self.transitions)?;
         }
         if !self.placement.is_empty() {
             struct_ser.serialize_field("placement", &self.placement)?;
+        }
+        if self.truncated {
+            struct_ser.serialize_field("truncated", &self.truncated)?;
         }
         struct_ser.end()
     }
@@ -1959,12 +1965,14 @@ impl<'de> serde::Deserialize<'de> for ExplainResponse {
         const FIELDS: &[&str] = &[
             "transitions",
             "placement",
+            "truncated",
         ];
 
         #[allow(clippy::enum_variant_names)]
         enum GeneratedField {
             Transitions,
             Placement,
+            Truncated,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -1988,6 +1996,7 @@ impl<'de> serde::Deserialize<'de> for ExplainResponse {
                         match value {
                             "transitions" => Ok(GeneratedField::Transitions),
                             "placement" => Ok(GeneratedField::Placement),
+                            "truncated" => Ok(GeneratedField::Truncated),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -2009,6 +2018,7 @@ impl<'de> serde::Deserialize<'de> for ExplainResponse {
             {
                 let mut transitions__ = None;
                 let mut placement__ = None;
+                let mut truncated__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Transitions => {
@@ -2023,11 +2033,18 @@ impl<'de> serde::Deserialize<'de> for ExplainResponse {
                             }
                             placement__ = Some(map_.next_value()?);
                         }
+                        GeneratedField::Truncated => {
+                            if truncated__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("truncated"));
+                            }
+                            truncated__ = Some(map_.next_value()?);
+                        }
                     }
                 }
                 Ok(ExplainResponse {
                     transitions: transitions__.unwrap_or_default(),
                     placement: placement__.unwrap_or_default(),
+                    truncated: truncated__.unwrap_or_default(),
                 })
             }
         }
@@ -5375,6 +5392,190 @@ impl<'de> serde::Deserialize<'de> for Refused {
         deserializer.deserialize_struct("stagedoor.v1.Refused", FIELDS, GeneratedVisitor)
     }
 }
+impl serde::Serialize for ReleaseShardRequest {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let mut len = 0;
+        if self.id != 0 {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.ReleaseShardRequest", len)?;
+        if self.id != 0 {
+            struct_ser.serialize_field("id", &self.id)?;
+        }
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for ReleaseShardRequest {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+            "id",
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+            Id,
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                        match value {
+                            "id" => Ok(GeneratedField::Id),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = ReleaseShardRequest;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.ReleaseShardRequest")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<ReleaseShardRequest, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                let mut id__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Id => {
+                            if id__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("id"));
+                            }
+                            id__ = 
+                                Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
+                            ;
+                        }
+                    }
+                }
+                Ok(ReleaseShardRequest {
+                    id: id__.unwrap_or_default(),
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.ReleaseShardRequest", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for ReleaseShardResponse {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let mut len = 0;
+        if self.shard.is_some() {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.ReleaseShardResponse", len)?;
+        if let Some(v) = self.shard.as_ref() {
+            struct_ser.serialize_field("shard", v)?;
+        }
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for ReleaseShardResponse {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+            "shard",
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+            Shard,
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                        match value {
+                            "shard" => Ok(GeneratedField::Shard),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = ReleaseShardResponse;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.ReleaseShardResponse")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<ReleaseShardResponse, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                let mut shard__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Shard => {
+                            if shard__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("shard"));
+                            }
+                            shard__ = map_.next_value()?;
+                        }
+                    }
+                }
+                Ok(ReleaseShardResponse {
+                    shard: shard__,
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.ReleaseShardResponse", FIELDS, GeneratedVisitor)
+    }
+}
 impl serde::Serialize for Shard {
     #[allow(deprecated)]
     fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
@@ -5589,6 +5790,9 @@ impl serde::Serialize for SignalRequest {
         if !self.id.is_empty() {
             len += 1;
         }
+        if self.attempt != 0 {
+            len += 1;
+        }
         if self.step.is_some() {
             len += 1;
         }
@@ -5598,6 +5802,9 @@ impl serde::Serialize for SignalRequest {
         let mut struct_ser = serializer.serialize_struct("stagedoor.v1.SignalRequest", len)?;
         if !self.id.is_empty() {
             struct_ser.serialize_field("id", &self.id)?;
+        }
+        if self.attempt != 0 {
+            struct_ser.serialize_field("attempt", &self.attempt)?;
         }
         if let Some(v) = self.step.as_ref() {
             match v {
@@ -5633,6 +5840,7 @@ impl<'de> serde::Deserialize<'de> for SignalRequest {
     {
         const FIELDS: &[&str] = &[
             "id",
+            "attempt",
             "sequence",
             "name",
             "done",
@@ -5643,6 +5851,7 @@ impl<'de> serde::Deserialize<'de> for SignalRequest {
         #[allow(clippy::enum_variant_names)]
         enum GeneratedField {
             Id,
+            Attempt,
             Sequence,
             Name,
             Done,
@@ -5670,6 +5879,7 @@ impl<'de> serde::Deserialize<'de> for SignalRequest {
                     {
                         match value {
                             "id" => Ok(GeneratedField::Id),
+                            "attempt" => Ok(GeneratedField::Attempt),
                             "sequence" => Ok(GeneratedField::Sequence),
                             "name" => Ok(GeneratedField::Name),
                             "done" => Ok(GeneratedField::Done),
@@ -5695,6 +5905,7 @@ impl<'de> serde::Deserialize<'de> for SignalRequest {
                     V: serde::de::MapAccess<'de>,
             {
                 let mut id__ = None;
+                let mut attempt__ = None;
                 let mut step__ = None;
                 let mut resolution__ = None;
                 while let Some(k) = map_.next_key()? {
@@ -5704,6 +5915,14 @@ impl<'de> serde::Deserialize<'de> for SignalRequest {
                                 return Err(serde::de::Error::duplicate_field("id"));
                             }
                             id__ = Some(map_.next_value()?);
+                        }
+                        GeneratedField::Attempt => {
+                            if attempt__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("attempt"));
+                            }
+                            attempt__ = 
+                                Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
+                            ;
                         }
                         GeneratedField::Sequence => {
                             if step__.is_some() {
@@ -5742,6 +5961,7 @@ impl<'de> serde::Deserialize<'de> for SignalRequest {
                 }
                 Ok(SignalRequest {
                     id: id__.unwrap_or_default(),
+                    attempt: attempt__.unwrap_or_default(),
                     step: step__,
                     resolution: resolution__,
                 })
@@ -8074,6 +8294,9 @@ impl serde::Serialize for WorkEvent {
                 work_event::Event::Step(v) => {
                     struct_ser.serialize_field("step", v)?;
                 }
+                work_event::Event::Reset(v) => {
+                    struct_ser.serialize_field("reset", v)?;
+                }
             }
         }
         struct_ser.end()
@@ -8095,6 +8318,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             "text",
             "result",
             "step",
+            "reset",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -8107,6 +8331,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             Text,
             Result,
             Step,
+            Reset,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -8136,6 +8361,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
                             "text" => Ok(GeneratedField::Text),
                             "result" => Ok(GeneratedField::Result),
                             "step" => Ok(GeneratedField::Step),
+                            "reset" => Ok(GeneratedField::Reset),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -8214,6 +8440,13 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
                             event__ = map_.next_value::<::std::option::Option<_>>()?.map(work_event::Event::Step)
 ;
                         }
+                        GeneratedField::Reset => {
+                            if event__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("reset"));
+                            }
+                            event__ = map_.next_value::<::std::option::Option<_>>()?.map(work_event::Event::Reset)
+;
+                        }
                     }
                 }
                 Ok(WorkEvent {
@@ -8225,6 +8458,77 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             }
         }
         deserializer.deserialize_struct("stagedoor.v1.WorkEvent", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for work_event::Reset {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let len = 0;
+        let struct_ser = serializer.serialize_struct("stagedoor.v1.WorkEvent.Reset", len)?;
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for work_event::Reset {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                            Err(serde::de::Error::unknown_field(value, FIELDS))
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = work_event::Reset;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.WorkEvent.Reset")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<work_event::Reset, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                while map_.next_key::<GeneratedField>()?.is_some() {
+                    let _ = map_.next_value::<serde::de::IgnoredAny>()?;
+                }
+                Ok(work_event::Reset {
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.WorkEvent.Reset", FIELDS, GeneratedVisitor)
     }
 }
 impl serde::Serialize for work_event::StateChange {

@@ -164,8 +164,8 @@ impl State {
             Signalled::Refused => {
                 let message = match turn.doubted() {
                     Some(doubted) => format!(
-                        "the step in doubt is {} ({}), number {}",
-                        doubted.step, doubted.tool, doubted.sequence
+                        "the step in doubt is {} ({}), number {}, attempt {}",
+                        doubted.step, doubted.tool, doubted.sequence, doubted.attempt
                     ),
                     None => format!("the work is {}, and no step of it in doubt", turn.state()),
                 };

@@ -130,9 +130,9 @@ impl State {
         let (shard, me, host) = (self.shard().clone(), self.me.clone(), self.args.host.clone());
         tokio::spawn(async move {
             match shard.prove().await {
-                Ok(true) => {}
-                Ok(false) => {
-                    _ = host.cast(HostMessage::Writer(Event::Stopped(Reason::Fenced)));
+                Ok(None) => {}
+                Ok(Some(reason)) => {
+                    _ = host.cast(HostMessage::Writer(Event::Stopped(reason)));
                     return;
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,

@@ -75,7 +75,8 @@ fn signal(payload: Bytes) -> Result<Request, String> {
     let call = SignalCall::decode(payload).map_err(|error| error.to_string())?;
     let reason = u16::try_from(call.reason).ok().and_then(Reason::from_code);
     let verdict = reason.and_then(Verdict::from_reason).ok_or("the reason is no verdict")?;
-    let which = Which { sequence: call.sequence, name: call.name };
+    let SignalCall { sequence, name, attempt, .. } = call;
+    let which = Which { sequence, name, attempt };
     let returned = Returned { output: call.output, is_error: false };
     Ok(Request::Signal(Lsn(call.work), Box::new(Signal { which, verdict, returned })))
 }

@@ -11,6 +11,8 @@ struct Net {
     nodes: Mutex<HashMap<String, Handle>>,
     /// Every step that was called for is cut off, without its worker noticing.
     cut: tokio::sync::Notify,
+    /// The same, and the answer of each is given up for want of room on its way.
+    lost: tokio::sync::Notify,
 }
 
 struct Port {
@@ -43,6 +45,10 @@ impl Wire for Port {
                 answer = tokio::time::timeout_at(deadline.into(), receiver) => answer,
                 () = net.cut.notified(), if is_step => {
                     return Err(cluster::Error::PeerGone { peer: to });
+                }
+                () = net.lost.notified(), if is_step => {
+                    let reason = Reason::AnswerLost.code().into();
+                    return Err(cluster::Error::Refused(Refusal { reason, ..Refusal::default() }));
                 }
             };
             match answer {
@@ -286,9 +292,18 @@ async fn a_step_whose_worker_dies_while_the_next_owner_waits_for_it_is_run_again
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_whose_link_broke_reaches_the_owner_that_asked() {
+    an_answer_comes_although(|net| &net.cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_got_lost_reaches_the_owner_that_asked() {
+    an_answer_comes_although(|net| &net.lost).await;
+}
+
+async fn an_answer_comes_although(what: impl Fn(&Net) -> &tokio::sync::Notify) {
     let (stage, model, gate, work) = stage_with_worker().await;
     let before = crate::metrics::ANSWERS_ROUTED.get();
-    stage.net.cut.notify_waiters();
+    what(&stage.net).notify_waiters();
     // The owner has asked again, and was told that it still runs.
     let worker = stage.node("node-2");
     eventually("the owner waits", async || worker.context().held.is_wanted()).await;
@@ -311,9 +326,9 @@ async fn busy_stage(timeout_ms: u64) -> (Stage, Arc<Scripted>, Arc<Semaphore>, u
     (stage, model, gate, first)
 }
 
-async fn await_queued(node: &Handle) {
-    let is_queued = || node.beat().loads.iter().any(|load| load.queued == 1);
-    eventually("a job waits", async || is_queued()).await;
+async fn await_queued(node: &Handle, jobs: u32) {
+    let is_queued = || node.beat().loads.iter().any(|load| load.queued == jobs);
+    eventually("jobs wait", async || is_queued()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,7 +349,7 @@ async fn what_a_process_took_before_it_stood_still_is_given_back() {
     let (stage, model, gate, first) = busy_stage(20_000).await;
     let second = stage.submit("acme/postchain/b", 20_000).await;
     let (node, before) = (stage.node("node-1"), crate::metrics::JOBS_LATE.get());
-    await_queued(&node).await;
+    await_queued(&node, 1).await;
     node.context().awake.pretend_stop();
     gate.add_permits(100);
     for work in [first, second] {
@@ -349,9 +364,12 @@ async fn an_owner_that_stood_still_begins_nothing_before_it_knows_that_it_still_
     let (mut stage, model, gate, first) = busy_stage(500).await;
     // Nothing of the first is journaled any more: its answer finds nobody.
     stage.ended(first).await;
-    stage.submit("acme/postchain/b", 20_000).await;
+    // Each of them asks, and not only the first may hear that it is somebody else's shard now.
+    for agent in ["acme/postchain/b", "acme/postchain/c", "acme/postchain/d"] {
+        stage.submit(agent, 20_000).await;
+    }
     let node = stage.node("node-1");
-    await_queued(&node).await;
+    await_queued(&node, 3).await;
     stage.fence("node-2").await;
     node.context().awake.pretend_stop();
     gate.add_permits(100);

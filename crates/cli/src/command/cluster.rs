@@ -3,10 +3,10 @@
 use domain::{AgentId, ProcessName, WorkId};
 use proto::v1::{
     CordonRequest, DrainRequest, ExplainRequest, ExplainResponse, FindRequest, FindResponse, Node,
-    Shard, StatusResponse, UncordonRequest,
+    ReleaseShardRequest, Shard, StatusResponse, UncordonRequest,
 };
 
-use crate::args::{CapabilitiesArgs, Kind, NodeArgs, OnlyConnection, WhyArgs};
+use crate::args::{CapabilitiesArgs, Kind, NodeArgs, OnlyConnection, ReleaseArgs, WhyArgs};
 use crate::credentials::connect;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -87,6 +87,15 @@ pub(crate) async fn drain(args: NodeArgs) -> Result<Exit, Failure> {
     let answer = connect(&args.connection)?.drain(request).await;
     let answer = answer.map_err(|error| Failure::of_one(error, NODES))?;
     output::print(args.connection.output, &answer, |answer| node_table(answer.node.as_slice()))?;
+    Ok(Exit::Ok)
+}
+
+/// `release`.
+pub(crate) async fn release(args: ReleaseArgs) -> Result<Exit, Failure> {
+    let request = ReleaseShardRequest { id: args.shard.into() };
+    let answer = connect(&args.connection)?.release_shard(request).await;
+    let answer = answer.map_err(|error| Failure::of_one(error, "stagedoor shards"))?;
+    output::print(args.connection.output, &answer, |answer| shard_table(answer.shard.as_slice()))?;
     Ok(Exit::Ok)
 }
 
@@ -204,9 +213,11 @@ fn explanation(answer: &ExplainResponse) -> String {
     });
     let headings = ["TIME", "WHAT", "CHANGE", "REASON", "NODE", "EPOCH", "CAUSE"];
     let table = output::table(headings, rows.collect());
+    let end =
+        if answer.truncated { "\nolder transitions were deleted, or are too many" } else { "" };
     match answer.placement.is_empty() {
-        true => table,
-        false => format!("{table}\n\n{}", answer.placement.join("\n")),
+        true => format!("{table}{end}"),
+        false => format!("{table}{end}\n\n{}", answer.placement.join("\n")),
     }
 }
 

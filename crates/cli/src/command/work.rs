@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use client::{Client, Error};
-use domain::AgentId;
+use domain::{AgentId, Reason};
 use proto::convert;
 use proto::v1::signal_request::{self, Resolution, Step};
 use proto::v1::{
@@ -99,6 +99,12 @@ pub(crate) async fn follow_submit(
     Err(Error::Ended.into())
 }
 
+/// So that a signal whose answer is lost can be sent again. 0: none, which the owner says better.
+fn attempt_in_doubt(work: &Work) -> i32 {
+    let doubted = work.steps.iter().rfind(|step| step.reason == Reason::InDoubt.as_str());
+    doubted.map_or(0, |step| step.attempts)
+}
+
 /// `work`.
 pub(crate) async fn run(args: WorkArgs) -> Result<Exit, Failure> {
     let client = connect(&args.connection)?;
@@ -114,7 +120,7 @@ pub(crate) async fn run(args: WorkArgs) -> Result<Exit, Failure> {
             output::print(format, &work, output::work)?;
             Ok(Exit::Ok)
         }
-        WorkCommand::Signal { id, done, retry, fail: _, step } => {
+        WorkCommand::Signal { id, done, retry, fail: _, step, attempt } => {
             let resolution = match (done, retry) {
                 (Some(output), _) => Resolution::Done(signal_request::Done { output }),
                 (None, true) => Resolution::Retry(signal_request::Retry {}),
@@ -124,8 +130,12 @@ pub(crate) async fn run(args: WorkArgs) -> Result<Exit, Failure> {
                 Ok(sequence) => Step::Sequence(sequence),
                 Err(_) => Step::Name(step),
             });
-            let request = SignalRequest { id: id.to_string(), step, resolution: Some(resolution) };
-            let work = client.signal(request).await?;
+            let (id, resolution) = (id.to_string(), Some(resolution));
+            let attempt = match attempt {
+                Some(attempt) => attempt,
+                None => attempt_in_doubt(&client.get(&id).await?),
+            };
+            let work = client.signal(SignalRequest { id, step, attempt, resolution }).await?;
             output::print(format, &work, output::work)?;
             Ok(Exit::Ok)
         }

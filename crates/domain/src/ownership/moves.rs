@@ -44,7 +44,7 @@ impl Ownership {
             Stage::Known => {
                 shard.row.as_ref().is_some_and(|row| row.member.is_some()) && !shard.is_open
             }
-            Stage::Unread { .. } | Stage::Reading { .. } | Stage::Stopped => false,
+            Stage::Unread { .. } | Stage::Reading { .. } | Stage::Stopped { .. } => false,
         };
         self.shards.values().filter(is_between).count()
     }
@@ -81,7 +81,7 @@ impl Ownership {
     fn is_calm(&self) -> bool {
         let is_served = |shard: &Shard| match shard.stage {
             Stage::Known => shard.is_open,
-            Stage::Stopped => true,
+            Stage::Stopped { .. } => true,
             Stage::Unread { .. } | Stage::Reading { .. } | Stage::Fencing { .. } => false,
         };
         self.view.values().all(|seen| seen.standing == Standing::Answering)

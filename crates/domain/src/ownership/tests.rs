@@ -43,6 +43,7 @@ fn fences(actions: &[Action]) -> Vec<(u64, Member, Reason)> {
         }
         Action::ReadOwner { .. }
         | Action::Grant { .. }
+        | Action::Remember { .. }
         | Action::MapChanged { .. }
         | Action::Outranked { .. } => None,
     };
@@ -54,6 +55,7 @@ fn grants(actions: &[Action]) -> Vec<(u64, Member)> {
         Action::Grant { epoch, to, .. } => Some((epoch.0, to.clone())),
         Action::ReadOwner { .. }
         | Action::Fence { .. }
+        | Action::Remember { .. }
         | Action::MapChanged { .. }
         | Action::Outranked { .. } => None,
     };
@@ -219,7 +221,8 @@ fn a_shard_whose_store_rolled_back_is_left_alone() {
     ownership.view(view(&[&ann, &bob]), Millis(100));
     ownership.dropped(SHARD, Epoch(4), Reason::StoreRolledBack, Millis(200));
     assert_eq!(fences(&ownership.view(view(&[&bob]), Millis(300))), []);
-    assert_eq!(ownership.tick(Millis(60_000)), []);
+    // Its row is read, in case it is restored.
+    assert_eq!(ownership.tick(Millis(60_000)), [Action::ReadOwner { shard: SHARD }]);
 }
 
 #[test]
@@ -274,6 +277,7 @@ fn fenced_shard(actions: &[Action]) -> Option<(ShardId, Member, Reason)> {
         Action::Fence { shard, to, reason, .. } => Some((*shard, to.clone(), *reason)),
         Action::ReadOwner { .. }
         | Action::Grant { .. }
+        | Action::Remember { .. }
         | Action::MapChanged { .. }
         | Action::Outranked { .. } => None,
     })
@@ -365,4 +369,127 @@ fn nothing_is_fenced_while_the_brake_is_on() {
     assert_eq!(fences(&ownership.view(view(&[&bob]), Millis(9_000))), []);
     ownership.hold(false);
     assert_eq!(fences(&ownership.tick(Millis(9_100))).len(), 4, "ann is dead");
+}
+
+/// What the leader wants the next one to know.
+fn remembered(actions: &[Action]) -> Vec<(u64, ShardStanding)> {
+    let remember = |action: &Action| match action {
+        Action::Remember { remembered, .. } => Some((remembered.epoch.0, remembered.standing)),
+        Action::ReadOwner { .. }
+        | Action::Grant { .. }
+        | Action::Fence { .. }
+        | Action::MapChanged { .. }
+        | Action::Outranked { .. } => None,
+    };
+    actions.iter().filter_map(remember).collect()
+}
+
+/// A leader that knows of epoch 7, and two nodes.
+fn leader_of_seven() -> (Ownership, Member) {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(7, Some(&ann), 5));
+    ownership.view(view(&[&ann, &bob]), Millis(20));
+    ownership.held(&ann, &held(7, true), Millis(30));
+    (ownership, ann)
+}
+
+/// Reads the row again and again, as it is asked for, and finds this epoch. Answers all that was wanted until `until`.
+fn reads(ownership: &mut Ownership, epoch: u64, owner: &Member, until: u64) -> Vec<Action> {
+    let mut all = Vec::new();
+    for now in (100..until).step_by(100).map(Millis) {
+        let actions = ownership.tick(now);
+        if actions.iter().any(|action| matches!(action, Action::ReadOwner { .. })) {
+            all.extend(ownership.owner_read(SHARD, row(epoch, Some(owner), 4), now));
+        }
+        all.extend(actions);
+    }
+    all
+}
+
+#[test]
+fn a_row_that_stays_older_than_what_is_known_stops_the_shard() {
+    let (mut ownership, ann) = leader_of_seven();
+    let lost = FenceResult::Lost(row(5, Some(&ann), 4));
+    assert_eq!(fences(&ownership.fence_result(SHARD, lost, Millis(50))), []);
+    let wanted = reads(&mut ownership, 5, &ann, 60 + OLDER_MS);
+    assert!(fences(&wanted).is_empty() && grants(&wanted).is_empty(), "{wanted:?}");
+    assert!(!ownership.is_stopped(SHARD), "an answer may have been overtaken");
+    let wanted = reads(&mut ownership, 5, &ann, 1_000 + OLDER_MS);
+    assert_eq!(remembered(&wanted), [(7, ShardStanding::Stopped)]);
+    assert!(ownership.is_stopped(SHARD));
+}
+
+#[test]
+fn a_newer_row_after_an_older_one_is_the_true_one() {
+    let (mut ownership, ann) = leader_of_seven();
+    ownership.owner_read(SHARD, row(5, Some(&ann), 4), Millis(50));
+    reads(&mut ownership, 7, &ann, 2 * OLDER_MS);
+    ownership.owner_read(SHARD, row(5, Some(&ann), 4), Millis(2 * OLDER_MS));
+    assert!(!ownership.is_stopped(SHARD));
+}
+
+#[test]
+fn the_next_leader_knows_what_was_stopped_and_what_its_rows_cannot_say() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let next = |standing| {
+        let mut ownership = Ownership::new(Term(5), [SHARD], SETTINGS, Millis(0));
+        ownership.recall(SHARD, Remembered { epoch: Epoch(7), standing }, Millis(0));
+        ownership.view(view(&[&ann, &bob]), Millis(0));
+        ownership
+    };
+    let mut stopped = next(ShardStanding::Stopped);
+    let wanted = reads(&mut stopped, 7, &ann, 60_000);
+    assert!(fences(&wanted).is_empty() && grants(&wanted).is_empty(), "{wanted:?}");
+    // Restored, it has a much later epoch.
+    let wanted = reads(&mut stopped, 1_000_007, &ann, 70_000);
+    assert_eq!(remembered(&wanted), [(1_000_007, ShardStanding::Served)]);
+    let mut older = next(ShardStanding::Served);
+    let wanted = reads(&mut older, 6, &ann, 60_000);
+    assert!(fences(&wanted).is_empty() && grants(&wanted).is_empty(), "{wanted:?}");
+    assert_eq!(remembered(&wanted), [(7, ShardStanding::Stopped)]);
+}
+
+#[test]
+fn a_released_shard_is_opened_in_an_epoch_that_nobody_had() {
+    let (mut ownership, ann) = leader_of_seven();
+    assert_eq!(ownership.release(SHARD, Millis(40)), None, "it is not stopped");
+    ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(50));
+    let released = ownership.release(SHARD, Millis(60)).unwrap();
+    assert_eq!(remembered(&released), [(7, ShardStanding::Released)]);
+    assert_eq!(released[0], Action::ReadOwner { shard: SHARD });
+    let mut wanted = ownership.owner_read(SHARD, row(5, Some(&ann), 4), Millis(70));
+    for (epoch, now) in (5..=7).zip(80..) {
+        let found = fences(&wanted);
+        let [(expected, to, Reason::Released)] = &found[..] else { panic!("{wanted:?}") };
+        assert_eq!((*expected, grants(&wanted)), (epoch, vec![]));
+        let fenced = FenceResult::Fenced(row(epoch + 1, Some(to), 5));
+        wanted = ownership.fence_result(SHARD, fenced, Millis(now));
+    }
+    assert!(matches!(grants(&wanted)[..], [(8, _)]), "{wanted:?}");
+    assert_eq!(remembered(&wanted), [(8, ShardStanding::Served)]);
+}
+
+#[test]
+fn a_shard_that_cannot_be_opened_goes_round_ever_slower_and_elsewhere() {
+    let (mut ownership, ann) = leader_of_seven();
+    let (mut epoch, mut now) = (7, Millis(100));
+    let (mut waits, mut owners) = (Vec::new(), vec![ann.name.to_string()]);
+    for _ in 0..5 {
+        let from = now;
+        let mut wanted = ownership.dropped(SHARD, Epoch(epoch), Reason::StoreUnavailable, now);
+        while fences(&wanted).is_empty() {
+            now = now.plus(50);
+            assert!(now.since(from) < DROPPED_MS_MAX);
+            wanted = ownership.tick(now);
+        }
+        waits.push(now.since(from));
+        let (_, owner, _) = fences(&wanted).remove(0);
+        owners.push(owner.name.to_string());
+        epoch += 1;
+        let fenced = FenceResult::Fenced(row(epoch, Some(&owner), 5));
+        ownership.fence_result(SHARD, fenced, now);
+    }
+    // The first owner had it open.
+    assert_eq!(waits, [0, 200, 400, 800, 1_600]);
+    assert_eq!(owners, ["ann", "ann", "ann", "bob", "ann", "bob"]);
 }

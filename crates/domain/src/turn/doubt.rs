@@ -49,12 +49,15 @@ pub struct Which {
     pub sequence: u32,
     /// Empty: any.
     pub name: String,
+    /// Which attempt of it; 0: any. Without it a signal that is repeated may be taken for one about the next attempt.
+    pub attempt: u32,
 }
 
 impl Which {
-    pub fn is(&self, sequence: u32, name: &str) -> bool {
+    pub fn is(&self, sequence: u32, name: &str, attempt: u32) -> bool {
         (self.sequence == 0 || self.sequence == sequence)
             && (self.name.is_empty() || self.name == name)
+            && (self.attempt == 0 || self.attempt == attempt)
     }
 }
 
@@ -198,7 +201,7 @@ impl Turn {
         now_ms: i64,
     ) -> Signalled {
         match self.doubted() {
-            Some(doubted) if which.is(doubted.sequence, doubted.tool) => {
+            Some(doubted) if which.is(doubted.sequence, doubted.tool, doubted.attempt) => {
                 Signalled::Journal(self.resolve(verdict, returned, "", now_ms))
             }
             Some(_) | None if self.was_resolved(which, verdict) => Signalled::Known,
@@ -207,11 +210,13 @@ impl Turn {
     }
 
     fn was_resolved(&self, which: &Which, verdict: Verdict) -> bool {
-        self.verdicts().any(|(sequence, tool, given)| given == verdict && which.is(sequence, tool))
+        self.verdicts().any(|(step, given)| {
+            given == verdict && which.is(step.sequence, step.tool, step.attempt)
+        })
     }
 
-    /// The verdicts so far, with number and tool of the step of each.
-    fn verdicts(&self) -> impl Iterator<Item = (u32, &str, Verdict)> {
+    /// The verdicts so far, each with the step that it was about.
+    fn verdicts(&self) -> impl Iterator<Item = (Doubted<'_>, Verdict)> {
         let (mut sequence, mut tool) = (1, "");
         self.entries.iter().filter_map(move |(_, entry)| match entry {
             Entry::StepDone(_) => {
@@ -222,7 +227,10 @@ impl Turn {
                 tool = &intended.tool;
                 None
             }
-            Entry::StepResolved(resolved) => Some((sequence, tool, resolved.verdict)),
+            Entry::StepResolved(StepResolved { step, attempt, verdict }) => {
+                let (step, attempt) = (*step, *attempt);
+                Some((Doubted { step, attempt, tool, sequence }, *verdict))
+            }
             Entry::ShardOpened(_)
             | Entry::Accepted(_)
             | Entry::StepBegan(_)

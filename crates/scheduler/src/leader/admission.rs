@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use cluster::Peer;
-use domain::membership::Standing;
 use domain::place::Admission;
 use domain::time::Millis;
 use domain::{Epoch, Member, ProcessName, Reason};
@@ -17,6 +16,7 @@ use super::{Leader, api_node, check_sender};
 use crate::Error;
 use crate::clock::wall_ms;
 use crate::journal::Transition;
+use crate::links::refusal;
 use crate::shared::{encoded, node_peer};
 
 /// What an operator wants of a node.
@@ -52,6 +52,10 @@ impl Leader {
         };
         let member = self.membership.nodes().map(|node| node.member()).find(|m| m.name == *node);
         let member = member.cloned();
+        let is_draining = member.as_ref().is_some_and(|member| self.roster.is_draining(member));
+        if is_draining && admit != Admit::Drain {
+            return Err(Error::Draining { node: node.to_string() });
+        }
         if admit == Admit::Drain && member.is_none() {
             return Err(Error::NotRunning { node: node.to_string(), state: row.state.clone() });
         }
@@ -68,17 +72,31 @@ impl Leader {
             }
             (Admit::Drain, Some(member)) => {
                 self.drain(&member, format!("asked by {actor}"), now);
-                let wanted = Envelope { kind: kind::DRAIN_WANTED, ..Envelope::default() };
-                // It asks for itself, too, when it ends; without this message it would not.
-                if self.hands.shared.links.cast(&node_peer(node), wanted).is_err() {
-                    return Err(Error::Silent);
-                }
+                self.roster.drains(member);
+                self.tell_drains(now);
             }
             (Admit::Drain, None) => {}
         }
         let alive = self.membership.nodes().find(|alive| alive.member().name == *node);
         let row = self.roster.rows.get(node);
         row.map(|row| api_node(row, alive, Vec::new())).ok_or(Error::Silent)
+    }
+
+    /// Tells the nodes that an operator wants to drain, until they say that they do: a message may get lost.
+    pub(super) fn tell_drains(&mut self, now: Millis) {
+        for node in self.roster.drains_to_tell(now) {
+            let wanted = Envelope { kind: kind::DRAIN_WANTED, ..Envelope::default() };
+            // Not sent, it is sent the next time.
+            _ = self.hands.shared.links.cast(&node_peer(&node), wanted);
+        }
+    }
+
+    /// What this very run was doing under the leader before.
+    pub(super) fn drain_on(&mut self, member: &Member) {
+        if self.roster.is_draining(member) && self.membership.drain(member) {
+            self.roster.withdraw(member);
+            self.roster.drains(member.clone());
+        }
     }
 
     fn cordon(&mut self, node: &ProcessName, is_cordoned: bool, actor: &str, now: Millis) {
@@ -101,11 +119,17 @@ impl Leader {
     ) -> Result<Bytes, Refusal> {
         check_sender(from, &request.name)?;
         let member = read_join(request)?.joining.member;
+        if self.membership.node(&member).is_none() {
+            return Err(refusal(Reason::NotFound, format!("{member} is no member: join first")));
+        }
         self.drain(&member, "the process was told to end".to_owned(), now);
-        let takers = self.membership.nodes().filter(|node| {
-            node.standing == Standing::Answering && node.admission == Admission::Open
-        });
+        self.roster.drains_itself(&member);
+        // Also those that are suspected: most of them answer again in a moment.
+        let takers = self.membership.nodes().filter(|node| node.admission == Admission::Open);
         let targets = u32::try_from(takers.count()).unwrap_or(u32::MAX);
+        if targets == 0 && !self.is_settled {
+            return Err(refusal(Reason::NoTarget, "the nodes have not all joined yet"));
+        }
         Ok(encoded(&DrainAnswer { targets }))
     }
 

@@ -9,7 +9,7 @@ use proto::link::PutNode;
 use proto::v1;
 
 use super::Leader;
-use super::facts::{DROPPED, Facts, GRANTED, OPEN, UNOWNED};
+use super::facts::{DROPPED, Facts, GRANTED, OPEN, STOPPED, UNOWNED};
 use super::roster::{ALIVE, SUSPECT};
 use crate::metrics;
 
@@ -56,7 +56,12 @@ impl Leader {
         let map = self.ownership.map();
         let shard = |(id, facts): (&ShardId, &Facts)| {
             let entry = map.get(id);
-            let state = entry.map_or(UNOWNED, |entry| if entry.is_open { OPEN } else { GRANTED });
+            let state = match entry {
+                _ if self.ownership.is_stopped(*id) => STOPPED,
+                Some(entry) if entry.is_open => OPEN,
+                Some(_) => GRANTED,
+                None => UNOWNED,
+            };
             v1::Shard {
                 id: signed(id.0),
                 state: state.to_owned(),
@@ -108,7 +113,7 @@ impl Leader {
     }
 
     pub(super) fn count_shards(&self) {
-        for state in [OPEN, GRANTED, DROPPED, UNOWNED] {
+        for state in [OPEN, GRANTED, DROPPED, STOPPED, UNOWNED] {
             let count = self.shards.values().filter(|facts| facts.state == state).count();
             metrics::SHARDS.with_label_values(&[state]).set(signed(count).into());
         }

@@ -1,17 +1,23 @@
 //! What is known of each shard beside its owner, and how it came about: for people.
 
-use domain::ownership::OwnerRow;
+use domain::ownership::{OwnerRow, Remembered, ShardStanding};
+use domain::time::Millis;
 use domain::{Epoch, Member, Reason, ShardId};
-use proto::link::PutShard;
-use tracing::info;
+use proto::link::control_write::Write;
+use proto::link::{PutAudit, PutShard};
+use proto::v1;
+use tracing::{error, info};
 
 use super::Leader;
+use crate::Error;
+use crate::clock::wall_ms;
 use crate::journal::Transition;
 
 pub(super) const UNOWNED: &str = "unowned";
 pub(super) const GRANTED: &str = "granted";
 pub(super) const OPEN: &str = "open";
 pub(super) const DROPPED: &str = "dropped";
+pub(super) const STOPPED: &str = "stopped";
 
 /// A shard, as people see it.
 pub(super) struct Facts {
@@ -43,7 +49,21 @@ impl Leader {
         };
         let state = if row.member.is_some() { GRANTED } else { UNOWNED };
         let from = std::mem::replace(&mut facts.state, state);
-        if let Some(fence) = fence.filter(is_ours) {
+        let fence = fence.filter(is_ours);
+        // Whoever fenced it has not written it down: he wrote the epoch together with the reason.
+        if fence.is_none() && facts.row.epoch < row.epoch.0 && row.member.is_some() {
+            facts.reason = Some(Reason::Inherited);
+            self.journal.transition(Transition {
+                subject: format!("shard/{shard}"),
+                from,
+                to: GRANTED,
+                reason: Reason::Inherited,
+                cause: format!("fenced by the leader of term {}", row.term),
+                epoch: row.epoch,
+                node: row.member.as_ref().map(|to| to.name.to_string()).unwrap_or_default(),
+            });
+        }
+        if let Some(fence) = fence {
             facts.reason = Some(fence.reason);
             info!(%shard, epoch = %row.epoch, to = %fence.to, reason = %fence.reason, "fenced shard");
             self.journal.transition(Transition {
@@ -90,6 +110,62 @@ impl Leader {
             });
         }
         self.count_shards();
+    }
+
+    /// Keeps for the leaders after this one what cannot be read from the shard's own database.
+    pub(super) fn remember(&mut self, shard: ShardId, remembered: Remembered) {
+        let Some(facts) = self.shards.get_mut(&shard) else { return };
+        let standing = remembered.standing.as_str().to_owned();
+        let before = std::mem::replace(&mut facts.row.standing, standing);
+        facts.row.epoch = remembered.epoch.0;
+        self.journal.put(Write::Shard(facts.row.clone()));
+        if before == facts.row.standing {
+            return;
+        }
+        let (to, reason, cause) = match remembered.standing {
+            ShardStanding::Served => return,
+            ShardStanding::Stopped => {
+                error!(%shard, epoch = %remembered.epoch, "the store of a shard lost what was acknowledged: the shard is stopped until it is restored or released");
+                (STOPPED, Reason::StoreRolledBack, "its store is older than what was acknowledged")
+            }
+            ShardStanding::Released => {
+                (UNOWNED, Reason::Released, "what its store lost is given up")
+            }
+        };
+        facts.reason = Some(reason);
+        let from = std::mem::replace(&mut facts.state, to);
+        self.journal.transition(Transition {
+            subject: format!("shard/{shard}"),
+            from,
+            to,
+            reason,
+            cause: cause.to_owned(),
+            epoch: remembered.epoch,
+            node: String::new(),
+        });
+        self.count_shards();
+    }
+
+    /// Gives a stopped shard an owner again.
+    pub(crate) fn release(
+        &mut self,
+        actor: String,
+        shard: ShardId,
+        now: Millis,
+    ) -> Result<v1::Shard, Error> {
+        let subject = format!("shard/{shard}");
+        if !self.shards.contains_key(&shard) {
+            return Err(Error::UnknownSubject { subject });
+        }
+        let Some(actions) = self.ownership.release(shard, now) else {
+            return Err(Error::NotStopped { shard: shard.0 });
+        };
+        info!(%shard, actor, "released shard");
+        let (action, term) = ("ReleaseShard".to_owned(), self.term().0);
+        self.journal.put(Write::Audit(PutAudit { at_ms: wall_ms(), actor, action, subject, term }));
+        self.act(actions, now);
+        let found = self.shards().into_iter().find(|found| found.id == shard.0.cast_signed());
+        found.ok_or(Error::Silent)
     }
 }
 

@@ -113,6 +113,8 @@ fn new_shards(count: u16, store: &str) -> Vec<PutShard> {
         slot_count: first(shard + 1) - first(shard),
         store: store.to_owned(),
         database: format!("shard-{shard}"),
+        epoch: 0,
+        standing: String::new(),
     };
     (0..count).map(shard).collect()
 }

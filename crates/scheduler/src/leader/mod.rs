@@ -20,7 +20,7 @@ use bytes::Bytes;
 use cluster::Peer;
 use domain::brake::Brakes;
 use domain::membership::{self, Beat, Held, Membership};
-use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership};
+use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership, Remembered};
 use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
@@ -41,7 +41,7 @@ use crate::journal::{Journal, Transition};
 use crate::links::{malformed, refusal};
 use crate::metrics;
 use crate::shared::node_peer;
-use facts::{DROPPED, Facts, Fencing, GRANTED, UNOWNED};
+use facts::{DROPPED, Facts, Fencing, GRANTED, STOPPED, UNOWNED};
 use reports::Reports;
 use roster::{DEAD, LEFT, Roster, SUSPECT, read_join};
 
@@ -89,6 +89,7 @@ impl Leader {
             let owner = loaded.owners.get(&id).cloned();
             let is_owned = owner.as_ref().is_some_and(|owner| owner.member.is_some());
             let state = if is_owned { GRANTED } else { UNOWNED };
+            let state = if row.standing == STOPPED { STOPPED } else { state };
             (id, Facts { row, owner, state, reason: None, fence: None })
         };
         let roster = Roster::new(loaded.nodes);
@@ -124,12 +125,22 @@ impl Leader {
             outranked: None,
             hands,
         };
+        leader.recall(now);
         leader.tick(now);
         leader.publish(None);
         // Whose link outlived the leader before us would not know that another term began.
         leader.behind.extend(leader.roster.expected().map(node_peer));
         leader.catch_up();
         leader
+    }
+
+    /// What the leaders before us wrote down of the shards. A standing of a later version is one that is not known.
+    fn recall(&mut self, now: Millis) {
+        for (shard, facts) in &self.shards {
+            let epoch = Epoch(facts.row.epoch);
+            let standing = facts.row.standing.parse().unwrap_or_default();
+            self.ownership.recall(*shard, Remembered { epoch, standing }, now);
+        }
     }
 
     pub(crate) fn term(&self) -> Term {
@@ -162,6 +173,7 @@ impl Leader {
             self.give_up_waiting();
         }
         self.brake(now);
+        self.tell_drains(now);
         let actions = self.ownership.tick(now);
         self.act(actions, now);
         self.catch_up();
@@ -216,6 +228,7 @@ impl Leader {
         let (replaced, rest): (Vec<_>, Vec<_>) = effects.into_iter().partition(is_dead);
         self.carry(replaced, now);
         self.roster.joined(&joined);
+        self.drain_on(&member);
         self.hands.shared.links.learn(node_peer(&member.name), vec![joined.joining.address]);
         // It said so over its link, which may be older than this run of it.
         self.hands.shared.set_linked(member.name.clone(), Some(member.incarnation));
@@ -486,6 +499,7 @@ impl Leader {
                     self.fence(shard, expected_epoch, to, reason);
                 }
                 Action::Grant { shard, epoch, to } => self.grant(shard, epoch, to),
+                Action::Remember { shard, remembered } => self.remember(shard, remembered),
                 Action::MapChanged { version: _ } => self.map_changed(),
                 Action::Outranked { term } => self.outranked = self.outranked.max(Some(term)),
             }

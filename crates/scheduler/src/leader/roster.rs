@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use domain::membership::Joining;
 use domain::place::Admission;
+use domain::time::Millis;
 use domain::view::{MemberInfo, Offer};
 use domain::{Incarnation, Member, ProcessName, Reason, Role};
 use proto::link::{JoinRequest, PutNode, Refusal};
@@ -13,6 +14,8 @@ use proto::view::{offer_from_message, offer_to_message};
 
 use crate::links::malformed;
 
+/// How often a node that is to drain and does not is told so again.
+const DRAIN_EVERY_MS: u64 = 1_000;
 const OFFERS_MAX: usize = 256;
 const ADDRESS_BYTES_MAX: usize = 512;
 
@@ -62,6 +65,8 @@ pub(crate) struct Roster {
     pub(crate) rows: BTreeMap<ProcessName, PutNode>,
     /// Alive under the leader before us, and not heard of yet.
     expected: BTreeMap<ProcessName, Member>,
+    /// Who is to drain and has not said that it does, and when it was told last.
+    drains: BTreeMap<Member, Option<Millis>>,
 }
 
 impl Roster {
@@ -109,6 +114,32 @@ impl Roster {
         }
     }
 
+    /// An operator wants this run to hand everything over and end.
+    pub(crate) fn drains(&mut self, member: Member) {
+        self.drains.entry(member).or_default();
+    }
+
+    /// It says so itself, and needs not to be told.
+    pub(crate) fn drains_itself(&mut self, member: &Member) {
+        self.drains.remove(member);
+    }
+
+    /// Who has to be told now.
+    pub(crate) fn drains_to_tell(&mut self, now: Millis) -> Vec<ProcessName> {
+        let is_due = |told: &Option<Millis>| told.is_none_or(|at| DRAIN_EVERY_MS <= now.since(at));
+        let due = self.drains.iter_mut().filter(|(_, told)| is_due(told));
+        due.map(|(member, told)| {
+            *told = Some(now);
+            member.name.clone()
+        })
+        .collect()
+    }
+
+    pub(crate) fn is_draining(&self, member: &Member) -> bool {
+        let row = self.rows.get(&member.name);
+        row.is_some_and(|row| row.admission == DRAINING && row.incarnation == member.incarnation.0)
+    }
+
     pub(crate) fn joined(&mut self, joined: &Joined) {
         let Joining { member, zone, capacity, address, .. } = &joined.joining;
         self.expected.remove(&member.name);
@@ -120,10 +151,14 @@ impl Roster {
             offers: joined.offers.clone(),
         };
         self.members.insert(member.name.clone(), info);
-        // A cordon is of the name; draining was another run's.
+        // A cordon is of the name; draining is of one run.
         let before = self.rows.get(&member.name);
         let is_cordoned = before.is_some_and(|row| row.admission == CORDONED);
-        let admission = if is_cordoned { CORDONED } else { "" };
+        let admission = match self.is_draining(member) {
+            true => DRAINING,
+            false if is_cordoned => CORDONED,
+            false => "",
+        };
         let row = PutNode {
             name: member.name.to_string(),
             incarnation: member.incarnation.0,
@@ -160,6 +195,7 @@ impl Roster {
 
     /// Takes a dead member out of the view; not a later run of the same name.
     pub(crate) fn remove(&mut self, member: &Member) {
+        self.drains.remove(member);
         if self.members.get(&member.name).is_some_and(|info| info.incarnation == member.incarnation)
         {
             self.members.remove(&member.name);

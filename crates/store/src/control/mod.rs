@@ -163,8 +163,10 @@ fn put_shard(sink: &mut dyn Sink, shard: &PutShard) -> Result<(), Stop> {
         Value::Integer(shard.slot_count.into()),
         text(&shard.store),
         text(&shard.database),
+        number(shard.epoch)?,
+        text(&shard.standing),
     ];
-    sink.run("INSERT OR REPLACE INTO shards VALUES(?1, ?2, ?3, ?4, ?5, ?6)", params)
+    sink.run("INSERT OR REPLACE INTO shards VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)", params)
 }
 
 fn put_audit(sink: &mut dyn Sink, put: &PutAudit) -> Result<(), Stop> {

@@ -197,8 +197,7 @@ fn audit(row: &mut Row) -> Result<PutAudit, Malformed> {
     })
 }
 
-const SHARDS: &str =
-    "SELECT shard, class, slot_first, slot_count, store, location FROM shards ORDER BY shard";
+const SHARDS: &str = "SELECT shard, class, slot_first, slot_count, store, location, epoch, standing FROM shards ORDER BY shard";
 
 fn shard(row: &mut Row) -> Result<PutShard, Malformed> {
     Ok(PutShard {
@@ -208,5 +207,7 @@ fn shard(row: &mut Row) -> Result<PutShard, Malformed> {
         slot_count: row.u32()?,
         store: row.text()?,
         database: row.text()?,
+        epoch: row.u64()?,
+        standing: row.text()?,
     })
 }

@@ -115,7 +115,9 @@ impl Task {
             let commit = async move { store.commit(&database, group).await };
             let error = match self.unless_stopped(commit).await? {
                 Ok(CommitOutcome::Committed) => return Ok(Outcome::Committed),
-                Ok(CommitOutcome::Fenced { .. }) => return Ok(Outcome::Fenced),
+                Ok(CommitOutcome::Fenced { epoch }) => {
+                    return Ok(Outcome::Fenced { epoch: Epoch(epoch) });
+                }
                 Ok(CommitOutcome::HeadMismatch { .. }) => return Ok(Outcome::HeadMismatch),
                 Err(Error::Unknown { what }) => {
                     metrics::UNKNOWN.inc();

@@ -116,6 +116,8 @@ async fn the_control_database_answers_what_was_put(doors: &Doors) {
         slot_count: 50,
         store: "main".into(),
         database: SHARD.into(),
+        epoch: 7,
+        standing: "stopped".into(),
     };
     let definition = |name: &str, hash: u8| PutDefinition {
         hash: vec![hash; 32].into(),

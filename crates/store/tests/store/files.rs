@@ -92,7 +92,7 @@ async fn a_database_of_an_older_version_is_brought_up_to_date() {
     connection.execute_batch(older).await.unwrap();
 
     let store = open(folder.path());
-    assert_eq!(store.check(SHARD).await.unwrap().schema, 3);
+    assert_eq!(store.check(SHARD).await.unwrap().schema, 4);
     let columns =
         "SELECT count(*) FROM pragma_table_info('work') WHERE name IN ('parent', 'notify')";
     let mut rows = connection.query(columns, ()).await.unwrap();
@@ -118,7 +118,8 @@ async fn a_cluster_of_an_older_version_keeps_its_id_and_names_no_authority_yet()
     let path = folder.path().join("data/control.db");
     let database = libsql::Builder::new_local(&path).build().await.unwrap();
     let connection = database.connect().unwrap();
-    let older = "ALTER TABLE cluster DROP COLUMN authorities; INSERT INTO cluster VALUES(1, 'c-1');
+    let older = "ALTER TABLE shards DROP COLUMN epoch; ALTER TABLE shards DROP COLUMN standing;
+                 ALTER TABLE cluster DROP COLUMN authorities; INSERT INTO cluster VALUES(1, 'c-1');
                  UPDATE meta SET v = '2' WHERE k = 'schema_version'";
     connection.execute_batch(older).await.unwrap();
     drop((connection, database));
@@ -127,7 +128,7 @@ async fn a_cluster_of_an_older_version_keeps_its_id_and_names_no_authority_yet()
     let read = ReadControl { read: Some(Read::Cluster(ReadCluster {})) };
     let found = store.read_control(&read).await.unwrap();
     assert_eq!((found.cluster_id.as_str(), found.authorities.len()), ("c-1", 0));
-    assert_eq!(store.check("control").await.unwrap().schema, 3);
+    assert_eq!(store.check("control").await.unwrap().schema, 4);
     store.close().await;
 }
 

@@ -398,7 +398,7 @@ async fn a_store_can_be_checked(doors: &Doors) {
     doors.owned().await;
     doors.committed(everywhere(0)).await;
     let checked = doors.control.check(SHARD).await.unwrap();
-    assert_eq!((checked.schema, checked.synchronous, checked.integrity.as_str()), (3, 2, "ok"));
+    assert_eq!((checked.schema, checked.synchronous, checked.integrity.as_str()), (4, 2, "ok"));
     assert!(checked.engine.contains("SQLite 3."), "{}", checked.engine);
     assert_eq!(checked.database_id, doors.node.owner(SHARD).await.unwrap().database_id);
 }

@@ -209,7 +209,7 @@ fn attempts_by_policy_have_a_cap_and_a_persons_have_none() {
 fn a_signal_is_for_the_step_in_doubt_and_may_be_repeated() {
     let turn = doubted(Policy::Ask);
     let signal = |turn: &Turn, sequence, name: &str| {
-        let which = Which { sequence, name: name.to_owned() };
+        let which = Which { sequence, name: name.to_owned(), attempt: 0 };
         turn.signal(&which, Verdict::PersonRetry, &returned(), 3_000)
     };
     assert_eq!(signal(&turn, 1, ""), Signalled::Refused);
@@ -223,6 +223,25 @@ fn a_signal_is_for_the_step_in_doubt_and_may_be_repeated() {
         let other = after.signal(&Which::default(), Verdict::PersonFail, &returned(), 3_000);
         assert_eq!(other, Signalled::Refused);
     }
+}
+
+#[test]
+fn a_signal_about_an_earlier_attempt_is_none_about_the_next() {
+    let mut turn = doubted(Policy::Ask);
+    let about = |turn: &Turn, attempt| {
+        let which = Which { attempt, ..Which::default() };
+        turn.signal(&which, Verdict::PersonRetry, &returned(), 3_000)
+    };
+    assert_eq!(about(&turn, 2), Signalled::Refused);
+    let Signalled::Journal(entries) = about(&turn, 1) else { panic!("refused") };
+    apply_all(&mut turn, entries, 3_000);
+    let again = turn.intend("w-0-000-1", 2, 4_000).unwrap();
+    turn.apply(Entry::StepIntended(again), stamp(6, 3_100)).unwrap();
+    turn.interrupt();
+    let Next::Doubt(doubt) = turn.next() else { panic!("{:?}", turn.next()) };
+    turn.apply(Entry::StepDoubted(doubt), stamp(7, 3_200)).unwrap();
+    assert_eq!(about(&turn, 1), Signalled::Known);
+    assert!(matches!(about(&turn, 2), Signalled::Journal(_)));
 }
 
 #[test]
