@@ -16,6 +16,7 @@ mod namespaces;
 mod offers;
 mod refusals;
 mod replicas;
+mod rolled_back;
 mod run;
 mod steps;
 mod sweep;

@@ -292,7 +292,9 @@ fn has_left(ended: &Ended) -> bool {
 
 fn is_ready(status: &StatusResponse, nodes: usize) -> bool {
     let alive = status.nodes.iter().filter(|node| node.state == "alive").count();
-    let is_open = status.shards.iter().all(|shard| shard.state == "open");
+    // A stopped one waits for its user, who needs the API to release it.
+    let is_open =
+        status.shards.iter().all(|shard| ["open", "stopped"].contains(&shard.state.as_str()));
     alive == nodes && is_open && !status.shards.is_empty()
 }
 
@@ -351,6 +353,7 @@ mod tests {
         check(&["alive", "alive", "dead"], &["open", "open"], true);
         check(&["alive"], &["open", "open"], false);
         check(&["alive", "suspect"], &["open", "open"], false);
+        check(&["alive", "alive"], &["open", "stopped"], true);
         check(&["alive", "alive"], &["open", "granted"], false);
         check(&["alive", "alive"], &[], false);
     }

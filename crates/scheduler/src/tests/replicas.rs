@@ -155,6 +155,47 @@ async fn a_cordon_outlasts_the_leader_and_the_run_of_the_node() {
 }
 
 #[tokio::test]
+async fn a_node_is_told_to_drain_until_it_says_that_it_does_also_by_the_next_leader() {
+    let world = World::new();
+    let (leader, standby, nodes) = pair(&world).await;
+    let [ann, bob, eve] = &nodes;
+    let is_told = || std::mem::take(&mut ann.played.notes().is_wanted_to_drain);
+    leader.admit("ann".into(), name("node-1"), Admit::Drain).await.unwrap();
+    assert!(is_told());
+    let all = [ann, bob, eve];
+    while_beating(&leader, &all, "it is told again", async || is_told().then_some(())).await;
+    let cordon = leader.admit("ann".into(), name("node-1"), Admit::Uncordon).await;
+    assert!(matches!(cordon, Err(Error::Draining { .. })), "{cordon:?}");
+    while_beating(&leader, &all, "it is written down", async || {
+        let (transitions, _) = leader.explain("node", "node-1").await.ok()?;
+        (transitions.last()?.to == "draining").then_some(())
+    })
+    .await;
+    leader.shutdown().await;
+    world.links.controls().remove(&name("control-1"));
+    eventually("the standby leads", async || standby.is_leading().then_some(())).await;
+    // A new leader does not know it yet, and so does not let it go.
+    let drain = || envelope(kind::DRAIN, &ann.join_request());
+    let refused = super::ask(&standby, ann.peer(), drain()).await.unwrap_err();
+    assert_eq!(refused.reason, u32::from(Reason::NotFound.code()));
+    is_told();
+    ann.join(&standby).await.unwrap();
+    while_beating(&standby, &[ann], "it is told", async || is_told().then_some(())).await;
+    assert!(standby.view().unwrap().members[&ann.name].offers.is_empty());
+    let refused = super::ask(&standby, ann.peer(), drain()).await;
+    let is_waited =
+        |refused: &proto::link::Refusal| refused.reason == u32::from(Reason::NoTarget.code());
+    assert!(refused.as_ref().is_err_and(is_waited), "{refused:?}");
+    for node in [bob, eve] {
+        node.join(&standby).await.unwrap();
+    }
+    let answer = super::ask(&standby, ann.peer(), drain()).await.unwrap();
+    let answer = <proto::link::DrainAnswer as prost::Message>::decode(answer).unwrap();
+    assert_eq!(answer.targets, 2);
+    standby.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_standby_says_how_many_nodes_it_hears() {
     let world = World::new();
     let (leader, standby, [ann, bob, _]) = pair(&world).await;
