@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use proto::v1::{Node, SubmitRequest};
 use rustix::process::Signal;
-use tests::harness::{
-    Clients, Fault, Load, Mesh, MeshOptions, PATIENCE, Port, eventually, eventually_true,
-};
+use tests::harness::{Clients, Fault, Load, Mesh, MeshOptions, PATIENCE, Port, eventually};
 
 use crate::PROGRAM;
 
@@ -209,8 +207,12 @@ fn store_is_away_for(time: Duration) {
     let mut pids = mesh.pids();
     mesh.kill("store-1");
     let began = std::time::Instant::now();
-    assert_refused_or_late(&mesh);
-    eventually_true(time * 2, "the time is over", || time <= began.elapsed());
+    let (mut refused, mut asked) = (0, 0);
+    while began.elapsed() < time {
+        asked += 1;
+        refused += u32::from(is_refused(&mesh, asked));
+    }
+    assert!(0 < refused, "nobody of {asked} was told when to come back");
     mesh.start_again("store-1");
     more_end(&clients, 60);
     let heard = clients.finish(&mesh, REST_MAX);
@@ -221,10 +223,10 @@ fn store_is_away_for(time: Duration) {
 }
 
 /// Without a store nothing is accepted: who asks is told to come back, or waits until its own time is over.
-fn assert_refused_or_late(mesh: &Mesh) {
-    let client = mesh.client().with_timeout(Duration::from_secs(3));
+fn is_refused(mesh: &Mesh, number: u32) -> bool {
+    let client = mesh.client().with_timeout(Duration::from_secs(2));
     let request = SubmitRequest {
-        agent: "default/postchain/meanwhile".to_owned(),
+        agent: format!("default/postchain/meanwhile-{number}"),
         input: "Is anybody there?".to_owned(),
         ..SubmitRequest::default()
     };
@@ -233,8 +235,11 @@ fn assert_refused_or_late(mesh: &Mesh) {
         Err(client::Error::Refused { status, retry_after, .. }) => {
             assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
             assert!(retry_after.is_some(), "it does not say when to come back: {status}");
+            true
         }
-        Err(error) => assert_eq!(error.kind(), domain::ErrorKind::Deadline, "{error}"),
+        // On a busy machine the connection alone may take as long.
+        Err(client::Error::Deadline { .. } | client::Error::NotReached { .. }) => false,
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -26,6 +26,8 @@ const LATE: Duration = Duration::from_millis(200);
 enum Kind {
     Kill,
     Stop,
+    /// It is told to end, and has to end well.
+    Leave,
     /// All links of it.
     Isolate(&'static str, Fault),
     /// One of its links.
@@ -34,11 +36,12 @@ enum Kind {
     Reset,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Kill,
     Kind::Kill,
     Kind::Stop,
     Kind::Stop,
+    Kind::Leave,
     Kind::Isolate("half-open", Fault::HALF_OPEN),
     Kind::Isolate("cut", Fault::CUT),
     Kind::Link("half-open", Fault::HALF_OPEN),
@@ -54,6 +57,7 @@ impl Kind {
         match self {
             Self::Kill => "kill".to_owned(),
             Self::Stop => "stop".to_owned(),
+            Self::Leave => "leave".to_owned(),
             Self::Isolate(name, _) => format!("isolate {name}"),
             Self::Link(name, _) => format!("link {name}"),
             Self::Reset => "link reset".to_owned(),
@@ -74,6 +78,8 @@ pub(super) struct Chaos {
     only: Vec<String>,
     began: Instant,
     lasting: Vec<Lasting>,
+    /// Who was told to end and has not yet.
+    leaving: BTreeSet<String>,
     happened: BTreeMap<String, u64>,
     exits: Vec<String>,
     timeline: Vec<String>,
@@ -90,6 +96,7 @@ impl Chaos {
             only,
             began: Instant::now(),
             lasting: Vec::new(),
+            leaving: BTreeSet::new(),
             happened: BTreeMap::new(),
             exits: Vec::new(),
             timeline: Vec::new(),
@@ -109,7 +116,8 @@ impl Chaos {
 
     /// Whether no node was started again, so that what they counted is whole.
     pub(super) fn spared_nodes(&self) -> bool {
-        !self.happened.contains_key("kill of node") && self.exits.is_empty()
+        let is_over = |name: &&str| self.happened.contains_key(*name);
+        !["kill of node", "leave of node"].iter().any(is_over) && self.exits.is_empty()
     }
 
     pub(super) fn broken(&self) -> Option<String> {
@@ -150,7 +158,10 @@ impl Chaos {
         loop {
             self.revive(mesh);
             match mesh.check_ready() {
-                Ok(()) => return self.note("all is ready".to_owned()),
+                Ok(()) if self.leaving.is_empty() => {
+                    return self.note("all is ready".to_owned());
+                }
+                Ok(()) => std::thread::sleep(Duration::from_millis(50)),
                 Err(missing) if WHOLE_MAX < began.elapsed() => {
                     self.note(format!("not ready: {missing}"));
                     return self.broken = Some(missing);
@@ -173,7 +184,12 @@ impl Chaos {
     /// Whoever ended by itself is started again, as a supervisor would.
     fn revive(&mut self, mesh: &mut Mesh) {
         for name in mesh.dead() {
-            let status = mesh.reap(&name);
+            let status = mesh.wait_until_over(&name);
+            if self.leaving.remove(&name) && status.success() {
+                self.note(format!("{name} has left"));
+                mesh.start_again(&name);
+                continue;
+            }
             self.note(format!("{name} ended by itself: {status}"));
             self.exits.push(format!("{name}: {status}"));
             mesh.start_again(&name);
@@ -199,14 +215,20 @@ impl Chaos {
         *self.happened.entry(name).or_default() += 1;
         let lasting = Lasting { until: Instant::now() + lasts, process, kind, link };
         begin(mesh, &lasting);
-        if kind != Kind::Reset {
-            self.lasting.push(lasting);
+        match kind {
+            Kind::Reset => {}
+            // It ends when it has handed everything over, and is started again then.
+            Kind::Leave => _ = self.leaving.insert(lasting.process),
+            Kind::Kill | Kind::Stop | Kind::Isolate(..) | Kind::Link(..) => {
+                self.lasting.push(lasting);
+            }
         }
     }
 
     /// One fault of a process at a time, and enough nodes that have none.
     fn may(&self, process: &str) -> bool {
-        let ill: BTreeSet<_> = self.lasting.iter().map(|it| it.process.as_str()).collect();
+        let lasting = self.lasting.iter().map(|it| &it.process);
+        let ill: BTreeSet<_> = lasting.chain(&self.leaving).map(String::as_str).collect();
         let ill_nodes = self.nodes.iter().filter(|node| ill.contains(node.as_str())).count();
         let is_node = self.nodes.iter().any(|node| node == process);
         !ill.contains(process) && (!is_node || ill_nodes + WELL_MIN < self.nodes.len())
@@ -228,7 +250,7 @@ impl Chaos {
             (Kind::Stop, _) => mesh.signal(process, Signal::CONT),
             (Kind::Isolate(..), _) => mesh.isolate(process, Fault::NONE),
             (Kind::Link(..), Some((to, port))) => mesh.fault(process, to, *port, Fault::NONE),
-            (Kind::Link(..) | Kind::Reset, _) => {}
+            (Kind::Link(..) | Kind::Leave | Kind::Reset, _) => {}
         }
     }
 }
@@ -238,6 +260,7 @@ fn begin(mesh: &mut Mesh, lasting: &Lasting) {
     match (lasting.kind, &lasting.link) {
         (Kind::Kill, _) => mesh.kill(process),
         (Kind::Stop, _) => mesh.signal(process, Signal::STOP),
+        (Kind::Leave, _) => mesh.signal(process, Signal::TERM),
         (Kind::Isolate(_, fault), _) => mesh.isolate(process, fault),
         (Kind::Link(_, fault), Some((to, port))) => mesh.fault(process, to, *port, fault),
         (Kind::Reset, Some((to, port))) => mesh.reset(process, to, *port),

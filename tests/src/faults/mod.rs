@@ -30,7 +30,7 @@ pub struct Options {
     /// For how long there are faults.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 3)]
     pub controls: usize,
     #[arg(long, default_value_t = 3)]
     pub nodes: usize,

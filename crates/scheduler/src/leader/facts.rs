@@ -11,7 +11,7 @@ use tracing::{error, info};
 use super::Leader;
 use crate::Error;
 use crate::clock::wall_ms;
-use crate::journal::Transition;
+use crate::journal::{Journal, Transition};
 
 pub(super) const UNOWNED: &str = "unowned";
 pub(super) const GRANTED: &str = "granted";
@@ -50,18 +50,8 @@ impl Leader {
         let state = if row.member.is_some() { GRANTED } else { UNOWNED };
         let from = std::mem::replace(&mut facts.state, state);
         let fence = fence.filter(is_ours);
-        // Whoever fenced it has not written it down: he wrote the epoch together with the reason.
-        if fence.is_none() && facts.row.epoch < row.epoch.0 && row.member.is_some() {
-            facts.reason = Some(Reason::Inherited);
-            self.journal.transition(Transition {
-                subject: format!("shard/{shard}"),
-                from,
-                to: GRANTED,
-                reason: Reason::Inherited,
-                cause: format!("fenced by the leader of term {}", row.term),
-                epoch: row.epoch,
-                node: row.member.as_ref().map(|to| to.name.to_string()).unwrap_or_default(),
-            });
+        if fence.is_none() {
+            facts.reason = inherited(&self.journal, shard, from, &facts.row, row).or(facts.reason);
         }
         if let Some(fence) = fence {
             facts.reason = Some(fence.reason);
@@ -167,6 +157,28 @@ impl Leader {
         let found = self.shards().into_iter().find(|found| found.id == shard.0.cast_signed());
         found.ok_or(Error::Silent)
     }
+}
+
+/// Whoever fenced a shard wrote down its epoch together with why. If he could not, that it has the owner `row` is written
+/// down now.
+pub(super) fn inherited(
+    journal: &Journal,
+    shard: ShardId,
+    from: &str,
+    known: &PutShard,
+    row: &OwnerRow,
+) -> Option<Reason> {
+    let to = row.member.as_ref().filter(|_| known.epoch < row.epoch.0)?;
+    journal.transition(Transition {
+        subject: format!("shard/{shard}"),
+        from,
+        to: GRANTED,
+        reason: Reason::Inherited,
+        cause: format!("fenced by the leader of term {}", row.term),
+        epoch: row.epoch,
+        node: to.name.to_string(),
+    });
+    Some(Reason::Inherited)
 }
 
 impl Facts {

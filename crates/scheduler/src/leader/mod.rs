@@ -41,7 +41,7 @@ use crate::journal::{Journal, Transition};
 use crate::links::{malformed, refusal};
 use crate::metrics;
 use crate::shared::node_peer;
-use facts::{DROPPED, Facts, Fencing, GRANTED, STOPPED, UNOWNED};
+use facts::{DROPPED, Facts, Fencing, GRANTED, STOPPED, UNOWNED, inherited};
 use reports::Reports;
 use roster::{DEAD, LEFT, Roster, SUSPECT, read_join};
 
@@ -136,7 +136,10 @@ impl Leader {
 
     /// What the leaders before us wrote down of the shards. A standing of a later version is one that is not known.
     fn recall(&mut self, now: Millis) {
-        for (shard, facts) in &self.shards {
+        for (shard, facts) in &mut self.shards {
+            if let Some(owner) = &facts.owner {
+                facts.reason = inherited(&self.journal, *shard, UNOWNED, &facts.row, owner);
+            }
             let epoch = Epoch(facts.row.epoch);
             let standing = facts.row.standing.parse().unwrap_or_default();
             self.ownership.recall(*shard, Remembered { epoch, standing }, now);

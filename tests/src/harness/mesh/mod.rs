@@ -168,14 +168,6 @@ impl Mesh {
         dead.collect()
     }
 
-    /// Takes one of them away; says how it ended.
-    ///
-    /// # Panics
-    /// It has not.
-    pub fn reap(&mut self, name: &str) -> String {
-        self.wait_until_over(name).to_string()
-    }
-
     /// Waits until one of them has ended by itself, and takes it away.
     ///
     /// # Panics
