@@ -16,6 +16,7 @@ pub mod id;
 pub mod leadership;
 pub mod membership;
 pub mod ownership;
+pub mod pace;
 pub mod place;
 pub mod position;
 pub mod restart;

@@ -21,6 +21,7 @@ metric!(PRUNED_ROWS: IntCounter = counter("stagedoor_store_pruned_rows_total", "
 metric!(DENIED: IntCounter = counter("stagedoor_store_denied_total", "Requests refused for the role of their sender."));
 metric!(RECONNECTS: IntCounter = counter("stagedoor_store_connections_total", "Connections that store clients opened."));
 
+metric!(GATHERED: IntCounter = counter("stagedoor_store_writer_gathered_total", "How often a shard writer let more rows come because the store was busy."));
 metric!(GROUPS: IntCounter = counter("stagedoor_store_writer_groups_total", "Groups that shard writers committed."));
 metric!(GROUP_ROWS: IntCounter = counter("stagedoor_store_writer_rows_total", "Log rows that shard writers committed."));
 metric!(GROUP_BYTES: IntCounter = counter("stagedoor_store_writer_bytes_total", "Payload bytes that shard writers committed."));
@@ -36,7 +37,7 @@ pub(crate) fn register() {
         LazyLock::force(gauge);
     }
     let engine = [&COMMITTED_ROWS, &PRUNED_ROWS, &DENIED, &RECONNECTS];
-    let writer = [&GROUPS, &GROUP_ROWS, &GROUP_BYTES, &OVERLOADED, &UNKNOWN, &FENCED];
+    let writer = [&GATHERED, &GROUPS, &GROUP_ROWS, &GROUP_BYTES, &OVERLOADED, &UNKNOWN, &FENCED];
     for counter in engine.into_iter().chain(writer) {
         LazyLock::force(counter);
     }

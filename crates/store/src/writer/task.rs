@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use domain::heads::{self, STALE_AGENTS_MAX};
+use domain::pace::Pace;
 use domain::writer::{Next, Outcome, Placed};
 use domain::{Epoch, Lsn, Reason};
 use proto::link::Group;
@@ -22,6 +23,9 @@ pub(super) struct Task {
     database: String,
     on_event: Box<dyn Fn(Event) + Send + Sync>,
     marked: Instant,
+    pace: Pace,
+    /// When the last commit was answered.
+    answered: Option<Instant>,
     /// Agents that the owner was told to write and has not written.
     told: BTreeSet<u64>,
 }
@@ -36,13 +40,18 @@ impl Task {
         database: String,
         on_event: Box<dyn Fn(Event) + Send + Sync>,
     ) -> Self {
-        Self { shared, store, database, on_event, marked: Instant::now(), told: BTreeSet::new() }
+        let (marked, pace, answered, told) =
+            (Instant::now(), Pace::default(), None, BTreeSet::new());
+        Self { shared, store, database, on_event, marked, pace, answered, told }
     }
 
     pub(super) async fn run(mut self) {
         loop {
             if let Some(reason) = self.asked_to_stop() {
                 return self.stop(reason);
+            }
+            if let Err(Over) = self.gather().await {
+                return;
             }
             match self.cut() {
                 Some(group) => {
@@ -64,6 +73,18 @@ impl Task {
     fn is_abandoned(&self) -> bool {
         let state = self.shared.lock();
         state.is_abandoned && state.writer.is_settled()
+    }
+
+    /// Lets more come while the store is busy.
+    async fn gather(&mut self) -> Result<(), Over> {
+        let Some(answered) = self.answered else { return Ok(()) };
+        let waiting_rows = self.shared.lock().writer.waiting_rows();
+        let pause = self.pace.pause(waiting_rows).saturating_sub(answered.elapsed());
+        if pause.is_zero() {
+            return Ok(());
+        }
+        metrics::GATHERED.inc();
+        self.unless_stopped(tokio::time::sleep(pause)).await
     }
 
     /// Builds the next group. It is built once: sent again, it is the same, unchanged.
@@ -90,7 +111,10 @@ impl Task {
             match next {
                 Next::Acknowledge(items) => {
                     point("writer-committed");
-                    metrics::COMMIT_SECONDS.observe(started.elapsed().as_secs_f64());
+                    let took = started.elapsed();
+                    metrics::COMMIT_SECONDS.observe(took.as_secs_f64());
+                    self.pace.answered(took);
+                    self.answered = Some(Instant::now());
                     self.acknowledge(&group, items.items);
                     point("writer-acknowledged");
                     return Ok(());
