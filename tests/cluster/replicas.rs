@@ -1,9 +1,10 @@
 //! Several control replicas, and nodes that leave because they are asked to: who leads may change at any moment, and who
 //! has an agent, too, and nobody notices but by latency.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use proto::v1::{DrainRequest, Shard, StatusResponse, Transition};
+use proto::v1::{CordonRequest, DrainRequest, Shard, StatusResponse, Transition, UncordonRequest};
 use rustix::process::Signal;
 use tests::harness::{
     Clients, Fault, Load, Mesh, MeshOptions, PATIENCE, Port, eventually, eventually_true,
@@ -235,6 +236,53 @@ fn a_node_that_drains_costs_no_caller_anything_and_ends_well() {
     mesh.start_again("node-2");
     more_end(&clients, 20);
     finish_without_an_error(&mesh, clients);
+}
+
+/// How many shards each node has, all of them open.
+fn shares(mesh: &Mesh) -> Result<BTreeMap<String, usize>, String> {
+    let mut shares = BTreeMap::new();
+    for shard in status(mesh).shards {
+        if shard.state != "open" {
+            return Err(format!("{shard:?}"));
+        }
+        *shares.entry(shard.node).or_default() += 1;
+    }
+    Ok(shares)
+}
+
+fn until_shared(mesh: &Mesh, wanted: &[(&str, usize)]) {
+    let wanted = wanted.iter().map(|(node, count)| ((*node).to_owned(), *count)).collect();
+    eventually(PATIENCE, &format!("the shares are {wanted:?}"), || match shares(mesh)? {
+        found if found == wanted => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
+}
+
+#[test]
+fn a_cordoned_node_gets_nothing_new_and_one_that_joins_gets_its_share_bit_by_bit() {
+    let (mut mesh, clients) = start(&MeshOptions::default());
+    until_shared(&mesh, &[("node-1", 4), ("node-2", 4), ("node-3", 4)]);
+    let request = CordonRequest { name: "node-3".to_owned() };
+    let node = mesh.block_on(mesh.client().cordon(request)).unwrap().node.unwrap();
+    assert_eq!((node.state.as_str(), node.admission.as_str()), ("alive", "cordoned"));
+    mesh.kill("node-2");
+    until_shared(&mesh, &[("node-1", 8), ("node-3", 4)]);
+    let request = UncordonRequest { name: "node-3".to_owned() };
+    mesh.block_on(mesh.client().uncordon(request)).unwrap();
+    until_shared(&mesh, &[("node-1", 6), ("node-3", 6)]);
+    mesh.start_again("node-2");
+    until_shared(&mesh, &[("node-1", 4), ("node-2", 4), ("node-3", 4)]);
+    more_end(&clients, 20);
+    // Two when it was uncordoned, four when the other came back, and none besides.
+    let told = (0..12).flat_map(|shard| mesh.why("shard", &shard.to_string()));
+    let moved = told.filter(|one| one.to == "granted" && one.reason == "rebalanced");
+    assert_eq!(moved.count(), 6);
+    let told = mesh.why("node", "node-3");
+    let reasons: Vec<_> = told.iter().map(|one| one.reason.as_str()).collect();
+    assert_eq!(reasons, ["joined", "cordoned", "uncordoned"]);
+    // What the killed node counted went with it.
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, false);
 }
 
 #[test]
