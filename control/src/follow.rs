@@ -116,7 +116,10 @@ impl Follow {
             if let Some(at_ms) = convert::shows_turn(entry)? {
                 out.extend(self.begin(at_ms));
             }
-            let event = convert::event(self.work, entry, &mut self.steps)?;
+            let mut event = convert::event(self.work, entry, &mut self.steps)?;
+            if self.accepted == 0 {
+                event.iter_mut().for_each(forget_sequence);
+            }
             let event = event.filter(|_| self.known < (entry.seq, 0));
             out.extend(event.map(|event| Told { event, position: self.at }));
         }
@@ -167,6 +170,13 @@ impl Follow {
             event: Some(work_event::Event::Result(without_steps(ended))),
         };
         Some(Told { event, position: self.at })
+    }
+}
+
+/// How many steps were before this one is not known: their entries are gone.
+fn forget_sequence(event: &mut v1::WorkEvent) {
+    if let Some(work_event::Event::Phase(step) | work_event::Event::Step(step)) = &mut event.event {
+        step.sequence = 0;
     }
 }
 
@@ -273,14 +283,14 @@ pub(crate) mod tests {
         let last_phase = || sent(vec![phase(7, Phase::Understanding), phase(8, Phase::Yield)]);
         let mut follow = Follow::new(0, work(), WatchMode::All);
         let told = read(&mut follow, last_phase());
-        assert_eq!(told, (vec![(6, -1), (7, 1), (8, 2)], Next::More));
+        assert_eq!(told, (vec![(6, -1), (7, 0), (8, 0)], Next::More));
         assert_eq!(
             read(&mut follow, sent(vec![phase(9, Phase::Yield)])),
-            (vec![(9, 3)], Next::More)
+            (vec![(9, 0)], Next::More)
         );
         // Who has seen all up to there misses nothing.
-        assert_eq!(read(&mut after(6, 0), last_phase()).0, [(7, 1), (8, 2)]);
-        assert_eq!(read(&mut after(5, 0), last_phase()).0, [(6, -1), (7, 1), (8, 2)]);
+        assert_eq!(read(&mut after(6, 0), last_phase()).0, [(7, 0), (8, 0)]);
+        assert_eq!(read(&mut after(5, 0), last_phase()).0, [(6, -1), (7, 0), (8, 0)]);
         let mut end = Follow::new(0, work(), WatchMode::End);
         assert_eq!(read(&mut end, last_phase()).0, []);
     }

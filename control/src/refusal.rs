@@ -87,6 +87,7 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::OwnerDraining
         | Reason::Released
         | Reason::Inherited
+        | Reason::Restored
         | Reason::Activated
         | Reason::Idle => ErrorKind::Internal,
     }

@@ -77,6 +77,8 @@ struct State {
     controls: Vec<Peer>,
     /// Nodes that the last view named.
     nodes: Vec<Peer>,
+    /// It hands everything over, and takes nothing new.
+    is_draining: bool,
 }
 
 impl Membership {
@@ -104,6 +106,7 @@ impl Membership {
             }
         }
         self.health.set_not_ready("draining");
+        state.is_draining = true;
         self.drain(&mut events, &mut state).await;
         self.leave(&state).await;
         self.beats
@@ -202,7 +205,9 @@ impl Membership {
             if !self.cluster.is_linked(&control) {
                 continue;
             }
-            match self.join_at(&control).await {
+            // Who drains looks after its shards meanwhile.
+            let within = if state.is_draining { DRAIN_EVERY } else { JOIN_TIMEOUT };
+            match self.join_at(&control, within).await {
                 Ok(welcome) => return self.welcome(control, welcome, state),
                 Err(cluster::Error::Refused(refusal)) => {
                     let reason = cluster::reason_of(&refusal);
@@ -228,8 +233,12 @@ impl Membership {
         state.not_before = Some(Instant::now() + pause);
     }
 
-    async fn join_at(&self, control: &Peer) -> Result<JoinResponse, cluster::Error> {
-        let answer = self.ask(control, kind::JOIN, JOIN_TIMEOUT).await?;
+    async fn join_at(
+        &self,
+        control: &Peer,
+        within: Duration,
+    ) -> Result<JoinResponse, cluster::Error> {
+        let answer = self.ask(control, kind::JOIN, within).await?;
         JoinResponse::decode(answer).map_err(|_| cluster::Error::PeerGone { peer: control.clone() })
     }
 
@@ -262,7 +271,9 @@ impl Membership {
             self.agents.view_message(control.clone(), view.encode_to_vec().into());
         }
         state.joined = Some((control, state.joined_at.term));
-        self.health.set_ready();
+        if !state.is_draining {
+            self.health.set_ready();
+        }
     }
 
     /// Gives every shard to others, without waiting for calls in flight, then lets the jobs end that others gave to this
@@ -283,10 +294,7 @@ impl Membership {
                     }
                 }
                 // A leader that began meanwhile drains only its members.
-                _ = belong.tick() => {
-                    self.look(state).await;
-                    self.health.set_not_ready("draining");
-                }
+                _ = belong.tick() => self.look(state).await,
                 _ = look.tick() => {
                     if self.agents.is_idle() {
                         return tracing::info!("everything is handed over");

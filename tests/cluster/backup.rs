@@ -43,4 +43,12 @@ fn a_cluster_goes_on_from_a_backup_and_gives_no_number_of_a_lost_work_away() {
     let later = work_of(&dev, "one", ORCHARD);
     let number = |id: &str| u64::from_str_radix(id.rsplit('-').next().unwrap(), 16).unwrap();
     assert!(number(&lost) < number(&later), "{lost}, then {later}");
+    // The same backup once more, in the place of what came of it.
+    dev.child().signal(Signal::TERM);
+    assert_eq!(dev.child().wait(PATIENCE).code(), Some(0));
+    let restored = PROGRAM.run(&restore);
+    assert_eq!(restored.code, Some(0), "{restored}");
+    dev.start_again(&Options::default());
+    let latest = work_of(&dev, "one", ORCHARD);
+    assert!(number(&later) < number(&latest), "{later}, then {latest}");
 }

@@ -52,9 +52,12 @@ fn a_shard_whose_file_is_older_than_its_last_owner_is_stopped_until_it_is_releas
         });
     };
     until(&dev, "stopped");
-    let why = dev.run(&["why", "shard", &shard]).document();
-    let last = list(&why["transitions"]).last().unwrap();
-    assert_eq!((text(&last["to"]), text(&last["reason"])), ("stopped", "store_rolled_back"));
+    eventually(PATIENCE, "it is told why", || {
+        let why = dev.run(&["why", "shard", &shard]).document();
+        let last = list(&why["transitions"]).last().unwrap().clone();
+        let found = (text(&last["to"]), text(&last["reason"]));
+        if found == ("stopped", "store_rolled_back") { Ok(()) } else { Err(last) }
+    });
     // The next leader knows it, too.
     meanwhile(&mut dev, &options, || {});
     until(&dev, "stopped");

@@ -1,7 +1,7 @@
 //! A node dies at every place of a turn at which that could cost something, and another is stopped there and wakes.
 
 use rustix::process::Signal;
-use telemetry::fault::{POINTS, VARIABLE};
+use telemetry::fault::{OWNER_POINTS, POINTS, VARIABLE};
 use tests::harness::{PATIENCE, eventually};
 
 use crate::steps::{Desk, Tool};
@@ -20,9 +20,25 @@ fn wherever_nodes_die_or_stop_every_call_is_made_once_and_no_work_is_lost() {
     }
 }
 
+#[test]
+fn wherever_the_next_owner_dies_or_stops_the_one_after_it_loses_and_repeats_nothing() {
+    for point in OWNER_POINTS {
+        // Four it opens before anything has happened, and two of the dead node's.
+        let pass = if point.starts_with("open") { OPENINGS } else { 1 };
+        for action in ["kill", "stop"] {
+            let plan = format!("node-1:turn-answered:3:kill,node-2:{point}:{pass}:{action}");
+            run(point, plan, action == "stop");
+        }
+    }
+}
+
 fn sweep(point: &str) {
     let pass = if point.starts_with("writer") { OPENINGS + 3 } else { 3 };
-    let plan = format!("node-1:{point}:{pass}:kill,node-2:{point}:{pass}:stop");
+    run(point, format!("node-1:{point}:{pass}:kill,node-2:{point}:{pass}:stop"), true);
+}
+
+/// Two nodes get to what is planned for them; every work ends all the same.
+fn run(point: &str, plan: String, wakes: bool) {
     let tool = Tool { reconcile: true, ..Tool::default() };
     let desk = Desk::start_with(tool, TOOL_TIMEOUT_MS, vec![(VARIABLE.to_owned(), plan)]);
     desk.apply("clerk", "");
@@ -39,7 +55,9 @@ fn sweep(point: &str) {
         let alive: Vec<_> = alive.map(|node| text(&node["name"]).to_owned()).collect();
         if alive == ["node-3"] { Ok(()) } else { Err(format!("{alive:?} live")) }
     });
-    desk.dev.signal("node-2", Signal::CONT);
+    if wakes {
+        desk.dev.signal("node-2", Signal::CONT);
+    }
     for id in &works {
         let work = desk.ended(id);
         assert_eq!(work["state"], "WORK_STATE_SUCCEEDED", "{point}: {work}");

@@ -152,10 +152,11 @@ impl Cluster {
 
     async fn stored(&self, kind: &str, id: &str) -> Result<ExplainResponse, Failure> {
         let (transitions, placement) = self.scheduler.explain(kind, id).await?;
+        let truncated = scheduler::TRANSITIONS_MAX as usize <= transitions.len();
         Ok(ExplainResponse {
             transitions: transitions.into_iter().map(transition).collect(),
             placement,
-            truncated: false,
+            truncated,
         })
     }
 

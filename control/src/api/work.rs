@@ -142,7 +142,14 @@ async fn signal(
     deadline: Instant,
 ) -> Result<(Work, Position), Failure> {
     let id = edge::work_id(&request.id)?;
-    let request = edge::signal(id, request)?;
+    let mut request = edge::signal(id, request)?;
+    if request.attempt == 0 {
+        // A call whose answer is lost is made again, and must not be taken for one about a later attempt then.
+        let (info, _) = get(desk, id, deadline).await?;
+        let in_doubt = u32::from(domain::Reason::InDoubt.code());
+        let doubted = info.steps.iter().rfind(|step| step.reason == in_doubt);
+        request.attempt = doubted.map_or(0, |step| step.attempts);
+    }
     let call = Call { work: id.lsn.0, ..Call::new(kind::SIGNAL, At::work(id), deadline) };
     let answer = desk.ask::<SignalAnswer>(id, &call, &request).await;
     let (info, position) = answer.map_err(|failure| named(failure, id))?;

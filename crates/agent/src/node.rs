@@ -101,6 +101,8 @@ struct NodeState {
     names: HashMap<ActorId, (ShardId, Epoch)>,
     /// The newest epoch of each shard that this process ever had: one epoch has one writer, ever.
     used: HashMap<ShardId, Epoch>,
+    /// Of which shards, in which epoch, this process found less in the store than was acknowledged.
+    rolled_back: HashMap<ShardId, Epoch>,
 }
 
 /// Starts the agents of this node: no shard yet, all pools.
@@ -380,7 +382,8 @@ impl Actor for Node {
                 _ = starter.cast(NodeMessage::Start(inner));
             }
         });
-        Ok(NodeState { me, inner: None, stores, names: HashMap::new(), used: HashMap::new() })
+        let (names, used, rolled_back) = Default::default();
+        Ok(NodeState { me, inner: None, stores, names, used, rolled_back })
     }
 
     async fn handle(
@@ -435,7 +438,11 @@ impl NodeState {
             self.drop_shard(&inner, shard);
         }
         if self.used.get(&shard).is_some_and(|used| epoch <= *used) {
-            inner.tell_controls(kind::DROPPED, shard, epoch, Reason::OwnerDropped);
+            let reason = match self.rolled_back.get(&shard) {
+                Some(found) if *found == epoch => Reason::StoreRolledBack,
+                Some(_) | None => Reason::OwnerDropped,
+            };
+            inner.tell_controls(kind::DROPPED, shard, epoch, reason);
             return refuse(
                 reply,
                 Reason::OwnerDropped,
@@ -481,6 +488,9 @@ impl NodeState {
             }
             HostReport::Lost(reason) => {
                 tracing::warn!(%shard, epoch = epoch.0, %reason, "shard is not ours any more");
+                if reason == Reason::StoreRolledBack {
+                    self.rolled_back.insert(shard, epoch);
+                }
                 if inner.host(shard).is_some_and(|host| host.epoch == epoch) {
                     self.drop_shard(&inner, shard);
                     inner.tell_controls(kind::DROPPED, shard, epoch, reason);

@@ -12,6 +12,7 @@ use proto::journal;
 use proto::link::{AgentRow, Grant};
 use store::writer::{self, Append, NewRow, Opening, WriterHandle};
 use store::{Recovery, Store};
+use telemetry::fault::point;
 use tokio::sync::oneshot;
 
 use crate::named::Named;
@@ -89,6 +90,7 @@ async fn own(
 ) -> Result<Owned, Error> {
     let (shard, epoch) = (ShardId(grant.shard), Epoch(grant.epoch));
     let recovery = retry(shard, || store.recover(&grant.database)).await?;
+    point("open-read");
     // A newer owner's rows are not ours to act on, and older ones than of our grant lack what was acknowledged.
     let stored = Epoch(recovery.owner.epoch);
     if stored != epoch {
@@ -101,6 +103,7 @@ async fn own(
     };
     let writer = writer::spawn(store, grant.database.clone(), opening, limits, events);
     let (begun, named) = tokio::join!(begin(node, &writer), named(node, grant, &recovery));
+    point("open-committed");
     match begun {
         Ok(()) => Ok(Owned { recovery, writer, named }),
         Err(reason) => Err(Error::NotOpened { shard, reason }),

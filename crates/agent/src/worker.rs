@@ -14,6 +14,7 @@ use domain::step::{CallKey, Callee};
 use domain::{Attempt, ErrorKind, Phase, Reason, StepKey};
 use model::{Message, MessageRole, Part, Request};
 use proto::link::{StepAnswer, StepJob};
+use telemetry::fault::point;
 
 use crate::awake::{Awake, boot_ms};
 use crate::pool::{JobFailure, PoolJob, Task};
@@ -58,6 +59,7 @@ impl Worker for StepWorker {
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let PoolJob { task, answer } = job.msg;
+        point("job-taken");
         if let Err(failure) = self.check(&task) {
             metrics::JOBS_LATE.inc();
             answer.send(Err(failure));
@@ -179,7 +181,9 @@ impl StepWorker {
 
 async fn make(tool: &dyn tool::Tool, call: &tool::Call) -> Result<StepAnswer, JobFailure> {
     metrics::TOOL_CALLS.with_label_values(&[tool.name()]).inc();
-    let returned = match tool.call(call).await {
+    let called = tool.call(call).await;
+    point("tool-returned");
+    let returned = match called {
         Ok(output) => Returned { output: output.0, is_error: false },
         // The model is told, and may find another way.
         Err(error @ tool::Error::Refused { .. }) => {

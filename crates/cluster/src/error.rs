@@ -77,12 +77,13 @@ fn reason_text(refusal: &Refusal) -> String {
 
 /// What the caller can do about it. A reason that is not listed is one with which no peer should refuse.
 pub fn kind_of(refusal: &Refusal) -> ErrorKind {
-    const KINDS: [(Reason, ErrorKind); 29] = [
+    const KINDS: [(Reason, ErrorKind); 30] = [
         (Reason::QueueFull, ErrorKind::Exhausted),
         (Reason::NodeFull, ErrorKind::Exhausted),
         (Reason::Overloaded, ErrorKind::Exhausted),
         (Reason::Moved, ErrorKind::Fenced),
         (Reason::Unowned, ErrorKind::Unavailable),
+        (Reason::NoTarget, ErrorKind::Unavailable),
         (Reason::Fenced, ErrorKind::Fenced),
         (Reason::StoreUnavailable, ErrorKind::Unavailable),
         (Reason::StoreRolledBack, ErrorKind::Internal),

@@ -6,14 +6,18 @@
 //! time.
 
 mod moves;
+mod shard;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr;
 
 use crate::membership::Held;
 use crate::place::{Candidate, Decision, Placement, place};
 use crate::time::Millis;
-use crate::{Epoch, Error, Member, ProcessName, Reason, ShardId, Term};
+use crate::{Epoch, Member, ProcessName, Reason, ShardId, Term};
+use shard::{Shard, Stage};
+
+pub use standing::{Remembered, ShardStanding};
 
 /// How often a grant is repeated until its node reports the shard as held.
 pub const GRANT_MS: u64 = 200;
@@ -36,47 +40,6 @@ pub struct OwnerRow {
     pub epoch: Epoch,
     pub member: Option<Member>,
     pub term: Term,
-}
-
-/// What leaders tell their successors of a shard, beside its owner row: that is as old as its store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Remembered {
-    /// The last that is known.
-    pub epoch: Epoch,
-    pub standing: ShardStanding,
-}
-
-/// Whether a shard may have an owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ShardStanding {
-    #[default]
-    Served,
-    /// Its store lost what was acknowledged: it stays without an owner until an operator releases it, or restores it, which
-    /// gives it a later epoch.
-    Stopped,
-    /// An operator accepted the loss. It is opened in a later epoch than any that was known.
-    Released,
-}
-
-impl ShardStanding {
-    const ALL: [Self; 3] = [Self::Served, Self::Stopped, Self::Released];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Served => "",
-            Self::Stopped => "stopped",
-            Self::Released => "released",
-        }
-    }
-}
-
-impl FromStr for ShardStanding {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let found = Self::ALL.into_iter().find(|standing| standing.as_str() == text);
-        found
-            .ok_or_else(|| Error::malformed("shard standing", text, "stopped, released or nothing"))
-    }
 }
 
 /// What became of a [`Action::Fence`].
@@ -127,49 +90,6 @@ pub struct Entry {
     pub member: Member,
     /// Its owner has opened it and answers for it.
     pub is_open: bool,
-}
-
-/// How far the leader is with a shard.
-#[derive(Clone, Debug)]
-enum Stage {
-    /// Its row is not known, or not known any more.
-    Unread {
-        again: Millis,
-    },
-    Reading {
-        sent: Millis,
-    },
-    Known,
-    Fencing {
-        to: Member,
-        sent: Millis,
-    },
-    /// The store lost commits of it: an operator must look.
-    Stopped {
-        /// When it is looked whether it was restored.
-        again: Millis,
-    },
-}
-
-#[derive(Debug)]
-struct Shard {
-    stage: Stage,
-    row: Option<OwnerRow>,
-    granted: Option<Millis>,
-    /// The owner reported the row's epoch as held; and as opened.
-    is_held: bool,
-    is_open: bool,
-    /// The owner had it in this epoch and gave it up.
-    is_dropped: bool,
-    /// The last epoch that was seen, or that earlier leaders had seen.
-    known: Epoch,
-    /// Since when its row is older than that.
-    older_since: Option<Millis>,
-    /// Released by an operator: it is opened in a later epoch than this only.
-    above: Option<Epoch>,
-    /// How often in a row it was given up without having been opened, and when the next owner may come.
-    drops: u32,
-    next_owner: Millis,
 }
 
 /// The leader's machine over all shards, from the begin of its term to its end.
@@ -231,7 +151,7 @@ impl Ownership {
         }
     }
 
-    /// An operator accepts that what the store lost of a stopped shard is lost. False: it is not stopped.
+    /// An operator accepts that what the store lost of a stopped shard is lost. None: it is not stopped.
     pub fn release(&mut self, id: ShardId, now: Millis) -> Option<Vec<Action>> {
         let shard = self.shards.get_mut(&id)?;
         if !matches!(shard.stage, Stage::Stopped { .. }) {
@@ -299,7 +219,7 @@ impl Ownership {
         for (id, shard) in &mut self.shards {
             let report = held.get(id);
             if shard.is_behind(member, report) {
-                shard.known = shard.known.max(report.map_or(Epoch(0), |report| report.epoch));
+                shard.saw(report.map_or(Epoch(0), |report| report.epoch));
                 shard.read_again(now);
                 continue;
             }
@@ -335,8 +255,10 @@ impl Ownership {
     ) -> Vec<Action> {
         if let Some(state) = self.shards.get_mut(&shard) {
             let epoch_known = state.row.as_ref().map(|row| row.epoch);
-            if reason == Reason::StoreRolledBack && epoch_known.is_none_or(|known| known <= epoch) {
-                state.known = state.known.max(epoch);
+            // A fence may have been on its way: the epoch after that of the owner who found it is of the same store.
+            let is_near = epoch_known.is_none_or(|known| known <= epoch.next());
+            if reason == Reason::StoreRolledBack && is_near && state.above < epoch {
+                state.saw(epoch);
                 self.is_changed |= std::mem::take(&mut state.is_open);
                 state.stage = Stage::Stopped { again: now.plus(STORE_MS) };
                 self.unwritten.insert(shard);
@@ -375,8 +297,10 @@ impl Ownership {
         if self.term < row.term {
             self.outranked = self.outranked.max(Some(row.term));
         }
-        // Of a stopped shard only a later epoch counts: it was restored.
-        if matches!(shard.stage, Stage::Stopped { .. }) && row.epoch <= shard.known {
+        // A shard that was restored has a later epoch and no owner. Any other later epoch is of a fence that was on its way.
+        let is_restored = row.member.is_none() && shard.last() < row.epoch;
+        if matches!(shard.stage, Stage::Stopped { .. }) && !is_restored {
+            shard.known = shard.known.max(row.epoch);
             return;
         }
         if row.epoch < shard.known {
@@ -401,7 +325,6 @@ impl Ownership {
             shard.known = row.epoch;
             self.unwritten.insert(id);
         }
-        shard.above = shard.above.filter(|above| row.epoch <= *above);
         (shard.row, shard.granted) = (Some(row), None);
         (shard.is_held, shard.is_open, shard.is_dropped) = (false, false, false);
     }
@@ -438,7 +361,11 @@ impl Ownership {
                 Stage::Unread { again } if *again <= now => {
                     shard.stage = Stage::Reading { sent: now };
                 }
-                Stage::Stopped { again } if *again <= now => *again = now.plus(STORE_MS),
+                Stage::Stopped { again } if *again <= now => {
+                    *again = now.plus(STORE_MS);
+                    // What was written down before may have got lost.
+                    self.unwritten.insert(*id);
+                }
                 Stage::Unread { .. }
                 | Stage::Stopped { .. }
                 | Stage::Reading { .. }
@@ -458,7 +385,7 @@ impl Ownership {
 
     fn need(&self, shard: &Shard, now: Millis) -> Option<Reason> {
         let row = shard.row.as_ref()?;
-        if shard.above.is_some() {
+        if shard.is_released() {
             return Some(Reason::Released);
         }
         let settled = |since: Millis| self.settings.settle_ms <= now.since(since);
@@ -522,7 +449,7 @@ impl Ownership {
             let is_open_question = matches!(shard.stage, Stage::Known)
                 && !shard.is_held
                 && !shard.is_dropped
-                && shard.above.is_none()
+                && !shard.is_released()
                 && is_in(&self.view, to);
             if is_open_question && is_due {
                 shard.granted = Some(now);
@@ -571,65 +498,6 @@ impl Ownership {
 
     pub fn term(&self) -> Term {
         self.term
-    }
-}
-
-impl Shard {
-    fn unread(now: Millis) -> Self {
-        Self {
-            stage: Stage::Unread { again: now },
-            row: None,
-            granted: None,
-            is_held: false,
-            is_open: false,
-            is_dropped: false,
-            known: Epoch(0),
-            older_since: None,
-            above: None,
-            drops: 0,
-            next_owner: now,
-        }
-    }
-
-    fn remembered(&self) -> Remembered {
-        let standing = match (&self.stage, self.above) {
-            (Stage::Stopped { .. }, _) => ShardStanding::Stopped,
-            (_, Some(_)) => ShardStanding::Released,
-            (_, None) => ShardStanding::Served,
-        };
-        Remembered { epoch: self.above.unwrap_or(self.known), standing }
-    }
-
-    /// It is read anew, whatever its row says; its epochs up to now may have been used and are passed over.
-    fn release(&mut self, now: Millis) {
-        *self = Self { above: Some(self.known), ..Self::unread(now) };
-    }
-
-    fn drop(&mut self, now: Millis) {
-        if std::mem::replace(&mut self.is_dropped, true) {
-            return;
-        }
-        // One that was open before may have another owner at once.
-        let pause = DROPPED_MS.saturating_mul(1 << self.drops.min(16)).min(DROPPED_MS_MAX);
-        self.next_owner = if self.is_open { now } else { now.plus(pause) };
-        self.drops += u32::from(!self.is_open);
-    }
-
-    /// Whether a node reports a later epoch than is known here, or ours under another name.
-    fn is_behind(&self, member: &Member, report: Option<&Held>) -> bool {
-        let (Some(row), Some(report)) = (&self.row, report) else { return false };
-        let is_other = row.epoch == report.epoch && row.member.as_ref() != Some(member);
-        row.epoch < report.epoch || is_other
-    }
-
-    fn read_again(&mut self, now: Millis) {
-        match self.stage {
-            Stage::Known => self.stage = Stage::Unread { again: now },
-            Stage::Unread { .. }
-            | Stage::Reading { .. }
-            | Stage::Fencing { .. }
-            | Stage::Stopped { .. } => {}
-        }
     }
 }
 

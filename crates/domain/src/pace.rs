@@ -1,7 +1,8 @@
 //! How long a writer waits between two commits, so that a busy store has fewer and larger ones to make.
 //!
 //! A commit costs the store about the same whether it has one row or ten, so what is gathered meanwhile is nearly free.
-//! Never slows an idle store down: what is waited is a part of what commits take longer than the fastest one did.
+//! Hardly slows an idle store down: what is waited is a part of what commits take longer than fast ones, and than a few
+//! milliseconds.
 
 use std::time::Duration;
 
@@ -11,8 +12,11 @@ const PAUSE_MAX: Duration = Duration::from_millis(10);
 const ROWS_ENOUGH: usize = 32;
 /// What commits usually take is an average in which each has this share.
 const SHARE: u32 = 8;
-/// A store is busy if commits take so many times what the fastest one took.
+/// A store is busy if commits take so many times what the fastest one took, and longer than this.
 const BUSY: u32 = 2;
+const BUSY_MIN: Duration = Duration::from_millis(4);
+/// The fastest one is forgotten bit by bit: with each commit, this share of what others take longer.
+const FORGOTTEN: u32 = 4_096;
 
 /// What the commits of one writer took.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,8 +31,9 @@ impl Pace {
         match self.least {
             None => (self.least, self.usual) = (Some(took), took),
             Some(least) => {
-                self.least = Some(least.min(took));
                 self.usual = (self.usual * (SHARE - 1) + took) / SHARE;
+                let longer = self.usual.saturating_sub(least) / FORGOTTEN;
+                self.least = Some((least + longer).min(took));
             }
         }
     }
@@ -38,8 +43,8 @@ impl Pace {
         if ROWS_ENOUGH <= waiting_rows {
             return Duration::ZERO;
         }
-        let least = self.least.unwrap_or_default();
-        self.usual.saturating_sub(least * BUSY).min(self.usual / 2).min(PAUSE_MAX)
+        let idle = (self.least.unwrap_or_default() * BUSY).max(BUSY_MIN);
+        self.usual.saturating_sub(idle).min(self.usual / 2).min(PAUSE_MAX)
     }
 }
 
@@ -59,14 +64,20 @@ mod tests {
         assert_eq!(after(&[]), 0);
         assert_eq!(after(&[5]), 0);
         assert_eq!(after(&[2, 3, 4, 3, 2, 4]), 0);
+        assert_eq!(after(&[vec![1], vec![4; 1_000]].concat()), 0, "one was fast by chance");
     }
 
     #[test]
     fn a_busy_store_is_given_time_up_to_a_limit() {
         let busy = |ms| [vec![1], vec![ms; 100]].concat();
-        assert_eq!(after(&busy(6)), 2);
+        assert_eq!(after(&busy(6)), 1);
         assert_eq!(after(&busy(8)), 3);
         assert_eq!(after(&busy(100)), 10);
+    }
+
+    #[test]
+    fn a_store_that_is_slower_for_good_is_not_busy_for_good() {
+        assert_eq!(after(&[vec![1], vec![30; 20_000]].concat()), 0);
     }
 
     #[test]

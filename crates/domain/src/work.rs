@@ -221,8 +221,10 @@ reasons! {
     OwnerDraining = 87 "owner_draining",
     /// Given an owner again: an operator accepted what the store lost.
     Released = 88 "released",
-    /// Granted by an earlier leader, which died before it could write down why.
+    /// Granted by an earlier leader, of whose reason nothing was written down.
     Inherited = 89 "inherited",
+    /// Restored from a backup after it was stopped.
+    Restored = 90 "restored",
 
     // Agents.
     Activated = 100 "activated",

@@ -64,8 +64,7 @@ impl<T> Group<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Committed,
-    /// The owner row has another epoch.
-    /// The owner row has this epoch.
+    /// The owner row has this other epoch.
     Fenced {
         epoch: Epoch,
     },

@@ -30,7 +30,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// A shutdown writes to the store twice.
 const SHUTDOWN: Duration = Duration::from_secs(4);
 const CHECK_MS: u64 = 1_000;
-const TRANSITIONS_MAX: u32 = 1_000;
+/// So many transitions of one thing are told, the newest.
+pub const TRANSITIONS_MAX: u32 = 1_000;
 
 /// Everything that a scheduler needs.
 pub struct Args {

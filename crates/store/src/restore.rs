@@ -18,7 +18,7 @@ use crate::Error;
 use crate::database::Database;
 use crate::engine::{Access, Directory, Missing, Sql, flush_directory};
 use crate::schema::{self, PUT_META};
-use crate::statement::{Batch, Found, Sink, Stop, Value, blob, number, text};
+use crate::statement::{Batch, Found, Query, Sink, Statement, Stop, Value, blob, number, text};
 
 /// More ownerships, and leaderships, than can have come after the backup was made.
 const EPOCHS_AHEAD: u64 = 1_000_000;
@@ -50,7 +50,8 @@ pub fn restore(data_dir: &Path, backup: &str) -> Result<Restored, Error> {
     let mut shards = Vec::new();
     for (database, file) in &found {
         let part = parts.join(database.file_name());
-        shards.extend(prepare(*database, file, &part)?);
+        let before = last_of(*database, &directory.file(&database.file_name()));
+        shards.extend(prepare(*database, file, &part, before)?);
     }
     let is_there = |name: &String| found.iter().any(|(database, _)| database.to_string() == *name);
     if let Some(missing) = shards.iter().find(|name| !is_there(name)) {
@@ -83,11 +84,11 @@ fn files(directory: &Directory, backup: &str) -> Result<Vec<(Database, PathBuf)>
 }
 
 /// Copies a database and disowns it. Answers which databases it names, if it is the control database.
-fn prepare(database: Database, from: &Path, to: &Path) -> Result<Vec<String>, Error> {
+fn prepare(database: Database, from: &Path, to: &Path, before: Last) -> Result<Vec<String>, Error> {
     fs::copy(from, to).map_err(|error| Error::file("copy to", to, error))?;
     let mut sql = Sql::open(to, &database.to_string(), Access::ReadWrite)?;
     schema::bring_up_to_date(&mut sql, database, Missing::Refuse)?;
-    sql.write(&Disown { database, now_ms: now_ms() })?;
+    sql.write(&Disown { database, before, now_ms: now_ms() })?;
     let named = match database {
         Database::Shard(_) => Vec::new(),
         Database::Control => {
@@ -102,8 +103,50 @@ fn prepare(database: Database, from: &Path, to: &Path) -> Result<Vec<String>, Er
     Ok(named)
 }
 
+/// How far a database has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    /// Of the control database its term.
+    epoch: u64,
+    lsn: u64,
+}
+
+/// Of what is replaced, which may be an earlier restore of the same backup. What cannot be read has come nowhere: it is
+/// why a backup is restored.
+fn last_of(database: Database, file: &Path) -> Last {
+    if !file.exists() {
+        return Last::default();
+    }
+    let read = Sql::open(file, &database.to_string(), Access::ReadWrite)
+        .and_then(|mut sql| sql.read(&ReadLast(database)));
+    read.inspect_err(|error| tracing::warn!(%database, %error, "cannot read what is replaced"))
+        .unwrap_or_default()
+}
+
+struct ReadLast(Database);
+
+impl Query for ReadLast {
+    type Answer = Last;
+
+    fn statements(&self) -> Result<Vec<Statement>, Error> {
+        let texts = match self.0 {
+            Database::Control => ["SELECT term FROM leader", "SELECT 0"],
+            Database::Shard(_) => {
+                ["SELECT epoch FROM owner", "SELECT coalesce(max(lsn), 0) FROM log"]
+            }
+        };
+        Ok(texts.map(|text| Statement::new(text, Vec::new())).into())
+    }
+
+    fn answer(&self, found: &mut Found) -> Result<Last, Error> {
+        Ok(Last { epoch: found.number()?, lsn: found.number()? })
+    }
+}
+
 struct Disown {
     database: Database,
+    /// What it replaces.
+    before: Last,
     now_ms: i64,
 }
 
@@ -116,10 +159,10 @@ impl Batch for Disown {
             Database::Control => {
                 // Who restores may have other certificates than who made the backup.
                 sink.run("UPDATE cluster SET authorities = ''", Vec::new())?;
-                sink.run(NEXT_TERM, vec![number(EPOCHS_AHEAD)?])
+                sink.run(NEXT_TERM, vec![number(EPOCHS_AHEAD)?, number(self.before.epoch)?])
             }
             Database::Shard(_) => {
-                sink.run(NEXT_EPOCH, vec![number(EPOCHS_AHEAD)?])?;
+                sink.run(NEXT_EPOCH, vec![number(EPOCHS_AHEAD)?, number(self.before.epoch)?])?;
                 let name = "restore".parse().map_err(|_| Error::invalid("a name"))?;
                 let incarnation = Incarnation(self.now_ms.unsigned_abs());
                 let entry = Entry::ShardOpened(Member { name, incarnation });
@@ -128,6 +171,7 @@ impl Batch for Disown {
                     Value::Integer(entry.kind().into()),
                     Value::Integer(self.now_ms),
                     blob(&journal::encode(&entry)),
+                    number(self.before.lsn)?,
                 ];
                 sink.run(NEXT_ROW, params)
             }
@@ -139,10 +183,10 @@ impl Batch for Disown {
     }
 }
 
-const NEXT_TERM: &str = "UPDATE leader SET name = '', term = term + ?1, beat = beat + 1";
-const NEXT_EPOCH: &str = "UPDATE owner SET epoch = epoch + ?1, node = '', incarnation = 0";
+const NEXT_TERM: &str = "UPDATE leader SET name = '', term = max(term, ?2) + ?1, beat = beat + 1";
+const NEXT_EPOCH: &str = "UPDATE owner SET epoch = max(epoch, ?2) + ?1, node = '', incarnation = 0";
 /// A shard that has no row yet has no work either.
-const NEXT_ROW: &str = "INSERT INTO log SELECT lsn + ?1, 0, 0, 0, 0, (SELECT epoch FROM owner), ?2, ?3, ?4 \
+const NEXT_ROW: &str = "INSERT INTO log SELECT max(lsn, ?5) + ?1, 0, 0, 0, 0, (SELECT epoch FROM owner), ?2, ?3, ?4 \
     FROM log ORDER BY lsn DESC LIMIT 1";
 
 fn now_ms() -> i64 {

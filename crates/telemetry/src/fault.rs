@@ -2,10 +2,12 @@
 //! switch on, a place is nothing at all.
 
 /// Every place there is, in the order in which a work passes them.
-pub const POINTS: [&str; 10] = [
+pub const POINTS: [&str; 12] = [
     "accept-before-append",
     "accept-committed",
     "turn-before-step",
+    "job-taken",
+    "tool-returned",
     "turn-answered",
     "turn-journaled",
     "turn-ended",
@@ -14,6 +16,9 @@ pub const POINTS: [&str; 10] = [
     "writer-committed",
     "writer-acknowledged",
 ];
+
+/// The same of the next owner of a shard.
+pub const OWNER_POINTS: [&str; 3] = ["open-read", "open-committed", "agent-recovered"];
 
 /// The same of a leader, when it moves a shard.
 pub const LEADER_POINTS: [&str; 2] = ["leader-before-fence", "leader-fenced"];

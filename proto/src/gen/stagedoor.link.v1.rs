@@ -1400,7 +1400,7 @@ pub struct PutShard {
     pub store: ::prost::alloc::string::String,
     #[prost(string, tag = "6")]
     pub database: ::prost::alloc::string::String,
-    /// The last epoch that its leaders know of.
+    /// The last epoch that its leaders know of; of a released one, the last that must not be used again.
     #[prost(uint64, tag = "7")]
     pub epoch: u64,
     /// stopped: its store lost what was acknowledged; released: an operator accepted that. Empty otherwise.

@@ -2319,7 +2319,7 @@ pub struct Usage {
 /// One outside effect of a turn.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Step {
-    /// Its number within the work, from 1.
+    /// Its number within the work, from 1. 0 in events after a reset: it is not known.
     #[prost(int32, tag = "1")]
     pub sequence: i32,
     /// phase, model or tool.
@@ -2366,7 +2366,7 @@ pub struct WorkEvent {
 }
 /// Nested message and enum types in `WorkEvent`.
 pub mod work_event {
-    /// Sent once, in the place of what is missing.
+    /// Sent once, in the place of what is missing. Get tells the work as it is.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Reset {}
     /// The work is in another state. That it runs because its turn began is told as soon as that is so to those who watch
@@ -2403,7 +2403,7 @@ pub mod work_event {
         /// A model's or a tool's call that ended, of a loop.
         #[prost(message, tag = "8")]
         Step(super::Step),
-        /// Events before this one were deleted and are not told.
+        /// Events before this one are not told: they were deleted, or are too many. Steps after it have no sequence.
         #[prost(message, tag = "9")]
         Reset(Reset),
     }
@@ -2498,8 +2498,8 @@ pub struct CancelResponse {
 pub struct SignalRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// Which attempt of it, as its step in Get says. 0: the one in doubt, whichever it is; then this request may not be sent
-    /// again without looking, lest a later attempt is taken for the one that was meant.
+    /// Which attempt of it, as its step in Get says. 0: the one in doubt when this request comes; sent again, it may come when
+    /// a later one is.
     #[prost(int32, tag = "7")]
     pub attempt: i32,
     /// Which step; unset: the one in doubt.

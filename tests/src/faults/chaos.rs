@@ -161,6 +161,9 @@ impl Chaos {
                 Ok(()) if self.leaving.is_empty() => {
                     return self.note("all is ready".to_owned());
                 }
+                Ok(()) if WHOLE_MAX < began.elapsed() => {
+                    return self.broken = Some(format!("{:?} have not left", self.leaving));
+                }
                 Ok(()) => std::thread::sleep(Duration::from_millis(50)),
                 Err(missing) if WHOLE_MAX < began.elapsed() => {
                     self.note(format!("not ready: {missing}"));

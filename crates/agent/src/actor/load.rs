@@ -11,6 +11,7 @@ use proto::journal;
 use proto::link::{AgentRow, DedupRow, LogRow, ReadAgent, ReadHistory};
 
 use store::writer::Event;
+use telemetry::fault::point;
 
 use super::{AgentMessage, Pending, State};
 use crate::host::HostMessage;
@@ -176,6 +177,7 @@ impl State {
             }
             metrics::RECOVERED.inc();
         }
+        point("agent-recovered");
         drop(share);
         self.drive()
     }

@@ -42,7 +42,9 @@ impl Ownership {
         let is_between = |shard: &&Shard| match shard.stage {
             Stage::Fencing { .. } => true,
             Stage::Known => {
-                shard.row.as_ref().is_some_and(|row| row.member.is_some()) && !shard.is_open
+                // One that nobody can open just now is in nobody's way.
+                let is_owned = shard.row.as_ref().is_some_and(|row| row.member.is_some());
+                is_owned && !shard.is_open && !shard.is_dropped
             }
             Stage::Unread { .. } | Stage::Reading { .. } | Stage::Stopped { .. } => false,
         };

@@ -221,8 +221,10 @@ fn a_shard_whose_store_rolled_back_is_left_alone() {
     ownership.view(view(&[&ann, &bob]), Millis(100));
     ownership.dropped(SHARD, Epoch(4), Reason::StoreRolledBack, Millis(200));
     assert_eq!(fences(&ownership.view(view(&[&bob]), Millis(300))), []);
-    // Its row is read, in case it is restored.
-    assert_eq!(ownership.tick(Millis(60_000)), [Action::ReadOwner { shard: SHARD }]);
+    // Its row is read, in case it is restored, and what was written down of it is written again.
+    let wanted = ownership.tick(Millis(60_000));
+    assert_eq!(wanted[0], Action::ReadOwner { shard: SHARD });
+    assert_eq!((wanted.len(), remembered(&wanted)), (2, vec![(4, ShardStanding::Stopped)]));
 }
 
 #[test]
@@ -440,13 +442,15 @@ fn the_next_leader_knows_what_was_stopped_and_what_its_rows_cannot_say() {
     let mut stopped = next(ShardStanding::Stopped);
     let wanted = reads(&mut stopped, 7, &ann, 60_000);
     assert!(fences(&wanted).is_empty() && grants(&wanted).is_empty(), "{wanted:?}");
-    // Restored, it has a much later epoch.
-    let wanted = reads(&mut stopped, 1_000_007, &ann, 70_000);
+    assert!(remembered(&wanted).iter().all(|told| *told == (7, ShardStanding::Stopped)));
+    // Restored, it has a much later epoch and no owner.
+    let wanted = stopped.owner_read(SHARD, row(1_000_007, None, 5), Millis(60_000));
     assert_eq!(remembered(&wanted), [(1_000_007, ShardStanding::Served)]);
+    assert!(matches!(fences(&wanted)[..], [(1_000_007, _, Reason::FirstPlacement)]), "{wanted:?}");
     let mut older = next(ShardStanding::Served);
     let wanted = reads(&mut older, 6, &ann, 60_000);
     assert!(fences(&wanted).is_empty() && grants(&wanted).is_empty(), "{wanted:?}");
-    assert_eq!(remembered(&wanted), [(7, ShardStanding::Stopped)]);
+    assert_eq!(remembered(&wanted)[0], (7, ShardStanding::Stopped));
 }
 
 #[test]
@@ -492,4 +496,46 @@ fn a_shard_that_cannot_be_opened_goes_round_ever_slower_and_elsewhere() {
     // The first owner had it open.
     assert_eq!(waits, [0, 200, 400, 800, 1_600]);
     assert_eq!(owners, ["ann", "ann", "ann", "bob", "ann", "bob"]);
+}
+
+#[test]
+fn a_fence_that_was_on_its_way_restores_nothing() {
+    let stopped = |first: fn(&mut Ownership), then: fn(&mut Ownership)| {
+        let (mut ownership, ann) = leader_of_seven();
+        // Its owner is gone for the leader, and says why a little later.
+        assert_eq!(fences(&ownership.held(&ann, &[], Millis(50))).len(), 1);
+        first(&mut ownership);
+        then(&mut ownership);
+        assert!(ownership.is_stopped(SHARD));
+        let wanted = reads(&mut ownership, 8, &member("bob", 1), 60_000);
+        assert!(fences(&wanted).is_empty() && grants(&wanted).is_empty(), "{wanted:?}");
+        ownership.owner_read(SHARD, row(1_000_008, None, 5), Millis(60_000));
+        assert!(!ownership.is_stopped(SHARD), "it was restored");
+    };
+    let says = |ownership: &mut Ownership| {
+        ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(60));
+    };
+    let fenced = |ownership: &mut Ownership| {
+        let fenced = FenceResult::Fenced(row(8, Some(&member("bob", 1)), 5));
+        ownership.fence_result(SHARD, fenced, Millis(70));
+    };
+    stopped(says, fenced);
+    stopped(fenced, says);
+}
+
+#[test]
+fn what_nodes_still_report_of_a_released_shard_does_not_stop_it_again() {
+    let (mut ownership, ann) = leader_of_seven();
+    ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(50));
+    ownership.release(SHARD, Millis(60)).unwrap();
+    let mut wanted = ownership.owner_read(SHARD, row(5, Some(&ann), 4), Millis(70));
+    let mut epoch = 5;
+    while !fences(&wanted).is_empty() {
+        ownership.held(&ann, &held(7, true), Millis(80));
+        ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(90));
+        epoch += 1;
+        let fenced = FenceResult::Fenced(row(epoch, Some(&ann), 5));
+        wanted = ownership.fence_result(SHARD, fenced, Millis(100));
+    }
+    assert_eq!((epoch, ownership.is_stopped(SHARD)), (8, false));
 }

@@ -113,6 +113,9 @@ impl Leader {
             return;
         }
         let (to, reason, cause) = match remembered.standing {
+            ShardStanding::Served if before == ShardStanding::Stopped.as_str() => {
+                (UNOWNED, Reason::Restored, "its store has a later epoch without an owner")
+            }
             ShardStanding::Served => return,
             ShardStanding::Stopped => {
                 error!(%shard, epoch = %remembered.epoch, "the store of a shard lost what was acknowledged: the shard is stopped until it is restored or released");
@@ -168,7 +171,9 @@ pub(super) fn inherited(
     known: &PutShard,
     row: &OwnerRow,
 ) -> Option<Reason> {
-    let to = row.member.as_ref().filter(|_| known.epoch < row.epoch.0)?;
+    // 0: written by a leader that kept no epochs.
+    let is_unwritten = known.epoch != 0 && known.epoch < row.epoch.0;
+    let to = row.member.as_ref().filter(|_| is_unwritten)?;
     journal.transition(Transition {
         subject: format!("shard/{shard}"),
         from,

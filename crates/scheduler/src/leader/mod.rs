@@ -309,6 +309,12 @@ impl Leader {
     ) -> Result<Bytes, Refusal> {
         let member = self.member_at(from)?;
         self.reports.dropped(&member, held.shard);
+        if reason == Reason::StoreRolledBack {
+            warn!(shard = %held.shard, epoch = %held.epoch, %member, "node found less in the store than was acknowledged");
+            let actions = self.ownership.dropped(held.shard, held.epoch, reason, now);
+            self.act(actions, now);
+            return Ok(Bytes::new());
+        }
         let owner =
             self.shards.get_mut(&held.shard).filter(|facts| facts.is_owned_by(&member, held.epoch));
         if let Some(facts) = owner {

@@ -79,6 +79,9 @@ impl Task {
     async fn gather(&mut self) -> Result<(), Over> {
         let Some(answered) = self.answered else { return Ok(()) };
         let waiting_rows = self.shared.lock().writer.waiting_rows();
+        if waiting_rows == 0 {
+            return Ok(());
+        }
         let pause = self.pace.pause(waiting_rows).saturating_sub(answered.elapsed());
         if pause.is_zero() {
             return Ok(());
@@ -111,9 +114,7 @@ impl Task {
             match next {
                 Next::Acknowledge(items) => {
                     point("writer-committed");
-                    let took = started.elapsed();
-                    metrics::COMMIT_SECONDS.observe(took.as_secs_f64());
-                    self.pace.answered(took);
+                    metrics::COMMIT_SECONDS.observe(started.elapsed().as_secs_f64());
                     self.answered = Some(Instant::now());
                     self.acknowledge(&group, items.items);
                     point("writer-acknowledged");
@@ -136,9 +137,13 @@ impl Task {
             let (store, database) = (self.store.clone(), self.database.clone());
             let group = group.clone();
             point("writer-before-commit");
+            let sent = Instant::now();
             let commit = async move { store.commit(&database, group).await };
             let error = match self.unless_stopped(commit).await? {
-                Ok(CommitOutcome::Committed) => return Ok(Outcome::Committed),
+                Ok(CommitOutcome::Committed) => {
+                    self.pace.answered(sent.elapsed());
+                    return Ok(Outcome::Committed);
+                }
                 Ok(CommitOutcome::Fenced { epoch }) => {
                     return Ok(Outcome::Fenced { epoch: Epoch(epoch) });
                 }
