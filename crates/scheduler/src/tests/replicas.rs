@@ -21,6 +21,13 @@ async fn pair(world: &World) -> (crate::Handle, crate::Handle, [Node; 3]) {
     (leader, standby, nodes)
 }
 
+/// The leader goes, and who stood by leads.
+async fn hand_over(world: &World, leader: crate::Handle, standby: &crate::Handle) {
+    leader.shutdown().await;
+    world.links.controls().remove(&name("control-1"));
+    eventually("the standby leads", async || standby.is_leading().then_some(())).await;
+}
+
 #[tokio::test]
 async fn who_stands_by_serves_what_the_leader_knows() {
     let world = World::new();
@@ -136,9 +143,7 @@ async fn a_cordon_outlasts_the_leader_and_the_run_of_the_node() {
         (transitions.last()?.to == "cordoned").then_some(())
     })
     .await;
-    leader.shutdown().await;
-    world.links.controls().remove(&name("control-1"));
-    eventually("the standby leads", async || standby.is_leading().then_some(())).await;
+    hand_over(&world, leader, &standby).await;
     for node in &nodes {
         node.join(&standby).await.unwrap();
     }
@@ -171,9 +176,7 @@ async fn a_node_is_told_to_drain_until_it_says_that_it_does_also_by_the_next_lea
         (transitions.last()?.to == "draining").then_some(())
     })
     .await;
-    leader.shutdown().await;
-    world.links.controls().remove(&name("control-1"));
-    eventually("the standby leads", async || standby.is_leading().then_some(())).await;
+    hand_over(&world, leader, &standby).await;
     // A new leader does not know it yet, and so does not let it go.
     let drain = || envelope(kind::DRAIN, &ann.join_request());
     let refused = super::ask(&standby, ann.peer(), drain()).await.unwrap_err();
