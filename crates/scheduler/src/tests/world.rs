@@ -44,29 +44,42 @@ pub(super) async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -
     }
 }
 
+/// Removed with the world, also while the store makes files in it.
+struct Folder(TempDir);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for _ in 0..200 {
+            if std::fs::remove_dir_all(self.0.path()).is_ok() || !self.0.path().exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 pub(super) struct World {
     pub(super) store: Arc<FileStore>,
     pub(super) links: Arc<PlayedLinks>,
-    _directory: TempDir,
+    folder: Folder,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = FileStore::open(directory.path(), store::EngineConfig::default()).unwrap();
-        Self { store: Arc::new(store), links: Arc::default(), _directory: directory }
+        Self { store: Arc::new(store), links: Arc::default(), folder: Folder(directory) }
     }
 
     /// The same store, closed and opened again, after a newer program had one of its databases.
     pub(super) async fn with_newer(self, database: &str) -> Self {
         self.store.close().await;
-        let path = self._directory.path().join(format!("{database}.db"));
+        let path = self.folder.0.path().join(format!("{database}.db"));
         let file = libsql::Builder::new_local(&path).build().await.unwrap();
         let newer = "UPDATE meta SET v = '9' WHERE k = 'schema_version'";
         assert_eq!(file.connect().unwrap().execute(newer, ()).await.unwrap(), 1);
         drop(file);
-        let store =
-            FileStore::open(self._directory.path(), store::EngineConfig::default()).unwrap();
+        let store = FileStore::open(self.folder.0.path(), store::EngineConfig::default()).unwrap();
         Self { store: Arc::new(store), ..self }
     }
 
