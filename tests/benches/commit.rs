@@ -219,7 +219,8 @@ async fn provision(
         let database = format!("shard-{shard}");
         let provision = Provision { cluster_id: "bench".to_owned(), shard };
         control.provision(&database, &provision).await?;
-        let fence = Fence { expected: 0, node: "node-1".to_owned(), incarnation: 1, term: 1 };
+        let fence =
+            Fence { expected: 0, node: "node-1".to_owned(), incarnation: 1, term: 1, above: 0 };
         control.fence(&database, &fence).await?;
         databases.push(database);
     }

@@ -3,8 +3,9 @@
 //!
 //! `cargo bench -p tests --bench submit -- --works 40000 --agents 10000 --rounds 3 --store files` prints one JSON line for
 //! each of 64 and 1,024 in flight, and for each of the two answers; `--in-flight` and `--until accepted|ended` choose one,
-//! and `--store sqld` puts a real sqld behind the cluster. An accepted work is run at once: with `accepted` the processors are
-//! shared with the steps of those that were accepted before, and no time stops before the last is. Afterwards every work is
+//! and `--store sqld` puts a real sqld behind the cluster. An accepted work is run at once: with `accepted` the
+//! processors are shared with the steps of those that were accepted before, and the time ends with the last acceptance.
+//! Afterwards every work is
 //! waited for and read back: each has succeeded, with one step.
 
 mod load;

@@ -380,13 +380,13 @@ impl Control {
                 ownership::Action::ReadOwner { shard } => {
                     self.ask(world, Ask::Owner(shard), Purpose::Owner { term, shard });
                 }
-                ownership::Action::Fence { shard, expected_epoch, to, term, reason } => {
+                ownership::Action::Fence { shard, expected_epoch, above, to, term, reason } => {
                     match reason {
                         Reason::OwnerDraining => world.happen(Fault::ShardDrained),
                         Reason::Rebalanced => world.happen(Fault::ShardRebalanced),
                         _ => {}
                     }
-                    let ask = Ask::Fence { shard, expected: expected_epoch, to, term };
+                    let ask = Ask::Fence { shard, expected: expected_epoch, above, to, term };
                     self.ask(world, ask, Purpose::Fence { term, shard });
                 }
                 ownership::Action::Grant { shard, epoch, to } => {

@@ -152,6 +152,7 @@ pub(crate) enum Ask {
     Fence {
         shard: ShardId,
         expected: Epoch,
+        above: Epoch,
         to: Member,
         term: Term,
     },

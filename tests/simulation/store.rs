@@ -58,8 +58,8 @@ impl Store {
                 let shard = self.shard(shard);
                 Answer::Owner { row: shard.owner_row() }
             }
-            Ask::Fence { shard, expected, to, term } => {
-                self.fence(world, shard, expected, to, term)
+            Ask::Fence { shard, expected, above, to, term } => {
+                self.fence(world, shard, (expected, above), to, term)
             }
             Ask::Agent { shard, agent, key } => {
                 let shard = self.shard(shard);
@@ -143,7 +143,7 @@ impl Store {
         &mut self,
         world: &mut World,
         id: ShardId,
-        expected: Epoch,
+        (expected, above): (Epoch, Epoch),
         to: Member,
         term: Term,
     ) -> Answer {
@@ -156,7 +156,7 @@ impl Store {
         if shard.owner.is_some() {
             world.happen(Fault::ShardMoved);
         }
-        shard.epoch = expected.next();
+        shard.epoch = expected.max(above).next();
         shard.owner = Some(to.clone());
         shard.term = term;
         let epoch = shard.epoch;

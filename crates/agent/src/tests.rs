@@ -172,7 +172,13 @@ impl Bench {
     }
 
     async fn fence(&mut self) {
-        let fence = Fence { expected: self.epoch, node: "node-1".into(), incarnation: 1, term: 1 };
+        let fence = Fence {
+            expected: self.epoch,
+            node: "node-1".into(),
+            incarnation: 1,
+            term: 1,
+            above: 0,
+        };
         self.store.fence(DATABASE, &fence).await.unwrap();
         self.epoch += 1;
     }

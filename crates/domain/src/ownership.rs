@@ -58,8 +58,16 @@ pub enum FenceResult {
 pub enum Action {
     /// Read the owner row, creating the shard's database if it is missing, and hand it to [`Ownership::owner_read`].
     ReadOwner { shard: ShardId },
-    /// Set the owner row to (expected + 1, to, term) if its epoch is the expected one and its term not later.
-    Fence { shard: ShardId, expected_epoch: Epoch, to: Member, term: Term, reason: Reason },
+    /// Set the owner row to (the epoch after the larger of expected and above, to, term) if its epoch is the expected one and
+    /// its term not later.
+    Fence {
+        shard: ShardId,
+        expected_epoch: Epoch,
+        above: Epoch,
+        to: Member,
+        term: Term,
+        reason: Reason,
+    },
     /// Tell the node that the shard is its own.
     Grant { shard: ShardId, epoch: Epoch, to: Member },
     /// Write this down for the next leader.
@@ -419,6 +427,7 @@ impl Ownership {
             actions.push(Action::Fence {
                 shard: *id,
                 expected_epoch: row.epoch,
+                above: shard.above,
                 to,
                 term: self.term,
                 reason: *reason,

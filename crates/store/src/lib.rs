@@ -170,7 +170,7 @@ pub enum FenceOutcome {
 impl FenceOutcome {
     /// What the owner row after a fence says about it. A row that is as asked was granted, now or by an earlier try.
     fn of(asked: &Fence, row: OwnerRow) -> Self {
-        let is_ours = row.epoch == asked.expected + 1
+        let is_ours = row.epoch == asked.expected.max(asked.above) + 1
             && row.node == asked.node
             && row.incarnation == asked.incarnation
             && row.term == asked.term;

@@ -1030,6 +1030,10 @@ pub struct Fence {
     pub incarnation: u64,
     #[prost(uint64, tag = "4")]
     pub term: u64,
+    /// The new epoch is the one after the larger of this and the expected one: of a shard that was released, epochs up to this
+    /// may have been used on a store that went back since.
+    #[prost(uint64, tag = "5")]
+    pub above: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Provision {

@@ -215,7 +215,7 @@ async fn what_comes_before_a_shard_is_open_is_answered_when_it_is() {
 async fn what_came_for_a_shard_that_was_not_opened_is_sent_elsewhere() {
     let (mut stage, gated) = opening().await;
     let call = call(AGENTS[0], "text", "k");
-    let fence = Fence { expected: 1, node: "node-9".into(), incarnation: 1, term: 1 };
+    let fence = Fence { expected: 1, node: "node-9".into(), incarnation: 1, term: 1, above: 0 };
     stage.store.fence(DATABASE, &fence).await.unwrap();
     let submitted = stage.call(kind::SUBMIT, &call);
     let opened = async {

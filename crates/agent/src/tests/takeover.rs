@@ -124,7 +124,8 @@ impl Stage {
 
     /// The shard belongs to `name` from now on, and nobody hears of it.
     pub(super) async fn fence(&mut self, name: &str) {
-        let fence = Fence { expected: self.epoch, node: name.into(), incarnation: 1, term: 1 };
+        let fence =
+            Fence { expected: self.epoch, node: name.into(), incarnation: 1, term: 1, above: 0 };
         self.store.fence(DATABASE, &fence).await.unwrap();
         self.epoch += 1;
         self.owner = name.to_owned();

@@ -26,13 +26,13 @@ impl Ownership {
         let mut actions = Vec::new();
         // One at a time, so that they are spread over time and not bunched at its beginning.
         for (id, to, reason) in wanted.into_iter().take(1) {
-            let Some(Shard { stage, row: Some(row), .. }) = self.shards.get_mut(&id) else {
+            let Some(Shard { stage, row: Some(row), above, .. }) = self.shards.get_mut(&id) else {
                 continue;
             };
             *stage = Stage::Fencing { to: to.clone(), sent: now };
             self.last_move = Some(now);
-            let (expected_epoch, term) = (row.epoch, self.term);
-            actions.push(Action::Fence { shard: id, expected_epoch, to, term, reason });
+            let (expected_epoch, above, term) = (row.epoch, *above, self.term);
+            actions.push(Action::Fence { shard: id, expected_epoch, above, to, term, reason });
         }
         actions
     }

@@ -31,6 +31,7 @@ pub(super) struct Facts {
 
 pub(super) struct Fencing {
     pub(super) expected: Epoch,
+    pub(super) above: Epoch,
     pub(super) to: Member,
     pub(super) reason: Reason,
     pub(super) cause: String,
@@ -45,9 +46,15 @@ impl Leader {
         }
         let fence = facts.fence.take_if(|fence| fence.expected < row.epoch);
         let is_ours = |fence: &Fencing| {
-            row.epoch == fence.expected.next() && row.member.as_ref() == Some(&fence.to)
+            row.epoch == fence.expected.max(fence.above).next()
+                && row.member.as_ref() == Some(&fence.to)
         };
-        let state = if row.member.is_some() { GRANTED } else { UNOWNED };
+        let state = match row.member {
+            // Until it is remembered otherwise.
+            _ if facts.row.standing == STOPPED => STOPPED,
+            Some(_) => GRANTED,
+            None => UNOWNED,
+        };
         let from = std::mem::replace(&mut facts.state, state);
         let fence = fence.filter(is_ours);
         if fence.is_none() {

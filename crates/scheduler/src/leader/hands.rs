@@ -103,12 +103,13 @@ impl Hands {
     }
 
     /// Fences never wait for reads: a dead node's agents wait for them.
-    pub(crate) async fn fence(self, shard: PutShard, expected: Epoch, to: Member) {
+    pub(crate) async fn fence(self, shard: PutShard, expected: Epoch, above: Epoch, to: Member) {
         let fence = Fence {
             expected: expected.0,
             node: to.name.to_string(),
             incarnation: to.incarnation.0,
             term: self.term.0,
+            above: above.0,
         };
         let call = self.shared.store.fence(&shard.database, &fence);
         let outcome = within(STORE_MS, "a fence", call).await;

@@ -504,8 +504,8 @@ impl Leader {
                     Some(row) => actions.extend(self.owner_read(shard, row, now)),
                     None => self.read_owner(shard),
                 },
-                Action::Fence { shard, expected_epoch, to, term: _, reason } => {
-                    self.fence(shard, expected_epoch, to, reason);
+                Action::Fence { shard, expected_epoch, above, to, term: _, reason } => {
+                    self.fence(shard, expected_epoch, above, to, reason);
                 }
                 Action::Grant { shard, epoch, to } => self.grant(shard, epoch, to),
                 Action::Remember { shard, remembered } => self.remember(shard, remembered),
@@ -521,13 +521,13 @@ impl Leader {
         self.tasks.spawn(self.hands.clone().read_owner(cluster_id, facts.row.clone()));
     }
 
-    fn fence(&mut self, shard: ShardId, expected: Epoch, to: Member, reason: Reason) {
+    fn fence(&mut self, shard: ShardId, expected: Epoch, above: Epoch, to: Member, reason: Reason) {
         let Some(facts) = self.shards.get_mut(&shard) else { return };
         let owner = facts.owner.as_ref().and_then(|owner| owner.member.as_ref());
         let cause = owner.map(|owner| self.roster.fate(owner)).unwrap_or_default();
-        facts.fence = Some(Fencing { expected, to: to.clone(), reason, cause });
+        facts.fence = Some(Fencing { expected, above, to: to.clone(), reason, cause });
         point("leader-before-fence");
-        self.tasks.spawn(self.hands.clone().fence(facts.row.clone(), expected, to));
+        self.tasks.spawn(self.hands.clone().fence(facts.row.clone(), expected, above, to));
     }
 
     fn grant(&mut self, shard: ShardId, epoch: Epoch, to: Member) {

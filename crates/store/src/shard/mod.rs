@@ -70,9 +70,10 @@ impl Batch for Fence {
             text(&self.node),
             number(self.incarnation)?,
             number(self.term)?,
+            number(self.above)?,
         ];
         sink.run(
-            "UPDATE owner SET epoch = epoch + 1, node = ?2, incarnation = ?3, term = ?4 \
+            "UPDATE owner SET epoch = max(epoch, ?5) + 1, node = ?2, incarnation = ?3, term = ?4 \
              WHERE epoch = ?1 AND term <= ?4",
             params,
         )?;

@@ -12,7 +12,7 @@ pub(crate) fn provision() -> Provision {
 }
 
 pub(crate) fn fence(expected: u64, incarnation: u64, term: u64) -> Fence {
-    Fence { expected, node: "node-1".to_owned(), incarnation, term }
+    Fence { expected, node: "node-1".to_owned(), incarnation, term, above: 0 }
 }
 
 /// A group of epoch 1 with these rows: (agent, prev), numbered after `head`.

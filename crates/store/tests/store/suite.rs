@@ -66,6 +66,12 @@ async fn a_fence_with_an_older_epoch_or_term_loses(doors: &Doors) {
     // The answer to a fence may be lost: asked again, it is granted again, and nothing changes.
     assert_eq!(doors.fence(0, 7, 5).await, row);
     assert_eq!(doors.fence(1, 8, 5).await.epoch, 2);
+    // Of a shard that was released no epoch is given out that somebody may have had.
+    let above = proto::link::Fence { above: 40, ..fence(2, 9, 5) };
+    let fenced = |outcome| matches!(outcome, FenceOutcome::Fenced(row) if row.epoch == 41);
+    for _ in 0..2 {
+        assert!(fenced(doors.control.fence(SHARD, &above).await.unwrap()), "also asked again");
+    }
 }
 
 /// A group that writes to every table.
