@@ -11,7 +11,7 @@ use proto::v1::{
     ListShardsRequest, ListShardsResponse, Node, ReleaseShardRequest, ReleaseShardResponse,
     StatusRequest, StatusResponse, Store, Transition, UncordonRequest, UncordonResponse,
 };
-use scheduler::Admit;
+use scheduler::{Admit, Explained};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -151,8 +151,8 @@ impl Cluster {
     }
 
     async fn stored(&self, kind: &str, id: &str) -> Result<ExplainResponse, Failure> {
-        let (transitions, placement) = self.scheduler.explain(kind, id).await?;
-        let truncated = scheduler::TRANSITIONS_MAX as usize <= transitions.len();
+        let Explained { transitions, placement, truncated } =
+            self.scheduler.explain(kind, id).await?;
         Ok(ExplainResponse {
             transitions: transitions.into_iter().map(transition).collect(),
             placement,
@@ -173,13 +173,14 @@ impl Cluster {
 
     async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
         let failures = self.scheduler.explain("agent", &id.to_string()).await;
-        let failures = failures.map(|(rows, _)| rows.into_iter().map(transition).collect());
+        let is_cut = failures.as_ref().is_ok_and(|failures| failures.truncated);
+        let failures = failures.map(|it| it.transitions.into_iter().map(transition).collect());
         let journaled = async {
             let entries = self.entries(id, 0, |_| true, deadline).await?;
             self.fold(id, entries).await
         };
         let journaled: Result<_, Failure> = journaled.await;
-        let truncated = journaled.as_ref().is_ok_and(|journaled| journaled.truncated);
+        let truncated = is_cut || journaled.as_ref().is_ok_and(|journaled| journaled.truncated);
         let journaled = journaled.map(|journaled| journaled.transitions);
         let transitions = explain::agent(id, journaled, failures.map_err(Failure::from))?;
         Ok(ExplainResponse { transitions, placement: Vec::new(), truncated })
@@ -224,10 +225,11 @@ impl Cluster {
     async fn owners(&self, id: &AgentId) -> Owners {
         let shard: Option<ShardId> = self.scheduler.view().and_then(|view| view.shard_of(id));
         let Some(shard) = shard else { return Owners::new() };
-        let Ok((transitions, _)) = self.scheduler.explain("shard", &shard.to_string()).await else {
+        let Ok(told) = self.scheduler.explain("shard", &shard.to_string()).await else {
             return Owners::new();
         };
-        let owned = transitions.into_iter().filter(|one| one.epoch != 0 && !one.node.is_empty());
+        let owned =
+            told.transitions.into_iter().filter(|one| one.epoch != 0 && !one.node.is_empty());
         owned.map(|one| (one.epoch, one.node)).collect()
     }
 }

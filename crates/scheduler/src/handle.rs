@@ -31,7 +31,18 @@ const ANSWER: Duration = Duration::from_secs(2);
 const SHUTDOWN: Duration = Duration::from_secs(4);
 const CHECK_MS: u64 = 1_000;
 /// So many transitions of one thing are told, the newest.
-pub const TRANSITIONS_MAX: u32 = 1_000;
+const TRANSITIONS_MAX: u32 = 1_000;
+
+/// What is stored of one thing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Explained {
+    /// Oldest first.
+    pub transitions: Vec<PutTransition>,
+    /// Of a shard, how its place is chosen now.
+    pub placement: Vec<String>,
+    /// As many as are told: there may be older ones.
+    pub truncated: bool,
+}
 
 /// Everything that a scheduler needs.
 pub struct Args {
@@ -241,11 +252,7 @@ impl Handle {
     ///
     /// # Errors
     /// Another kind, a malformed id, nothing stored of it, no answer of the store.
-    pub async fn explain(
-        &self,
-        kind: &str,
-        id: &str,
-    ) -> Result<(Vec<PutTransition>, Vec<String>), Error> {
+    pub async fn explain(&self, kind: &str, id: &str) -> Result<Explained, Error> {
         let mut placement = Vec::new();
         match kind {
             "node" | "leader" => drop(id.parse::<ProcessName>()?),
@@ -260,6 +267,7 @@ impl Handle {
         let read = ReadTransitions { subject: subject.clone(), limit: TRANSITIONS_MAX };
         let answer = self.shared.read(Read::Transitions(read)).await;
         let mut transitions = answer.map_err(Error::store("read the transitions"))?.transitions;
+        let truncated = TRANSITIONS_MAX as usize <= transitions.len();
         transitions.reverse();
         // A batch whose answer was lost was written twice.
         transitions.dedup();
@@ -267,7 +275,7 @@ impl Handle {
         if transitions.is_empty() && placement.is_empty() && kind != "agent" {
             return Err(Error::UnknownSubject { subject });
         }
-        Ok((transitions, placement))
+        Ok(Explained { transitions, placement, truncated })
     }
 
     /// Whether the store answers, and what it promises.

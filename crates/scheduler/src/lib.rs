@@ -26,5 +26,5 @@ mod tests;
 
 pub use config::Config;
 pub use error::Error;
-pub use handle::{Args, Handle, StoreCheck, TRANSITIONS_MAX, spawn};
+pub use handle::{Args, Explained, Handle, StoreCheck, spawn};
 pub use leader::{Admit, Query};

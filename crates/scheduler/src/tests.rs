@@ -226,11 +226,12 @@ async fn a_database_of_a_newer_version_ends_the_scheduler() {
 
 async fn assert_explained(leader: &Handle, shard: u32) {
     let shard = shard.to_string();
-    let (transitions, placement) = eventually("the transitions are written", async || {
+    let explained = eventually("the transitions are written", async || {
         let explained = leader.explain("shard", &shard).await.unwrap();
-        (explained.0.len() == 4).then_some(explained)
+        (explained.transitions.len() == 4).then_some(explained)
     })
     .await;
+    let (transitions, placement) = (explained.transitions, explained.placement);
     let steps: Vec<(&str, &str, u64)> =
         transitions.iter().map(|t| (t.from.as_str(), t.to.as_str(), t.epoch)).collect();
     assert_eq!(
@@ -244,7 +245,7 @@ async fn assert_explained(leader: &Handle, shard: u32) {
         transitions[2].cause
     );
     assert!(placement[0].contains("stays where it is") && placement.len() == 3, "{placement:?}");
-    let (node, _) = leader.explain("node", "node-1").await.unwrap();
+    let node = leader.explain("node", "node-1").await.unwrap().transitions;
     let states: Vec<&str> = node.iter().map(|t| t.to.as_str()).collect();
     assert_eq!(states, ["alive", "suspect", "dead"]);
     assert!(matches!(leader.explain("work", "w-0-000-1").await, Err(Error::UnknownKind { .. })));
@@ -293,7 +294,7 @@ async fn a_standby_takes_over_and_leaves_healthy_owners_alone() {
     .await;
     assert!(world.owners().await.iter().all(|owner| owner.epoch == 1 && owner.term == 1));
     let last = eventually("the opening is written down", async || {
-        let (transitions, _) = second.explain("shard", "0").await.unwrap();
+        let transitions = second.explain("shard", "0").await.unwrap().transitions;
         transitions.last().filter(|last| last.term == 2).cloned()
     })
     .await;
@@ -392,7 +393,7 @@ async fn a_clean_shutdown_hands_over_at_once() {
     assert_eq!(first.stopped().await, None);
     let second = world.leader("control-2").await;
     assert_eq!(second.leader().1.0, 2);
-    let (first, _) = second.explain("leader", "control-1").await.unwrap();
+    let first = second.explain("leader", "control-1").await.unwrap().transitions;
     assert_eq!(first[0].to, "leader");
     second.shutdown().await;
 }

@@ -33,6 +33,9 @@ pub struct Restored {
     pub databases: Vec<String>,
     /// The folder with what was there before; none if nothing was.
     pub replaced: Option<PathBuf>,
+    /// Of these what was there before could not be read: works that it had after the backup may share their ids with later
+    /// ones, if it was itself an earlier restore of this backup.
+    pub unread: Vec<String>,
 }
 
 /// Restores the backup of this name, which `backup` has put into the folder `backups` of the data directory.
@@ -47,10 +50,14 @@ pub fn restore(data_dir: &Path, backup: &str) -> Result<Restored, Error> {
         fs::remove_dir_all(&parts).map_err(|error| Error::file("remove", &parts, error))?;
     }
     fs::create_dir(&parts).map_err(|error| Error::file("create", &parts, error))?;
-    let mut shards = Vec::new();
+    let (mut shards, mut unread) = (Vec::new(), Vec::new());
     for (database, file) in &found {
         let part = parts.join(database.file_name());
         let before = last_of(*database, &directory.file(&database.file_name()));
+        let before = before.unwrap_or_else(|_| {
+            unread.push(database.to_string());
+            Last::default()
+        });
         shards.extend(prepare(*database, file, &part, before)?);
     }
     let is_there = |name: &String| found.iter().any(|(database, _)| database.to_string() == *name);
@@ -60,7 +67,7 @@ pub fn restore(data_dir: &Path, backup: &str) -> Result<Restored, Error> {
     }
     let replaced = directory.replace(&parts, &now_ms().to_string())?;
     let databases = found.iter().map(|(database, _)| database.to_string()).collect();
-    Ok(Restored { databases, replaced })
+    Ok(Restored { databases, replaced, unread })
 }
 
 /// The name of the file that holds a database of a backup.
@@ -111,16 +118,13 @@ struct Last {
     lsn: u64,
 }
 
-/// Of what is replaced, which may be an earlier restore of the same backup. What cannot be read has come nowhere: it is
-/// why a backup is restored.
-fn last_of(database: Database, file: &Path) -> Last {
+/// Of what is replaced, which may be an earlier restore of the same backup. What cannot be read is no obstacle: it is why a
+/// backup is restored.
+fn last_of(database: Database, file: &Path) -> Result<Last, Error> {
     if !file.exists() {
-        return Last::default();
+        return Ok(Last::default());
     }
-    let read = Sql::open(file, &database.to_string(), Access::ReadWrite)
-        .and_then(|mut sql| sql.read(&ReadLast(database)));
-    read.inspect_err(|error| tracing::warn!(%database, %error, "cannot read what is replaced"))
-        .unwrap_or_default()
+    Sql::open(file, &database.to_string(), Access::ReadWrite)?.read(&ReadLast(database))
 }
 
 struct ReadLast(Database);

@@ -30,6 +30,8 @@ struct Restored {
     databases: Vec<String>,
     /// The folder with what was there before.
     replaced: Option<String>,
+    /// Databases that could not be read before they were replaced.
+    unread: Vec<String>,
 }
 
 /// `store restore`.
@@ -44,12 +46,18 @@ pub(crate) fn restore(name: &str, config: &Path, format: Format) -> Result<Exit,
         name: name.to_owned(),
         databases: restored.databases,
         replaced: restored.replaced.map(|folder| folder.display().to_string()),
+        unread: restored.unread,
     };
     output::print(format, &restored, |restored| {
         let count = restored.databases.len();
         let kept = restored.replaced.as_ref();
         let kept = kept.map(|folder| format!("; what was there before is in {folder}"));
-        format!("restored {count} databases of {}{}", restored.name, kept.unwrap_or_default())
+        let kept = kept.unwrap_or_default();
+        let unread = match restored.unread.is_empty() {
+            true => String::new(),
+            false => format!("; not readable before were {}", restored.unread.join(", ")),
+        };
+        format!("restored {count} databases of {}{kept}{unread}", restored.name)
     })?;
     Ok(Exit::Ok)
 }

@@ -81,14 +81,14 @@ async fn what_becomes_of_an_agent_that_fails_is_written_down() {
     assert_eq!(wrong.reason, reason(Reason::Malformed));
     let all: Vec<_> = nodes.iter().collect();
     let told = while_beating(&leader, &all, "both are written", async || {
-        let (told, _) = leader.explain("agent", "acme/support/7").await.unwrap();
+        let told = leader.explain("agent", "acme/support/7").await.unwrap().transitions;
         (told.len() == 2).then_some(told)
     })
     .await;
     assert_eq!((told[0].to.as_str(), told[1].to.as_str()), ("restarting", "quarantined"));
     assert_eq!((told[1].reason, told[1].epoch), (reason(Reason::Quarantined), 1));
     assert!(told[1].node == "node-1" && told[1].cause.contains("cannot be folded"), "{told:?}");
-    let (none, _) = leader.explain("agent", "acme/support/8").await.unwrap();
+    let none = leader.explain("agent", "acme/support/8").await.unwrap().transitions;
     assert!(none.is_empty());
     leader.shutdown().await;
 }

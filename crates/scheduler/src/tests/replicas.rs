@@ -38,7 +38,7 @@ async fn who_stands_by_serves_what_the_leader_knows() {
     assert_eq!(standby.shards().await, leader.shards().await);
     let offers = standby.find(Query::default()).await;
     assert_eq!((offers.len(), &offers), (3, &leader.find(Query::default()).await));
-    let (_, placement) = standby.explain("shard", "3").await.unwrap();
+    let placement = standby.explain("shard", "3").await.unwrap().placement;
     assert_eq!(placement.len(), 4);
     let applied = standby.apply_definition("ann".into(), "acme".parse().unwrap(), support("x"));
     assert_eq!(applied.await.unwrap().name, "support");
@@ -76,7 +76,7 @@ async fn leadership_goes_to_the_replica_that_hears_more_nodes() {
     assert!(!leader.is_leading());
     assert_eq!(standby.leader().0, "control-2");
     assert!(world.owners().await.iter().all(|owner| owner.epoch == 1), "nothing was fenced");
-    let (transitions, _) = standby.explain("leader", "control-1").await.unwrap();
+    let transitions = standby.explain("leader", "control-1").await.unwrap().transitions;
     let last = transitions.last().unwrap();
     assert_eq!((last.to.as_str(), last.reason), ("standby", Reason::HearsFewer.code().into()));
     leader.shutdown().await;
@@ -121,7 +121,7 @@ async fn a_node_that_drains_gives_everything_away_and_offers_nothing() {
     let answer = super::ask(&leader, ann.peer(), envelope(kind::DRAIN, &ann.join_request()));
     let answer = <proto::link::DrainAnswer as prost::Message>::decode(answer.await.unwrap());
     assert_eq!(answer.unwrap().targets, 2);
-    let (transitions, _) = leader.explain("node", "node-1").await.unwrap();
+    let transitions = leader.explain("node", "node-1").await.unwrap().transitions;
     let last = transitions.last().unwrap();
     assert_eq!((last.to.as_str(), last.reason), ("draining", Reason::DrainRequested.code().into()));
     let moved = leader.shards().await.into_iter().filter(|shard| shard.epoch == 2);
@@ -139,7 +139,7 @@ async fn a_cordon_outlasts_the_leader_and_the_run_of_the_node() {
     let unknown = leader.admit("ann".into(), name("node-9"), Admit::Cordon).await;
     assert!(matches!(unknown, Err(Error::UnknownSubject { .. })));
     while_beating(&leader, &all, "it is written down", async || {
-        let (transitions, _) = leader.explain("node", "node-1").await.ok()?;
+        let transitions = leader.explain("node", "node-1").await.ok()?.transitions;
         (transitions.last()?.to == "cordoned").then_some(())
     })
     .await;
@@ -172,7 +172,7 @@ async fn a_node_is_told_to_drain_until_it_says_that_it_does_also_by_the_next_lea
     let cordon = leader.admit("ann".into(), name("node-1"), Admit::Uncordon).await;
     assert!(matches!(cordon, Err(Error::Draining { .. })), "{cordon:?}");
     while_beating(&leader, &all, "it is written down", async || {
-        let (transitions, _) = leader.explain("node", "node-1").await.ok()?;
+        let transitions = leader.explain("node", "node-1").await.ok()?.transitions;
         (transitions.last()?.to == "draining").then_some(())
     })
     .await;

@@ -53,8 +53,8 @@ async fn a_restored_database_belongs_to_nobody_and_no_earlier_writer_gets_in() {
     store.close().await;
 
     let data = folder.path().join("data");
-    let Restored { databases, replaced } = restore(&data, NAME).unwrap();
-    assert_eq!(databases, ["control", SHARD]);
+    let Restored { databases, replaced, unread } = restore(&data, NAME).unwrap();
+    assert_eq!((databases, unread), (vec!["control".to_owned(), SHARD.to_owned()], vec![]));
     // What was there is kept, with the row that the backup lacks.
     assert!(replaced.unwrap().join(format!("{SHARD}.db")).exists());
 
@@ -102,6 +102,20 @@ async fn a_backup_that_is_missing_or_not_complete_replaces_nothing() {
     assert!(damaged.to_string().contains(SHARD), "{damaged}");
     let store = open(folder.path());
     assert_eq!(store.owner(SHARD).await.unwrap().head, 2);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_replaced_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = with_two_rows(folder.path()).await;
+    back_up(&store).await;
+    store.close().await;
+    let data = folder.path().join("data");
+    std::fs::write(data.join(format!("{SHARD}.db")), [b'x'; 8_192]).unwrap();
+    assert_eq!(restore(&data, NAME).unwrap().unread, [SHARD]);
+    let store = open(folder.path());
+    assert_eq!(store.owner(SHARD).await.unwrap().head, 2 + ROWS_AHEAD);
     store.close().await;
 }
 
