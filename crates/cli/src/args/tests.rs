@@ -1,10 +1,20 @@
 //! The arguments: what parses, what is refused, and what help says.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use clap::{CommandFactory, FromArgMatches};
 
 use super::*;
 
+/// Arguments may come from the environment, which belongs to all tests of this process.
+static ENVIRONMENT: Mutex<()> = Mutex::new(());
+
+fn environment() -> MutexGuard<'static, ()> {
+    ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn parse(line: &str) -> Result<Cli, clap::Error> {
+    let _environment = environment();
     Cli::try_parse_from(line.split(' '))
 }
 
@@ -49,6 +59,7 @@ fn every_argument_says_what_it_is() {
 #[test]
 #[allow(clippy::result_large_err, reason = "the error type is that of the jail")]
 fn an_empty_variable_counts_as_none() {
+    let _environment = environment();
     figment::Jail::expect_with(|jail| {
         jail.set_env("STAGEDOOR_CREDENTIALS", "");
         jail.set_env("STAGEDOOR_API", "a:1");
