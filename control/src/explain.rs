@@ -8,7 +8,7 @@ use domain::entry::{Entry, Resolution, StepDoubted, StepIntended};
 use domain::{AgentId, Reason, WorkState};
 use proto::convert;
 use proto::journal;
-use proto::link::LogEntry;
+use proto::link::{AgentPassage, LogEntry};
 use proto::status::Failure;
 use proto::v1::Transition;
 
@@ -79,19 +79,46 @@ pub(crate) fn agent(
     }
 }
 
-/// Puts `failures` where they belong by their times; what is in the journal keeps its order.
-fn merged(journaled: Vec<Transition>, failures: Vec<Transition>) -> Vec<Transition> {
+/// Puts `others` where they belong by their times; what is in the journal keeps its order.
+pub(crate) fn merged(journaled: Vec<Transition>, others: Vec<Transition>) -> Vec<Transition> {
     let millis = |one: &Transition| one.time.as_ref().map_or(0, convert::millis);
-    let mut failures = failures.into_iter().peekable();
-    let mut merged = Vec::with_capacity(journaled.len() + failures.len());
+    let mut others = others.into_iter().peekable();
+    let mut merged = Vec::with_capacity(journaled.len() + others.len());
     for one in journaled {
-        while let Some(failure) = failures.next_if(|failure| millis(failure) < millis(&one)) {
-            merged.push(failure);
+        while let Some(other) = others.next_if(|other| millis(other) < millis(&one)) {
+            merged.push(other);
         }
         merged.push(one);
     }
-    merged.extend(failures);
+    merged.extend(others);
     merged
+}
+
+/// How an agent came into memory and left it.
+pub(crate) fn passages(
+    id: &AgentId,
+    passages: &[AgentPassage],
+    owners: &Owners,
+) -> Vec<Transition> {
+    let told = passages.iter().filter_map(|passage| {
+        let reason = u16::try_from(passage.reason).ok().and_then(Reason::from_code)?;
+        let (from, to, cause) = match reason == Reason::Idle {
+            true => ("hot", "cold", "it had nothing to do"),
+            false => ("cold", "hot", "something came for it, or its shard has a new owner"),
+        };
+        Some(Transition {
+            time: convert::timestamp(passage.at_ms),
+            subject: format!("agent/{id}"),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            reason: reason.to_string(),
+            cause: cause.to_owned(),
+            term: 0,
+            epoch: passage.epoch.cast_signed(),
+            node: owners.get(&passage.epoch).cloned().unwrap_or_default(),
+        })
+    });
+    told.collect()
 }
 
 struct Change {

@@ -146,6 +146,7 @@ impl Router {
                     Outcome::Again(obstacle) => obstacle,
                 },
                 Err(Missing::Shard) => return Err(no_shard(call.at)),
+                Err(Missing::Stopped(shard)) => return Err(stopped(shard)),
                 Err(Missing::Owner(obstacle)) => obstacle,
             };
             RETRIES.inc();
@@ -223,6 +224,8 @@ async fn unseated(seat: &Seat, views: &mut Views) {
 
 enum Missing {
     Shard,
+    /// Only an operator can bring it back.
+    Stopped(ShardId),
     Owner(Obstacle),
 }
 
@@ -236,6 +239,9 @@ fn seat(view: &Option<Arc<View>>, at: At) -> Result<Seat, Missing> {
         At::Shard(shard) => view.shards.contains_key(&shard).then_some(shard),
     };
     let shard = shard.ok_or(Missing::Shard)?;
+    if view.shards.get(&shard).is_some_and(|place| place.stopped) {
+        return Err(Missing::Stopped(shard));
+    }
     let Some((owner, epoch)) = view.owner(shard) else {
         return Err(missing(format!("shard {shard} has no owner")));
     };
@@ -247,6 +253,14 @@ fn no_shard(at: At) -> Failure {
         At::Slot(class, _) => format!("this cluster has no placement class {}", class.0),
         At::Shard(shard) => format!("this cluster has no shard {shard}"),
     })
+}
+
+fn stopped(shard: ShardId) -> Failure {
+    let text = format!(
+        "shard {shard} is stopped: its store is older than what was acknowledged; restore it from a backup, or accept what \
+         is lost with stagedoor release {shard}"
+    );
+    Failure::new(ErrorKind::Internal, Reason::StoreRolledBack, text)
 }
 
 /// Until the view changes, or for some time between half of `pause` and all of it.
@@ -364,6 +378,18 @@ mod tests {
             let failure = get(&network, Duration::from_secs(2)).await.unwrap_err();
             assert_eq!((failure.reason, network.calls().len()), (reason, 1));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_shard_is_not_waited_for() {
+        let mut stopped = View::clone(&view(1, &[("node-1", 1)]));
+        stopped.shards.entry(ShardId(0)).or_default().stopped = true;
+        let network = FakeNetwork::new(Arc::new(stopped), |_, _, _| answer());
+        let begun = Instant::now();
+        let failure = get(&network, Duration::from_secs(2)).await.unwrap_err();
+        assert_eq!((failure.kind, failure.reason), (ErrorKind::Internal, Reason::StoreRolledBack));
+        assert!(failure.message.contains("stagedoor release 0"), "{}", failure.message);
+        assert_eq!((begun.elapsed(), network.calls().len()), (Duration::ZERO, 0));
     }
 
     #[tokio::test(start_paused = true)]

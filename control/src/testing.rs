@@ -116,7 +116,8 @@ pub(crate) fn view(number: u64, owners: &[(&str, u64)]) -> Arc<View> {
     let mut view = View::new(version, ShardTable::single(count).unwrap());
     for (shard, (name, epoch)) in (0..).zip(owners) {
         let owner = name.parse().ok().map(|name| Member { name, incarnation: Incarnation(1) });
-        view.shards.insert(ShardId(shard), Place { owner, epoch: Epoch(*epoch), open: true });
+        let place = Place { owner, epoch: Epoch(*epoch), open: true, stopped: false };
+        view.shards.insert(ShardId(shard), place);
     }
     Arc::new(view)
 }

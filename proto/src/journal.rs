@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use domain::agent::Agent;
+use domain::agent::{Agent, Passage};
 use domain::chain::PhaseKey;
 use domain::entry::{
     Accepted, Ended, Entry, Resolution, Stamp, StepBegan, StepDone, StepDoubted, StepIntended,
@@ -287,8 +287,29 @@ pub fn encode_agent(agent: &Agent) -> Bytes {
         seq: agent.seq.0,
         findings: agent.findings().map(str::to_owned).collect(),
         open: open.collect(),
+        passages: agent.passages().map(passage_to_disk).collect(),
     };
     snapshot.encode_to_vec().into()
+}
+
+fn passage_to_disk(passage: Passage) -> disk::Passage {
+    let Passage { at_ms, epoch, reason } = passage;
+    disk::Passage { at_ms, epoch: epoch.0, reason: reason.code().into() }
+}
+
+fn passage_from_disk(passage: &disk::Passage) -> Result<Passage, Error> {
+    let disk::Passage { at_ms, epoch, reason } = *passage;
+    Ok(Passage { at_ms, epoch: Epoch(epoch), reason: self::reason(reason)? })
+}
+
+/// How an agent came into memory and left it, from its row.
+///
+/// # Errors
+/// Damage.
+pub fn passages_of(state: &Bytes) -> Result<Vec<Passage>, Error> {
+    let snapshot = disk::AgentSnapshot::decode(state.clone());
+    let snapshot = snapshot.map_err(|error| damaged("the snapshot of an agent", error))?;
+    snapshot.passages.iter().map(passage_from_disk).collect()
 }
 
 fn stamped_to_disk((stamp, entry): &(Stamp, Entry)) -> disk::Stamped {
@@ -326,7 +347,8 @@ pub fn decode_agent(
 ) -> Result<Agent, Error> {
     const WHAT: &str = "the snapshot of an agent";
     if state.is_empty() {
-        return Ok(Agent::restore(Seq(0), Lsn(0), last_work, Vec::new(), Vec::new()));
+        let (findings, passages, open) = Default::default();
+        return Ok(Agent::restore(Seq(0), Lsn(0), last_work, findings, passages, open));
     }
     let snapshot = disk::AgentSnapshot::decode(state).map_err(|error| damaged(WHAT, error))?;
     if snapshot.format != FORMAT {
@@ -336,7 +358,9 @@ pub fn decode_agent(
     for work in snapshot.open {
         open.push(turn_from_disk(work, &limits)?);
     }
-    Ok(Agent::restore(Seq(snapshot.seq), snap_lsn, last_work, snapshot.findings, open))
+    let passages: Result<_, Error> = snapshot.passages.iter().map(passage_from_disk).collect();
+    let (seq, findings) = (Seq(snapshot.seq), snapshot.findings);
+    Ok(Agent::restore(seq, snap_lsn, last_work, findings, passages?, open))
 }
 
 fn turn_from_disk(
@@ -620,6 +644,8 @@ mod tests {
         let mut agent = Agent::default();
         agent.apply(Lsn(0), Entry::Accepted(accepted()), stamp(1), limits).unwrap();
         agent.apply(Lsn(10), Entry::StepDone(done()), stamp(2), limits).unwrap();
+        agent.pass(Passage { at_ms: 5, epoch: Epoch(2), reason: Reason::Activated });
+        assert_eq!(passages_of(&encode_agent(&agent)).unwrap().len(), 1);
         let read = decode_agent(encode_agent(&agent), agent.head, agent.last_work, limits).unwrap();
         assert_eq!(read, agent);
     }

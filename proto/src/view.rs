@@ -41,6 +41,7 @@ fn shard_to_message(shard: ShardId, place: &Place) -> link::ShardView {
         incarnation: owner.map_or(0, |owner| owner.incarnation.0),
         epoch: place.epoch.0,
         open: place.open,
+        stopped: place.stopped,
     }
 }
 
@@ -117,7 +118,7 @@ fn place(shard: link::ShardView) -> Result<Place, Error> {
         "" => None,
         name => Some(Member { name: name.parse()?, incarnation: Incarnation(shard.incarnation) }),
     };
-    Ok(Place { owner, epoch: Epoch(shard.epoch), open: shard.open })
+    Ok(Place { owner, epoch: Epoch(shard.epoch), open: shard.open, stopped: shard.stopped })
 }
 
 fn table(ranges: &[link::ShardRange]) -> Result<ShardTable, Error> {
@@ -172,7 +173,11 @@ mod tests {
         let mut second = first.clone();
         second.version = version(2);
         let owner = Some(Member { name: "node-1".parse().unwrap(), incarnation: Incarnation(9) });
-        second.shards.insert(ShardId(1), Place { owner, epoch: Epoch(2), open: true });
+        second
+            .shards
+            .insert(ShardId(1), Place { owner, epoch: Epoch(2), open: true, stopped: false });
+        let stopped = Place { stopped: true, ..Place::default() };
+        second.shards.insert(ShardId(2), stopped);
         let delta = second.since(&first);
         assert_eq!(from_message(to_message(&delta)), Ok(delta));
     }

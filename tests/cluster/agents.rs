@@ -34,6 +34,16 @@ fn an_idle_agent_goes_cold_and_wakes_with_all_that_it_knew() {
     let history = dev.run(&["agents", "history", "default/postchain/sleeper"]).documents();
     let seqs: Vec<u64> = history.iter().map(|e| text(&e["seq"]).parse().unwrap()).collect();
     assert_eq!(seqs, (1..=16).rev().collect::<Vec<_>>());
+    // Each time that it came into memory and left it is written down.
+    eventually(PATIENCE, "it is cold once more", || {
+        let why = dev.run(&["why", "agent", "default/postchain/sleeper"]).document();
+        let passages = list(&why["transitions"]).iter().filter(|one| {
+            let is_of_agent = text(&one["subject"]) == "agent/default/postchain/sleeper";
+            is_of_agent && one.get("epoch").is_some() && one.get("time").is_some()
+        });
+        let told: Vec<_> = passages.map(|one| text(&one["reason"]).to_owned()).collect();
+        if told == ["activated", "idle", "activated", "idle"] { Ok(()) } else { Err(why) }
+    });
     let first = text(&result_of(&first)["id"]);
     assert_eq!(list(&dev.run(&["work", "get", first]).document()["steps"]).len(), 6);
 }

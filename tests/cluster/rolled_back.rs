@@ -58,6 +58,8 @@ fn a_shard_whose_file_is_older_than_its_last_owner_is_stopped_until_it_is_releas
         let found = (text(&last["to"]), text(&last["reason"]));
         if found == ("stopped", "store_rolled_back") { Ok(()) } else { Err(last) }
     });
+    let told = ["store_rolled_back", &format!("stagedoor release {shard}")];
+    dev.run(&["work", "get", &kept]).assert_error(4, &told);
     // The next leader knows it, too.
     meanwhile(&mut dev, &options, || {});
     until(&dev, "stopped");

@@ -168,7 +168,7 @@ impl Cluster {
             .map_err(|error| refusal::unreadable("an answer", &error as &domain::Error))?;
         let is_its = |entry: &LogEntry| entry.work == id.lsn.0;
         let entries = self.entries(&agent, id.lsn.0, is_its, deadline).await?;
-        self.fold(&agent, entries).await
+        fold(&agent, entries, &self.owners(&agent).await)
     }
 
     async fn agent(&self, id: &AgentId, deadline: Instant) -> Result<ExplainResponse, Failure> {
@@ -177,7 +177,12 @@ impl Cluster {
         let failures = failures.map(|it| it.transitions.into_iter().map(transition).collect());
         let journaled = async {
             let entries = self.entries(id, 0, |_| true, deadline).await?;
-            self.fold(id, entries).await
+            let (info, _) = agent::get(&self.desk, id, deadline).await?;
+            let owners = self.owners(id).await;
+            let passages = explain::passages(id, &info.passages, &owners);
+            let mut told = fold(id, entries, &owners)?;
+            told.transitions = explain::merged(told.transitions, passages);
+            Ok(told)
         };
         let journaled: Result<_, Failure> = journaled.await;
         let truncated = is_cut || journaled.as_ref().is_ok_and(|journaled| journaled.truncated);
@@ -209,17 +214,6 @@ impl Cluster {
         }
     }
 
-    async fn fold(&self, id: &AgentId, entries: Entries) -> Result<ExplainResponse, Failure> {
-        let Entries { entries, truncated } = entries;
-        let owners = self.owners(id).await;
-        let slot = u32::from(id.slot().get());
-        let subject =
-            |lsn| convert::work_id(0, slot, lsn).map(|id| format!("work/{id}")).unwrap_or_default();
-        let transitions = explain::transitions(&entries, subject, &owners);
-        let transitions = transitions.map_err(|error| refusal::unreadable("an entry", &error))?;
-        Ok(ExplainResponse { transitions, placement: Vec::new(), truncated })
-    }
-
     /// Who owned the agent's shard when, as far as it is stored and can be read now: an explanation without it is
     /// worth having, too.
     async fn owners(&self, id: &AgentId) -> Owners {
@@ -232,6 +226,16 @@ impl Cluster {
             told.transitions.into_iter().filter(|one| one.epoch != 0 && !one.node.is_empty());
         owned.map(|one| (one.epoch, one.node)).collect()
     }
+}
+
+fn fold(id: &AgentId, entries: Entries, owners: &Owners) -> Result<ExplainResponse, Failure> {
+    let Entries { entries, truncated } = entries;
+    let slot = u32::from(id.slot().get());
+    let subject =
+        |lsn| convert::work_id(0, slot, lsn).map(|id| format!("work/{id}")).unwrap_or_default();
+    let transitions = explain::transitions(&entries, subject, owners);
+    let transitions = transitions.map_err(|error| refusal::unreadable("an entry", &error))?;
+    Ok(ExplainResponse { transitions, placement: Vec::new(), truncated })
 }
 
 fn transition(row: PutTransition) -> Transition {

@@ -11,7 +11,7 @@ pub(crate) mod watch;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -99,6 +99,8 @@ pub(crate) struct Glance {
     pub row: AtomicU64,
     /// Milliseconds since the shard was opened.
     pub active_ms: AtomicU64,
+    /// When it came into memory, by the wall clock.
+    pub since_ms: AtomicI64,
     pub busy: AtomicBool,
     pub head: AtomicU64,
     /// Of the entry that is its head.
@@ -128,6 +130,8 @@ pub(crate) struct State {
     /// The lsn up to which its row holds its fold.
     saved: Lsn,
     saved_seq: Seq,
+    /// Its row tells how it came into memory.
+    passage_saved: bool,
     /// The number of the last entry that was appended, durable or not.
     seq: Seq,
     /// Appends whose commits are awaited, oldest first.
@@ -285,6 +289,7 @@ impl State {
             row_stored: false,
             saved: Lsn(0),
             saved_seq: Seq(0),
+            passage_saved: false,
             seq: Seq(0),
             pending: VecDeque::new(),
             unsent: VecDeque::new(),
@@ -448,6 +453,7 @@ impl State {
             Pending::Row { head, seq } => {
                 self.saved = head;
                 self.saved_seq = seq;
+                self.passage_saved = true;
                 self.row_stored = true;
             }
         }

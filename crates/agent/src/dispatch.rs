@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use cluster::Peer;
 use domain::turn::doubt::Effect;
-use domain::view::View;
+use domain::view::{Offer, View};
 use domain::{Attempt, ErrorKind, ProcessName, Reason, Role};
 use proto::kind;
 use proto::link::{Envelope, StepAnswer, StepJob, StepsKept};
@@ -23,6 +23,8 @@ use crate::wire::{self, Wire};
 
 /// After a node was found gone it is passed over for this long, or until it answers again.
 const PASS_OVER: Duration = Duration::from_millis(1_000);
+/// After a node had no room for a step it is passed over for this long: others may have some.
+const FULL_FOR: Duration = Duration::from_millis(100);
 /// How long word that answers are journaled waits for more of it.
 const KEPT_AFTER: Duration = Duration::from_millis(25);
 
@@ -48,6 +50,7 @@ struct PeerLoad {
     /// Jobs of ours that it has not answered.
     jobs: u32,
     gone_at: Option<Instant>,
+    full_at: Option<Instant>,
 }
 
 /// Where a step can run.
@@ -126,24 +129,13 @@ impl Dispatcher {
         let (Some(view), Some(query)) = (view, wanted.query(modality)) else {
             return Target::Nowhere;
         };
-        let peers = lock(&self.peers);
-        let mut offered = false;
-        let mut best: Option<(u64, &ProcessName, Effect)> = None;
-        for (name, offer) in view.offers(&query).filter(|(name, _)| **name != self.me) {
-            offered = true;
-            let load = peers.get(name);
-            if load.is_some_and(PeerLoad::is_passed_over) {
-                continue;
+        let offers = || view.offers(&query).filter(|(name, _)| **name != self.me);
+        match least(&lock(&self.peers), offers()) {
+            Some((name, offer)) => {
+                let effect = effect_of(wanted, &offer.capability.attributes);
+                Target::At(Place::There(name.clone()), effect)
             }
-            let jobs = u64::from(load.map_or(0, |load| load.jobs));
-            let share = jobs * 1_000 / u64::from(offer.capacity.max(1));
-            if best.is_none_or(|(least, _, _)| share < least) {
-                best = Some((share, name, effect_of(wanted, &offer.capability.attributes)));
-            }
-        }
-        match best {
-            Some((_, name, effect)) => Target::At(Place::There(name.clone()), effect),
-            None if offered => Target::Later,
+            None if offers().next().is_some() => Target::Later,
             None => Target::Nowhere,
         }
     }
@@ -198,7 +190,7 @@ impl Dispatcher {
         self.with(&name, |load| load.jobs = load.jobs.saturating_sub(1));
         match result {
             Ok(bytes) => {
-                self.with(&name, |load| load.gone_at = None);
+                self.with(&name, |load| (load.gone_at, load.full_at) = (None, None));
                 match StepAnswer::decode(bytes) {
                     Ok(answer) => Outcome::Done(answer),
                     Err(error) => {
@@ -218,9 +210,12 @@ impl Dispatcher {
                 self.with(name, |load| load.gone_at = Some(Instant::now()));
                 Outcome::NotRun { after: Duration::from_millis(20) }
             }
-            cluster::Error::Overloaded { retry_after_ms, .. } => Outcome::NotRun {
-                after: Duration::from_millis(retry_after_ms.clamp(5, 1_000).into()),
-            },
+            cluster::Error::Overloaded { retry_after_ms, .. } => {
+                self.with(name, |load| load.full_at = Some(Instant::now()));
+                Outcome::NotRun {
+                    after: Duration::from_millis(retry_after_ms.clamp(5, 1_000).into()),
+                }
+            }
             cluster::Error::PeerGone { .. } => {
                 self.with(name, |load| load.gone_at = Some(Instant::now()));
                 Outcome::Cut(lost(&format!("{name} went away with the step")))
@@ -231,6 +226,9 @@ impl Dispatcher {
             cluster::Error::Refused(refusal) => {
                 // What a later version means is not known, and so it is not known whether the step ran.
                 let reason = cluster::reason_of(&refusal).unwrap_or(Reason::AnswerLost);
+                if matches!(reason, Reason::Overloaded | Reason::NodeFull) {
+                    self.with(name, |load| load.full_at = Some(Instant::now()));
+                }
                 if reason == Reason::AnswerLost {
                     return Outcome::Cut(lost(&format!("{name}: {}", refusal.message)));
                 }
@@ -288,6 +286,28 @@ impl Dispatcher {
     }
 }
 
+/// Who of these has the least of our jobs for the room that it offers; any of those that are equal. None: all are gone or
+/// full.
+fn least<'a>(
+    peers: &BTreeMap<ProcessName, PeerLoad>,
+    offers: impl Iterator<Item = (&'a ProcessName, &'a Offer)>,
+) -> Option<(&'a ProcessName, &'a Offer)> {
+    let (mut best, mut least, mut equals) = (None, u64::MAX, 0_u32);
+    for (name, offer) in offers {
+        let load = peers.get(name);
+        if load.is_some_and(PeerLoad::is_passed_over) {
+            continue;
+        }
+        let jobs = u64::from(load.map_or(0, |load| load.jobs));
+        let share = jobs * 1_000 / u64::from(offer.capacity.max(1));
+        equals = if share < least { 1 } else { equals + u32::from(share == least) };
+        if share < least || share == least && rand::random_range(0..equals) == 0 {
+            (best, least) = (Some((name, offer)), share);
+        }
+    }
+    best
+}
+
 /// How long before its deadline an order may be begun at the latest, so that the receiver can tell by its own clock. None:
 /// it is too late already.
 fn begin_before_ms(by_ms: u64, now_ms: u64, deadline: Instant) -> Option<u64> {
@@ -310,7 +330,8 @@ pub(crate) fn begin_by_ms(before_ms: u64, deadline: Instant) -> Option<u64> {
 
 impl PeerLoad {
     fn is_passed_over(&self) -> bool {
-        self.gone_at.is_some_and(|at| at.elapsed() < PASS_OVER)
+        let within = |at: Option<Instant>, span| at.is_some_and(|at| at.elapsed() < span);
+        within(self.gone_at, PASS_OVER) || within(self.full_at, FULL_FOR)
     }
 }
 
@@ -345,7 +366,41 @@ pub(crate) fn lost(detail: &str) -> JobFailure {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use domain::Capability;
+
     use super::*;
+
+    #[test]
+    fn a_step_goes_where_there_is_most_room_and_not_where_there_is_none() {
+        let name = |n: u32| -> ProcessName { format!("node-{n}").parse().unwrap() };
+        let capability = Capability {
+            name: "phase/action".parse().unwrap(),
+            version: 1,
+            attributes: BTreeMap::new(),
+        };
+        let offers: BTreeMap<ProcessName, Offer> = [(1, 8), (2, 4), (3, 4)]
+            .map(|(n, capacity)| (name(n), Offer { capability: capability.clone(), capacity }))
+            .into();
+        let loads = |loads: [(u32, Option<Instant>); 3]| -> BTreeMap<ProcessName, PeerLoad> {
+            let load = |(jobs, full_at)| PeerLoad { jobs, full_at, gone_at: None };
+            (1..).zip(loads).map(|(n, of)| (name(n), load(of))).collect()
+        };
+        let chosen = |peers: &BTreeMap<ProcessName, PeerLoad>| -> BTreeSet<String> {
+            let choose = |_| Some(least(peers, offers.iter())?.0.to_string());
+            (0..200).filter_map(choose).collect()
+        };
+        let all = ["node-1", "node-2", "node-3"].map(str::to_owned);
+        assert_eq!(chosen(&BTreeMap::new()), all.into(), "nobody has more to do than others");
+        let by_share = chosen(&loads([(7, None), (3, None), (4, None)]));
+        assert_eq!(by_share, ["node-2".to_owned()].into());
+        let now = Some(Instant::now());
+        let full = chosen(&loads([(0, now), (0, now), (9, None)]));
+        assert_eq!(full, ["node-3".to_owned()].into());
+        let none = loads([(0, now), (0, now), (0, now)]);
+        assert!(least(&none, offers.iter()).is_none());
+    }
 
     #[test]
     fn an_order_is_begun_as_late_there_as_here() {

@@ -237,7 +237,7 @@ mod tests {
         let table = domain::slot::ShardTable::single(1).unwrap();
         let mut view = View::new(Version { term: Term(1), number: 1 }, table);
         let owner = Some(Member { name: node.parse().unwrap(), incarnation: Incarnation(1) });
-        view.shards.insert(SHARD, Place { owner, epoch: Epoch(epoch), open: true });
+        view.shards.insert(SHARD, Place { owner, epoch: Epoch(epoch), open: true, stopped: false });
         view
     }
 

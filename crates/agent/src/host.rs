@@ -286,14 +286,23 @@ impl State {
 
     /// Sends a message to an agent, waking it; parks it while the agent is on its way out or back.
     async fn tell(&mut self, id: AgentId, message: AgentMessage) -> Result<(), ActorProcessingErr> {
-        if let Some(slot) = self.agents.get_mut(&id)
-            && slot.stage != Stage::Running
-            && (slot.stage != Stage::Quarantined || slot.actor.is_none())
-        {
-            if slot.parked.len() < PARKED_MAX {
-                slot.parked.push(message);
+        match self.agents.get_mut(&id) {
+            Some(Slot { stage: Stage::Quarantined, actor: Some(actor), .. }) => {
+                _ = actor.cast(message);
+                return Ok(());
             }
-            return Ok(());
+            // It failed once more: whoever asks for it is told by the next one.
+            Some(slot) if slot.stage == Stage::Quarantined => {
+                slot.parked.push(message);
+                return self.restart(id).await;
+            }
+            Some(slot) if slot.stage != Stage::Running => {
+                if slot.parked.len() < PARKED_MAX {
+                    slot.parked.push(message);
+                }
+                return Ok(());
+            }
+            Some(_) | None => {}
         }
         let actor = self.start(id, false).await?;
         _ = actor.cast(message);

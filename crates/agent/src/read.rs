@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 
 use cluster::{Peer, Reply};
+use domain::agent::Passage;
 use domain::{AgentId, Lsn, Position, Reason, WorkState};
 use proto::journal;
 use proto::link::{
-    AgentAnswer, AgentInfo, AgentRow, AgentsAnswer, AgentsCall, Events, HistoryAnswer, HistoryCall,
-    ListAnswer, ListCall, LogEntry, LogRow, ReadAgent, ReadAgents, ReadHistory, ReadWorks, Refusal,
-    SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo,
+    AgentAnswer, AgentInfo, AgentPassage, AgentRow, AgentsAnswer, AgentsCall, Events,
+    HistoryAnswer, HistoryCall, ListAnswer, ListCall, LogEntry, LogRow, ReadAgent, ReadAgents,
+    ReadHistory, ReadWorks, Refusal, SubscribeAnswer, SubscribeCall, WatchMode, WorkInfo,
 };
 
 use crate::actor::accept::{answer_cancel, answer_get};
@@ -272,16 +274,37 @@ pub(crate) async fn agents(
     };
     let mut agents = Vec::with_capacity(rows.len());
     for row in rows {
+        let state = row.state.clone();
         let found = match hot(&row) {
             Some(info) => Ok(info),
             None => cold(shard, row).await,
         };
         match found {
-            Ok(info) => agents.push(info),
+            Ok(info) if call.agent.is_empty() => agents.push(info),
+            Ok(mut info) => {
+                add_passages(&mut info, &state);
+                agents.push(info);
+            }
             Err(refusal) => return reply.refuse(refusal),
         }
     }
     reply.send(AgentsAnswer { agents, epoch: shard.epoch.0 }.encode_to_vec().into());
+}
+
+/// Those that its row tells come before the one that is not written yet.
+fn add_passages(info: &mut AgentInfo, state: &Bytes) {
+    // A row that cannot be read says nothing of them, and fails whoever wakes the agent.
+    let told = journal::passages_of(state).unwrap_or_default();
+    let mut passages: Vec<AgentPassage> = told.iter().map(passage).collect();
+    let unwritten = std::mem::take(&mut info.passages);
+    passages
+        .extend(unwritten.into_iter().filter(|one| !passages.contains(one)).collect::<Vec<_>>());
+    info.passages = passages;
+}
+
+fn passage(passage: &Passage) -> AgentPassage {
+    let Passage { at_ms, epoch, reason } = *passage;
+    AgentPassage { at_ms, epoch: epoch.0, reason: reason.code().into() }
 }
 
 /// An agent that is not in memory: its head is the number of its newest entry.

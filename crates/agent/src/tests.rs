@@ -513,6 +513,11 @@ async fn an_agent_with_a_damaged_journal_is_quarantined_and_others_go_on() {
     assert_eq!(reasons[..5], [restarted; 5]);
     assert_eq!(reasons[5], u32::from(Reason::Quarantined.code()));
     assert!(told[5].agent == A && !told[5].detail.is_empty(), "{:?}", told[5]);
+    // A person is told so, again and again.
+    for key in ["k1", "k2"] {
+        let refused = bench.submit(A, "text", key).await.unwrap_err();
+        assert_eq!(refused.reason, u32::from(Reason::Quarantined.code()), "{refused:?}");
+    }
     let other = bench.submit("acme/postchain/b", "text", "k").await.unwrap();
     assert_eq!(state(&bench.ended(other.lsn).await), WorkState::Succeeded);
 }

@@ -5,13 +5,24 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::chain::{Output, PhaseKey, one_line};
 use crate::entry::{Entry, Stamp};
 use crate::turn::{Limits, Turn};
-use crate::{DefinitionHash, Error, IdempotencyKey, Lsn, Reason, Seq, StepKey, WorkState};
+use crate::{DefinitionHash, Epoch, Error, IdempotencyKey, Lsn, Reason, Seq, StepKey, WorkState};
 
 /// How many works an agent may have accepted and not ended.
 pub const QUEUE_MAX: usize = 64;
 /// How many findings an agent keeps, the newest.
 pub const FINDINGS_MAX: usize = 16;
 const FINDING_CHARS_MAX: usize = 240;
+/// How many of its passages an agent keeps, the newest.
+pub const PASSAGES_MAX: usize = 8;
+
+/// How an agent came into memory, or left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// By the clock of its owner then.
+    pub at_ms: i64,
+    pub epoch: Epoch,
+    pub reason: Reason,
+}
 
 /// The fold of one agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +37,8 @@ pub struct Agent {
     open: BTreeMap<Lsn, Turn>,
     /// What its ended works found, oldest first.
     findings: VecDeque<String>,
+    /// Oldest first.
+    passages: VecDeque<Passage>,
 }
 
 impl Agent {
@@ -35,6 +48,7 @@ impl Agent {
         head: Lsn,
         last_work: Lsn,
         findings: Vec<String>,
+        passages: Vec<Passage>,
         open: Vec<Turn>,
     ) -> Self {
         let mut open: BTreeMap<Lsn, Turn> =
@@ -42,7 +56,24 @@ impl Agent {
         if let Some(turn) = open.values_mut().next() {
             turn.begin();
         }
-        Self { seq, head, last_work, open, findings: findings.into() }
+        Self { seq, head, last_work, open, findings: findings.into(), passages: passages.into() }
+    }
+
+    pub fn passages(&self) -> impl Iterator<Item = Passage> {
+        self.passages.iter().copied()
+    }
+
+    /// It came into memory, or is about to leave it.
+    pub fn pass(&mut self, passage: Passage) {
+        if self.passages.len() == PASSAGES_MAX {
+            self.passages.pop_front();
+        }
+        self.passages.push_back(passage);
+    }
+
+    /// It was about to leave, and something came.
+    pub fn stay(&mut self) {
+        self.passages.pop_back_if(|last| last.reason == Reason::Idle);
     }
 
     /// Works that have not ended, oldest first.
@@ -178,7 +209,7 @@ mod tests {
     use super::*;
     use crate::entry::Accepted;
     use crate::turn::ended;
-    use crate::{Class, Epoch, Slot};
+    use crate::{Class, Slot};
     use bytes::Bytes;
 
     fn limits(_: &DefinitionHash) -> Limits {

@@ -33,6 +33,8 @@ pub const DROPPED_MS: u64 = 200;
 pub const DROPPED_MS_MAX: u64 = 30_000;
 /// So often given up in a row, a shard goes to another node, if there is one.
 const DROPS_MAX: u32 = 2;
+/// So long it is not moved back to the node that could not open it.
+const SHUNNED_MS: u64 = 600_000;
 
 /// The owner row of a shard. No member: nobody has owned it yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +156,10 @@ impl Ownership {
         shard.known = remembered.epoch;
         match remembered.standing {
             ShardStanding::Served => {}
-            ShardStanding::Stopped => shard.stage = Stage::Stopped { again: now },
+            ShardStanding::Stopped => {
+                shard.stage = Stage::Stopped { again: now };
+                self.is_changed = true;
+            }
             ShardStanding::Released => shard.release(now),
         }
     }
@@ -166,6 +171,7 @@ impl Ownership {
             return None;
         }
         shard.release(now);
+        self.is_changed = true;
         self.unwritten.insert(id);
         Some(self.advance(now))
     }
@@ -267,8 +273,8 @@ impl Ownership {
             let is_near = epoch_known.is_none_or(|known| known <= epoch.next());
             if reason == Reason::StoreRolledBack && is_near && state.above < epoch {
                 state.saw(epoch);
-                self.is_changed |= std::mem::take(&mut state.is_open);
-                state.stage = Stage::Stopped { again: now.plus(STORE_MS) };
+                state.stop(now);
+                self.is_changed = true;
                 self.unwritten.insert(shard);
             } else if epoch_known == Some(epoch) {
                 state.drop(now);
@@ -317,12 +323,13 @@ impl Ownership {
                 shard.stage = Stage::Unread { again: now.plus(RETRY_MS) };
                 return;
             }
-            self.is_changed |= std::mem::take(&mut shard.is_open);
-            shard.stage = Stage::Stopped { again: now.plus(STORE_MS) };
+            shard.stop(now);
+            self.is_changed = true;
             self.unwritten.insert(id);
             return;
         }
         shard.older_since = None;
+        self.is_changed |= matches!(shard.stage, Stage::Stopped { .. });
         shard.stage = Stage::Known;
         if shard.row.as_ref().is_some_and(|known| row.epoch <= known.epoch) {
             return;

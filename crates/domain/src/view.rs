@@ -26,6 +26,8 @@ pub struct Place {
     pub epoch: Epoch,
     /// The owner has opened it and takes work.
     pub open: bool,
+    /// Its store lost what was acknowledged: nobody serves it until an operator has looked.
+    pub stopped: bool,
 }
 
 /// A capability with how many jobs its pool takes at once.
@@ -226,7 +228,7 @@ mod tests {
         second.members.clear();
         second.members.insert("node-2".parse().unwrap(), info(1));
         let owner = Some(Member { name: "node-2".parse().unwrap(), incarnation: Incarnation(1) });
-        second.shards.insert(ShardId(3), Place { owner, epoch: Epoch(1), open: false });
+        second.shards.insert(ShardId(3), Place { owner, epoch: Epoch(1), ..Place::default() });
         let mut held = None;
         assert_eq!(View::apply(&mut held, first.whole()), Applied::Changed);
         let delta = second.since(&first);

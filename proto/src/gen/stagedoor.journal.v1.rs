@@ -191,6 +191,20 @@ pub struct AgentSnapshot {
     pub findings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "4")]
     pub open: ::prost::alloc::vec::Vec<OpenWork>,
+    /// Oldest first, the newest so many.
+    #[prost(message, repeated, tag = "5")]
+    pub passages: ::prost::alloc::vec::Vec<Passage>,
+}
+/// How an agent came into memory or left it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Passage {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// activated or idle.
+    #[prost(uint32, tag = "3")]
+    pub reason: u32,
 }
 /// A work that is not ended, in a snapshot.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -269,6 +269,9 @@ pub struct ShardView {
     pub epoch: u64,
     #[prost(bool, tag = "5")]
     pub open: bool,
+    /// Its store lost what was acknowledged: nobody serves it.
+    #[prost(bool, tag = "6")]
+    pub stopped: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MemberView {
@@ -458,7 +461,7 @@ pub struct AgentsAnswer {
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentInfo {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -481,6 +484,18 @@ pub struct AgentInfo {
     /// Of its newest entry.
     #[prost(uint64, tag = "10")]
     pub lsn: u64,
+    /// How it came into memory and left it, oldest first; only when one agent is asked for.
+    #[prost(message, repeated, tag = "11")]
+    pub passages: ::prost::alloc::vec::Vec<AgentPassage>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentPassage {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint32, tag = "3")]
+    pub reason: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HistoryCall {

@@ -32,6 +32,12 @@ impl State {
         submit: Box<Submit>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(), ActorProcessingErr> {
+        // First, because its journal may be what it fails of.
+        if self.quarantined {
+            let message = "the agent failed too often; see `stagedoor why agent`";
+            self.refuse(submit.reply, Reason::Quarantined, message);
+            return Ok(());
+        }
         let found = match self.wake(&submit.key).await {
             Ok(found) => found,
             Err(error) => {
@@ -39,11 +45,6 @@ impl State {
                 return Ok(());
             }
         };
-        if self.quarantined {
-            let message = "the agent failed too often; see `stagedoor why agent`";
-            self.refuse(submit.reply, Reason::Quarantined, message);
-            return Ok(());
-        }
         if let Some(found) = found {
             self.duplicate(submit, Lsn(found.work), hash_of(&found));
             return Ok(());

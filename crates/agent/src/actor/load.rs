@@ -1,10 +1,11 @@
 //! Into memory and out of it: one read wakes an agent, its row is written before it goes.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::ActorProcessingErr;
 
-use domain::agent::Agent as Fold;
+use domain::agent::{Agent as Fold, Passage};
 use domain::entry::{Entry, Stamp};
 use domain::{AgentId, DefinitionHash, Epoch, IdempotencyKey, Lsn, Reason, Seq};
 use proto::journal;
@@ -16,7 +17,7 @@ use telemetry::fault::point;
 use super::{AgentMessage, Pending, State};
 use crate::host::HostMessage;
 use crate::recovering::{Due, Share};
-use crate::{Error, metrics};
+use crate::{Error, clock, metrics};
 
 /// Entries after which the row is written again when no work is open: one work of six steps has as many. The row is small
 /// then, and what a new owner has to read of an agent is its open works: reading more is what a takeover of many agents
@@ -55,6 +56,7 @@ impl State {
                 self.row = shard.next_row();
                 self.keys_complete = true;
                 self.fold = Some(Fold::default());
+                self.pass(Reason::Activated);
             }
         }
         Ok(answer.dedup)
@@ -64,6 +66,18 @@ impl State {
     pub(super) async fn wake_known(&mut self) -> Result<(), Error> {
         let none = "-".parse().expect("a valid key");
         self.wake(&none).await.map(|_| ())
+    }
+
+    /// The inputs of works that were accepted before take room, too: as much as there is, because they are here to stay.
+    fn take_room(&mut self, fold: &Fold) {
+        let inputs = &self.args.shard.node.inputs;
+        for turn in fold.open() {
+            let wanted = turn.accepted().input.len().min(inputs.available_permits());
+            let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+            if let Ok(room) = inputs.clone().try_acquire_many_owned(wanted) {
+                self.rooms.insert(turn.id(), room);
+            }
+        }
     }
 
     /// What a later owner wrote is not ours to act on: a node that wakes must not go on where that one is.
@@ -124,7 +138,9 @@ impl State {
         self.saved = snap;
         self.saved_seq = saved_seq;
         self.seq = fold.seq;
+        self.take_room(&fold);
         self.fold = Some(fold);
+        self.pass(Reason::Activated);
         self.take_over();
         // Whoever woke it, its works go on.
         _ = self.me.cast(AgentMessage::Drive);
@@ -254,8 +270,8 @@ impl State {
     pub(super) async fn persist(&mut self) -> Result<(), ActorProcessingErr> {
         match self.wake_known().await {
             Ok(()) => {}
-            // The writer asks again with its next mark.
-            Err(error) if error.kind().is_retryable() => return Ok(()),
+            // The writer asks again with its next mark. What is in quarantine has said why, and goes on saying it.
+            Err(error) if self.quarantined || error.kind().is_retryable() => return Ok(()),
             Err(error) => return Err(Box::new(error)),
         }
         let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
@@ -265,30 +281,55 @@ impl State {
         Ok(())
     }
 
+    /// Into memory, or out of it: told with its row.
+    fn pass(&mut self, reason: Reason) {
+        let passage = Passage { at_ms: clock::now_ms(), epoch: self.shard().epoch, reason };
+        self.passage_saved = false;
+        if reason == Reason::Activated {
+            self.args.glance.since_ms.store(passage.at_ms, Ordering::Relaxed);
+        }
+        if let Some(fold) = &mut self.fold {
+            fold.pass(passage);
+        }
+    }
+
     /// Leaves memory if there is nothing to do: first its row, then itself.
     pub(super) fn passivate(&mut self) {
         if self.is_busy() {
+            if let Some(fold) = &mut self.fold {
+                fold.stay();
+            }
             _ = self.args.host.cast(HostMessage::Stayed(AgentId::clone(&self.args.id)));
             return;
         }
-        let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
-        if self.saved < head {
+        if self.is_row_due() {
             self.write_row();
-            if self.pending.is_empty() {
-                // It is too large to be written; it stays cold without its snapshot.
-                metrics::EVICTED.inc();
-                return self.me.stop(Some(Reason::Idle.to_string()));
+            if !self.pending.is_empty() {
+                // The host has stopped sending; this comes round again once the row is durable.
+                let me = self.me.clone();
+                let writer = self.shard().writer.clone();
+                tokio::spawn(async move {
+                    writer.settled().await;
+                    _ = me.cast(AgentMessage::Passivate);
+                });
+                return;
             }
-            // The host has stopped sending; this comes round again once the row is durable.
-            let me = self.me.clone();
-            let writer = self.shard().writer.clone();
-            tokio::spawn(async move {
-                writer.settled().await;
-                _ = me.cast(AgentMessage::Passivate);
-            });
-            return;
+            // It is too large to be written; it stays cold without its snapshot.
         }
         metrics::EVICTED.inc();
         self.me.stop(Some(Reason::Idle.to_string()));
+    }
+
+    /// Whether its row has to be written before it leaves: it holds the fold, and that the agent left.
+    fn is_row_due(&mut self) -> bool {
+        // One that has nothing but its name has no row.
+        let Some(fold) = self.fold.as_ref().filter(|fold| fold.head != Lsn(0)) else {
+            return false;
+        };
+        let is_behind = self.saved < fold.head;
+        if fold.passages().last().is_none_or(|last| last.reason != Reason::Idle) {
+            self.pass(Reason::Idle);
+        }
+        is_behind || !self.passage_saved
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use cluster::{Incoming, Peer, Reply};
 use domain::agent::QUEUE_MAX;
-use domain::{AgentId, Lsn, Reason};
+use domain::{AgentId, Epoch, Lsn, Reason};
 use proto::link::{AgentInfo, AgentsCall, Envelope, Refusal, SubmitCall};
 
 use crate::actor::{AgentMessage, Submit};
@@ -101,7 +101,7 @@ impl State {
                 read::history(&shard, call, reply).await;
             }),
             Request::Agents(call) => {
-                let hot = self.hot(&call);
+                let hot = self.hot(&call, shard.epoch);
                 self.read(&shard, reply, move |shard, reply| async move {
                     read::agents(&shard, call, |row| hot.get(&row.id).cloned(), reply).await;
                 });
@@ -128,14 +128,14 @@ impl State {
     }
 
     /// What is known of the agents in memory, by their rows: of one agent, if only that is asked for.
-    fn hot(&self, call: &AgentsCall) -> HashMap<u64, AgentInfo> {
+    fn hot(&self, call: &AgentsCall, epoch: Epoch) -> HashMap<u64, AgentInfo> {
         let one = call.agent.parse::<AgentId>().ok();
         let one = one.and_then(|id| self.agents.get_key_value(&id));
         let hot: Vec<_> = match call.agent.is_empty() {
             true => self.agents.iter().collect(),
             false => one.into_iter().collect(),
         };
-        hot.into_iter().map(|(id, slot)| slot.info(id)).collect()
+        hot.into_iter().map(|(id, slot)| slot.info(id, epoch)).collect()
     }
 
     fn unsubscribe(&self, subscription: u64) {

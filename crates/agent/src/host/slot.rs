@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use domain::agent::QUEUE_MAX;
 use domain::restart::Intensity;
-use domain::{AgentId, Reason};
-use proto::link::AgentInfo;
+use domain::{AgentId, Epoch, Reason};
+use proto::link::{AgentInfo, AgentPassage};
 use ractor::ActorRef;
 use tokio::sync::Semaphore;
 
@@ -51,14 +51,20 @@ impl Slot {
     }
 
     /// The agent as its host sees it, by its row.
-    pub(super) fn info(&self, id: &AgentId) -> (u64, AgentInfo) {
+    pub(super) fn info(&self, id: &AgentId, epoch: Epoch) -> (u64, AgentInfo) {
         let glance = &self.glance;
         // Before the rest, which may be newer.
         let lsn = glance.lsn.load(Ordering::Acquire);
         let row = glance.row.load(Ordering::Relaxed);
         let quarantined = self.stage == Stage::Quarantined;
         let reason = if quarantined { Reason::Quarantined } else { Reason::Activated };
+        let activated = AgentPassage {
+            at_ms: glance.since_ms.load(Ordering::Relaxed),
+            epoch: epoch.0,
+            reason: Reason::Activated.code().into(),
+        };
         let info = AgentInfo {
+            passages: (activated.at_ms != 0).then_some(activated).into_iter().collect(),
             id: id.to_string(),
             row,
             hot: self.actor.is_some(),

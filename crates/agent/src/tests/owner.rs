@@ -1,5 +1,7 @@
 //! What an owner says of a work: where its answers stand, when a turn began, and what it has no room for.
 
+use proto::link::{AgentsAnswer, AgentsCall};
+
 use super::*;
 
 /// The events of one subscription so far.
@@ -75,6 +77,34 @@ async fn a_shard_without_room_for_entries_refuses_works_at_once_and_keeps_nothin
         assert_ne!(refused.retry_after_ms, 0);
     }
     assert_eq!(bench.log().await.len(), 1, "the shard was opened, and nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inputs_of_works_that_have_not_ended_take_room_on_whatever_node_owns_them() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Some((Phase::Action, gate.clone()));
+    let config = Config { queued_bytes_max: 10, ..Config::default() };
+    let model = Arc::new(Scripted { held, ..Scripted::new() });
+    let mut bench = bench_with(model.clone(), config, &Phase::ALL).await;
+    let first = bench.submit(A, "seven b", "k").await.unwrap().lsn;
+    let is_full = async |bench: &Bench| {
+        let refused = bench.submit("acme/postchain/b", "seven b", "k").await.unwrap_err();
+        assert_eq!(reason(refused.reason), Reason::NodeFull, "{}", refused.message);
+    };
+    is_full(&bench).await;
+    bench.own().await;
+    let call = AgentsCall { agent: A.into(), ..AgentsCall::default() };
+    bench
+        .eventually("it is in memory again", async || {
+            let bytes = bench.call(kind::AGENTS, &call).await.unwrap();
+            AgentsAnswer::decode(bytes).unwrap().agents[0].open_works == 1
+        })
+        .await;
+    is_full(&bench).await;
+    gate.add_permits(100);
+    bench.ended(first).await;
+    let second = bench.submit("acme/postchain/b", "seven b", "k").await.unwrap().lsn;
+    assert_eq!(state(&bench.ended(second).await), WorkState::Succeeded);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -158,7 +158,8 @@ impl Stage {
         let version = Version { term: Term(1), number: self.version };
         let mut view = View::new(version, ShardTable::single(1).unwrap());
         let owner = Member { name: self.owner.parse().unwrap(), incarnation: Incarnation(1) };
-        let place = Place { owner: Some(owner), epoch: Epoch(self.epoch), open: true };
+        let place =
+            Place { owner: Some(owner), epoch: Epoch(self.epoch), open: true, ..Place::default() };
         view.shards.insert(ShardId(0), place);
         for (name, node) in &*lock(&self.net.nodes) {
             let offers = node.capabilities();

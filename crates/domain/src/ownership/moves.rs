@@ -21,8 +21,10 @@ impl Ownership {
         if !self.may_move || is_early || room == 0 || !(is_calm || is_somebody_leaving) {
             return Vec::new();
         }
-        let wanted = self.wanted(is_calm);
-        self.may_move = !wanted.is_empty();
+        let wanted = self.wanted(is_calm, now);
+        let is_shunned =
+            |shard: &Shard| shard.shunned.as_ref().is_some_and(|(_, until)| now < *until);
+        self.may_move = !wanted.is_empty() || self.shards.values().any(is_shunned);
         let mut actions = Vec::new();
         // One at a time, so that they are spread over time and not bunched at its beginning.
         for (id, to, reason) in wanted.into_iter().take(1) {
@@ -52,7 +54,7 @@ impl Ownership {
     }
 
     /// Every shard that has a better place, those of a node that is about to go first.
-    fn wanted(&self, is_calm: bool) -> Vec<(ShardId, Member, Reason)> {
+    fn wanted(&self, is_calm: bool, now: Millis) -> Vec<(ShardId, Member, Reason)> {
         let placement = self.placement();
         let mut wanted: Vec<(ShardId, Member, Reason)> = Vec::new();
         for (id, shard) in &self.shards {
@@ -69,7 +71,8 @@ impl Ownership {
             }
             match self.view.get(&owner.name).map(|seen| seen.admission) {
                 Some(Admission::Draining) => wanted.push((*id, to.clone(), Reason::OwnerDraining)),
-                Some(Admission::Open) if is_calm => {
+                // To a node that could not open it, it would only come back from there.
+                Some(Admission::Open) if is_calm && !shard.shuns(to, now) => {
                     wanted.push((*id, to.clone(), Reason::Rebalanced));
                 }
                 Some(Admission::Open | Admission::Cordoned) | None => {}

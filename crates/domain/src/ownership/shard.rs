@@ -1,6 +1,9 @@
 //! What the leader knows of one shard.
 
-use super::{DROPPED_MS, DROPPED_MS_MAX, OwnerRow, Remembered, ShardStanding};
+use super::{
+    DROPPED_MS, DROPPED_MS_MAX, DROPS_MAX, OwnerRow, Remembered, SHUNNED_MS, STORE_MS,
+    ShardStanding,
+};
 use crate::membership::Held;
 use crate::time::Millis;
 use crate::{Epoch, Member};
@@ -47,6 +50,8 @@ pub(super) struct Shard {
     /// How often in a row it was given up without having been opened, and when the next owner may come.
     pub(super) drops: u32,
     pub(super) next_owner: Millis,
+    /// Who could not open it, and until when it is not moved there.
+    pub(super) shunned: Option<(Member, Millis)>,
 }
 
 impl Shard {
@@ -63,6 +68,7 @@ impl Shard {
             above: Epoch(0),
             drops: 0,
             next_owner: now,
+            shunned: None,
         }
     }
 
@@ -107,6 +113,11 @@ impl Shard {
         *self = Self { above: self.last(), ..Self::unread(now) };
     }
 
+    pub(super) fn stop(&mut self, now: Millis) {
+        self.is_open = false;
+        self.stage = Stage::Stopped { again: now.plus(STORE_MS) };
+    }
+
     pub(super) fn drop(&mut self, now: Millis) {
         if std::mem::replace(&mut self.is_dropped, true) {
             return;
@@ -115,6 +126,15 @@ impl Shard {
         let pause = DROPPED_MS.saturating_mul(1 << self.drops.min(16)).min(DROPPED_MS_MAX);
         self.next_owner = if self.is_open { now } else { now.plus(pause) };
         self.drops += u32::from(!self.is_open);
+        if DROPS_MAX <= self.drops
+            && let Some(owner) = self.row.as_ref().and_then(|row| row.member.clone())
+        {
+            self.shunned = Some((owner, now.plus(SHUNNED_MS)));
+        }
+    }
+
+    pub(super) fn shuns(&self, to: &Member, now: Millis) -> bool {
+        self.shunned.as_ref().is_some_and(|(member, until)| member == to && now < *until)
     }
 
     /// Whether a node reports a later epoch than is known here, or ours under another name.

@@ -500,6 +500,39 @@ fn a_shard_that_cannot_be_opened_goes_round_ever_slower_and_elsewhere() {
 }
 
 #[test]
+fn a_shard_is_not_moved_back_to_a_node_that_could_not_open_it() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    let mut wanted = ownership.view(view(&[&ann, &bob]), Millis(1_000));
+    let (shard, _, _) = fenced_shard(&wanted).unwrap();
+    let (mut owner, mut epoch, mut now) = (bob.clone(), 2, 1_000);
+    while owner == bob {
+        let fenced = FenceResult::Fenced(row(epoch, Some(&owner), 5));
+        ownership.fence_result(shard, fenced, Millis(now));
+        let reason = Reason::StoreUnavailable;
+        wanted = ownership.dropped(shard, Epoch(epoch), reason, Millis(now));
+        while fenced_shard(&wanted).is_none() {
+            now += 50;
+            assert!(now < 60_000);
+            wanted = ownership.tick(Millis(now));
+        }
+        (_, owner, _) = fenced_shard(&wanted).unwrap();
+        epoch += 1;
+    }
+    ownership.fence_result(shard, FenceResult::Fenced(row(epoch, Some(&ann), 5)), Millis(now));
+    let held: Vec<(u32, u64)> =
+        (0..4).map(|n| (n, if ShardId(n) == shard { epoch } else { 1 })).collect();
+    let moved = hold(&mut ownership, &ann, &held, now + 1_000);
+    let (next, to, reason) = fenced_shard(&moved).unwrap();
+    assert!(next != shard && (to, reason) == (bob.clone(), Reason::Rebalanced));
+    ownership.fence_result(next, FenceResult::Fenced(row(2, Some(&bob), 5)), Millis(now + 1_010));
+    hold(&mut ownership, &bob, &[(next.0, 2)], now + 1_020);
+    assert_eq!(fenced_shard(&ownership.tick(Millis(now + 2_000))), None);
+    let later = fenced_shard(&ownership.tick(Millis(now + 700_000)));
+    assert_eq!(later, Some((shard, bob, Reason::Rebalanced)), "that is long ago");
+}
+
+#[test]
 fn a_fence_that_was_on_its_way_restores_nothing() {
     let stopped = |first: fn(&mut Ownership), then: fn(&mut Ownership)| {
         let (mut ownership, ann) = leader_of_seven();

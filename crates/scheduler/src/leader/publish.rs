@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cluster::Peer;
 use domain::Role;
-use domain::view::{MemberInfo, Place, Version, View};
+use domain::view::{MemberInfo, Version, View};
 use prost::Message as _;
 use proto::kind;
 use proto::link::Envelope;
@@ -52,9 +52,12 @@ impl Leader {
             Version { term: self.view.version.term, number: self.view.version.number + 1 };
         let mut view = View::new(version, self.table.clone());
         for (shard, entry) in self.ownership.map() {
-            let place =
-                Place { owner: Some(entry.member), epoch: entry.epoch, open: entry.is_open };
-            view.shards.insert(shard, place);
+            let place = view.shards.entry(shard).or_default();
+            (place.owner, place.epoch, place.open) =
+                (Some(entry.member), entry.epoch, entry.is_open);
+        }
+        for (shard, place) in &mut view.shards {
+            place.stopped = self.ownership.is_stopped(*shard);
         }
         view.members = self.roster.members.clone();
         let shared = &self.hands.shared;
