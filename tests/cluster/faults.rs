@@ -257,4 +257,5 @@ fn random_faults_leave_a_sound_history() {
     eprintln!("{report}");
     assert!(report.is_sound(), "seed {seed}");
     assert!(0 < report.happened.values().sum::<u64>(), "nothing failed");
+    assert!(0 < report.calls, "no call was made that must not be made twice");
 }

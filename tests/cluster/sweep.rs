@@ -1,5 +1,7 @@
 //! A node dies at every place of a turn at which that could cost something, and another is stopped there and wakes.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 use telemetry::fault::{OWNER_POINTS, POINTS, VARIABLE};
 use tests::harness::{PATIENCE, eventually};
@@ -8,6 +10,8 @@ use crate::steps::{Desk, Tool};
 use crate::{list, text};
 
 const WORKS: usize = 24;
+/// How long a node is stopped at least, before it wakes.
+const STOPPED: Duration = Duration::from_secs(5);
 /// Calls of the tool are short here; doubts end soon after.
 const TOOL_TIMEOUT_MS: u64 = 2_000;
 /// A writer passes its places once for each shard that it opens before anything else.
@@ -49,6 +53,7 @@ fn run(point: &str, plan: String, wakes: bool) {
             if log.contains("a planned fault") { Ok(()) } else { Err(log) }
         });
     }
+    let since = Instant::now();
     eventually(PATIENCE, "who was stopped counts as dead", || {
         let nodes = desk.dev.run(&["nodes"]).document();
         let alive = list(&nodes["nodes"]).iter().filter(|node| node["state"] == "alive");
@@ -56,6 +61,8 @@ fn run(point: &str, plan: String, wakes: bool) {
         if alive == ["node-3"] { Ok(()) } else { Err(format!("{alive:?} live")) }
     });
     if wakes {
+        // Long dead for the others, and what it was about to do is old.
+        std::thread::sleep(STOPPED.saturating_sub(since.elapsed()));
         desk.dev.signal("node-2", Signal::CONT);
     }
     for id in &works {

@@ -6,11 +6,13 @@
 mod chaos;
 mod report;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use proto::v1::{ApplyDefinitionRequest, Definition};
 pub use report::Report;
 
 use self::chaos::Chaos;
@@ -19,6 +21,9 @@ use crate::harness::{Clients, Load, Mesh, MeshOptions, Program};
 
 /// After the last fault, for everything that was acknowledged.
 const REST_MAX: Duration = Duration::from_secs(240);
+
+/// The agents whose works call the tool.
+const CLERK: &str = "clerk";
 
 /// A run.
 #[derive(Clone, Debug, Parser)]
@@ -62,12 +67,16 @@ impl Options {
 /// What was asked for cannot be written.
 pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     let (controls, nodes) = (options.controls, options.nodes);
-    let mesh = MeshOptions { controls, nodes, ..MeshOptions::default() };
+    let folder = tempfile::Builder::new().prefix("stagedoor-calls-").tempdir()?;
+    let ledger = folder.path().join("calls");
+    let mesh = MeshOptions { controls, nodes, env: tools(&ledger), ..MeshOptions::default() };
     let mut mesh = Mesh::start(program, &mesh);
+    mesh.block_on(mesh.client().apply(clerk()))?;
     let load = Load {
         seed: options.seed,
         clients: options.clients,
         agents: options.agents,
+        clerk: Some(CLERK.to_owned()),
         ..Load::default()
     };
     let clients = Clients::start(&mesh, &load);
@@ -81,7 +90,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     }
     // A cluster that is not whole does not tell its journals.
     let history = match &broken {
-        None => mesh.record(&heard, chaos.spared_nodes()),
+        None => History { calls: calls(&ledger)?, ..mesh.record(&heard, chaos.spared_nodes()) },
         Some(_) => History::default(),
     };
     if let Some(path) = &options.record {
@@ -97,6 +106,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         timeline: chaos.timeline(),
         broken,
         faults: history.check(),
+        calls: history.calls.len(),
         unheard,
         heard,
         entries: history.journals,
@@ -105,4 +115,44 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         mesh.keep_logs(path)?;
     }
     Ok(report)
+}
+
+/// The nodes have a tool that must not be called twice, which takes long enough to be hit in the middle of a call, and not
+/// so long that its doubts are.
+fn tools(ledger: &Path) -> Vec<(String, String)> {
+    let set = |name: &str, value: String| (format!("STAGEDOOR_NODE__{name}"), value);
+    vec![
+        set("TOOLS__COUNT__FILE", ledger.display().to_string()),
+        set("TOOLS__COUNT__RECONCILE", true.to_string()),
+        set("TOOLS__COUNT__DELAY_BEFORE_MS", 20.to_string()),
+        set("TOOLS__COUNT__DELAY_MS", 20.to_string()),
+        set("AGENTS__TOOL_TIMEOUT_MS", 5_000.to_string()),
+        set("PHASES__WORKERS", 16.to_string()),
+    ]
+}
+
+/// What the works do that call it.
+fn clerk() -> ApplyDefinitionRequest {
+    let definition = Definition {
+        name: CLERK.to_owned(),
+        behaviour: "loop".to_owned(),
+        model: "script".to_owned(),
+        tools: vec!["count".to_owned()],
+        ..Definition::default()
+    };
+    let tenant = "default".to_owned();
+    ApplyDefinitionRequest { tenant, definition: Some(definition) }
+}
+
+/// How often it was called under each key.
+fn calls(ledger: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
+    let text = match std::fs::read_to_string(ledger) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let mut calls = BTreeMap::new();
+    for key in text.lines().filter_map(|line| line.split(' ').next()) {
+        *calls.entry(key.to_owned()).or_default() += 1;
+    }
+    Ok(calls)
 }

@@ -27,6 +27,8 @@ pub struct Report {
     pub unheard: Vec<Told>,
     /// What was missing long after the last fault.
     pub broken: Option<String>,
+    /// Of the tool that must not be called twice.
+    pub calls: usize,
     /// What is wrong.
     pub faults: BTreeSet<Fault>,
     pub entries: BTreeMap<String, Vec<HistoryEntry>>,
@@ -89,6 +91,7 @@ impl fmt::Display for Report {
         self.happened.iter().try_for_each(|(name, count)| writeln!(f, "  {count:4} {name}"))?;
         let acknowledged = self.heard.told.len();
         writeln!(f, "works acknowledged: {acknowledged}, ends not heard: {}", self.unheard.len())?;
+        writeln!(f, "calls that must not be made twice: {}", self.calls)?;
         latency(f, "from submit to acknowledgement", &self.heard.accepted_after)?;
         latency(f, "from submit to end", &self.heard.ended_after)?;
         writeln!(f, "errors seen by clients:")?;

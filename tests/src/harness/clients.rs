@@ -20,6 +20,9 @@ use tokio::time::timeout;
 use super::Mesh;
 use super::history::{End, Told};
 
+/// A program that calls the counting tool once.
+const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"{lamp} {results}"}"#;
+
 /// What they do.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -30,6 +33,8 @@ pub struct Load {
     /// Of one client, not ended.
     pub works_max: usize,
     pub definition: String,
+    /// Every fourth work is a call of the counting tool, by an agent of this definition.
+    pub clerk: Option<String>,
     /// How long a work may take.
     pub limit: Duration,
 }
@@ -42,6 +47,7 @@ impl Default for Load {
             agents: 200,
             works_max: 16,
             definition: "postchain".to_owned(),
+            clerk: None,
             limit: Duration::from_secs(600),
         }
     }
@@ -207,10 +213,15 @@ impl One {
         let tag = self.count;
         self.count += 1;
         let agent = self.random.random_range(0..self.load.agents);
+        let lamp = format!("Lamp {tag} of house {} is lit at night. Why?", self.number);
+        let (definition, input) = match &self.load.clerk {
+            Some(clerk) if tag % 4 == 3 => (clerk, ONE_CALL.replace("{lamp}", &lamp)),
+            Some(_) | None => (&self.load.definition, lamp),
+        };
         let limit = i64::try_from(self.load.limit.as_secs()).expect("a few minutes");
         let request = SubmitRequest {
-            agent: format!("default/{}/agent-{agent}", self.load.definition),
-            input: format!("Lamp {tag} of house {} is lit at night. Why?", self.number),
+            agent: format!("default/{definition}/agent-{agent}"),
+            input,
             idempotency_key: format!("{}-{}-{tag}", self.load.seed, self.number),
             timeout: Some(ProtoDuration { seconds: limit, nanos: 0 }),
             ..SubmitRequest::default()

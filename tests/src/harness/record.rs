@@ -30,6 +30,7 @@ impl Mesh {
             journals: journals.collect::<BTreeMap<_, _>>(),
             owners: self.owners(),
             counters: self.counters(counts),
+            calls: BTreeMap::new(),
         }
     }
 

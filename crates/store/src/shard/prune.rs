@@ -36,12 +36,23 @@ pub(crate) struct Look {
     pub(crate) step: Step,
 }
 
-/// What stands there: the last id of the slice, the time of its oldest row, and the bytes that the database uses.
+/// What stands there: the last id of the slice, the time of its oldest row, and the bytes of the log from its first row on.
 #[derive(Clone, Copy)]
 struct Seen {
     last: u64,
     oldest_ms: i64,
-    used_bytes: u64,
+    log_bytes: u64,
+}
+
+/// What a row of the log takes beside its payload, about.
+const ROW_BYTES: u64 = 40;
+
+/// About the bytes of the log from a slice on, as if all were like the slice: summing it all up would read all of it.
+fn log_bytes(first: u64, last: u64, head: u64, rows: u64, payload: u64) -> u64 {
+    let span = u128::from(last.saturating_sub(first)) + 1;
+    let above = u128::from(head.saturating_sub(first)) + 1;
+    let slice = u128::from(payload) + u128::from(rows) * u128::from(ROW_BYTES);
+    u64::try_from(slice * above / span).unwrap_or(u64::MAX)
 }
 
 impl Query for Look {
@@ -54,13 +65,9 @@ impl Query for Look {
             Step::Keys { after } => (LOOK_KEYS, after),
             Step::Done => return Ok(Vec::new()),
         };
-        let plain = |sql| Statement::new(sql, Vec::new());
         Ok(vec![
-            plain("SELECT epoch FROM owner"),
+            Statement::new("SELECT epoch FROM owner", Vec::new()),
             Statement::new(sql, vec![number(after)?, number(SLICE_ROWS)?]),
-            plain("PRAGMA page_count"),
-            plain("PRAGMA freelist_count"),
-            plain("PRAGMA page_size"),
         ])
     }
 
@@ -69,19 +76,21 @@ impl Query for Look {
         if epoch != self.asked.epoch {
             return Err(Error::Fenced { epoch });
         }
-        let span = found.row(|row| Ok((row.u64()?, row.i64()?)))?;
-        let (pages, free, page) = (found.number()?, found.number()?, found.number()?);
-        // Bytes of the file that hold something.
-        let used_bytes = pages.saturating_sub(free) * page;
-        let span = span.filter(|(last, _)| *last != 0);
-        let seen = span.map(|(last, oldest_ms)| Seen { last, oldest_ms, used_bytes });
+        let seen = found.row(|row| {
+            let (last, oldest_ms) = (row.u64()?, row.i64()?);
+            let (first, head, rows, payload) = (row.u64()?, row.u64()?, row.u64()?, row.u64()?);
+            Ok(Seen { last, oldest_ms, log_bytes: log_bytes(first, last, head, rows, payload) })
+        })?;
+        let seen = seen.filter(|seen| seen.last != 0);
         Ok(self.step.next(&self.asked, seen))
     }
 }
 
-const LOOK_LOG: &str = "SELECT max(lsn), min(ts_ms) FROM (SELECT lsn, ts_ms FROM log WHERE lsn > ?1 ORDER BY lsn LIMIT ?2)";
-const LOOK_WORKS: &str = "SELECT max(id), min(create_ms) FROM (SELECT id, create_ms FROM work WHERE id > ?1 ORDER BY id LIMIT ?2)";
-const LOOK_KEYS: &str = "SELECT max(rowid), min(expires_ms) \
+const LOOK_LOG: &str = "SELECT max(lsn), min(ts_ms), min(lsn), (SELECT max(lsn) FROM log), count(*), sum(bytes) \
+    FROM (SELECT lsn, ts_ms, length(payload) bytes FROM log WHERE lsn > ?1 ORDER BY lsn LIMIT ?2)";
+const LOOK_WORKS: &str = "SELECT max(id), min(create_ms), 0, 0, 0, 0 \
+    FROM (SELECT id, create_ms FROM work WHERE id > ?1 ORDER BY id LIMIT ?2)";
+const LOOK_KEYS: &str = "SELECT max(rowid), min(expires_ms), 0, 0, 0, 0 \
     FROM (SELECT rowid, expires_ms FROM dedup WHERE rowid > ?1 ORDER BY rowid LIMIT ?2)";
 
 /// What to do about what was seen.
@@ -104,7 +113,7 @@ impl Step {
         let Some(seen) = seen else { return Next::Skip(self.following()) };
         let last = seen.last;
         // Over the limit of bytes even young entries go, the oldest first.
-        let is_over = asked.log_bytes_max != 0 && asked.log_bytes_max < seen.used_bytes;
+        let is_over = asked.log_bytes_max != 0 && asked.log_bytes_max < seen.log_bytes;
         let (before_ms, next) = match self {
             Self::Log { .. } if is_over => (i64::MAX, Self::Log { after: last }),
             Self::Log { .. } => (asked.entries_before_ms, Self::Log { after: last }),

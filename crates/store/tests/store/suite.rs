@@ -386,6 +386,12 @@ async fn pruning_by_bytes_takes_the_oldest(doors: &Doors) {
             [..page.len()]
     );
     assert_eq!(doors.head().await, 12_000);
+    // Results of works are kept for longer, and take nothing away from entries.
+    let large = |id| proto::link::WorkRow { record: vec![7; 400_000].into(), ..work(id, 1, 0, 6) };
+    let results = Group { works: vec![large(1), large(2)], ..group(head, &[(0, 0)]) };
+    doors.committed(results).await;
+    let young = Prune { works_before_ms: 0, now_ms: 0, ..by_bytes };
+    assert_eq!(doors.node.prune(SHARD, &young).await.unwrap(), 0);
 }
 
 async fn a_database_name_is_not_a_path(doors: &Doors) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::v1::HistoryEntry;
 use serde_json::Value;
 
-use super::{End, Fault, History};
+use super::{End, Fault, History, is_model_call};
 
 pub(super) fn check(history: &History) -> BTreeSet<Fault> {
     let journals = Journals::read(history);
@@ -23,7 +23,7 @@ struct Journaled {
     state: String,
     reason: String,
     bytes: u64,
-    phases: u64,
+    calls: u64,
 }
 
 #[derive(Default)]
@@ -39,19 +39,19 @@ impl<'a> Journals<'a> {
     fn read(history: &'a History) -> Self {
         let mut read = Self::default();
         for (agent, entries) in &history.journals {
-            let mut phases: BTreeMap<&str, u64> = BTreeMap::new();
+            let mut calls: BTreeMap<&str, u64> = BTreeMap::new();
             for entry in entries {
                 let content: Value = serde_json::from_str(&entry.content).unwrap_or_default();
                 match entry.kind.as_str() {
                     "accepted" => read.accept(agent, entry, &content),
-                    "phase_done" => *phases.entry(&entry.work).or_default() += 1,
+                    _ if is_model_call(entry) => *calls.entry(&entry.work).or_default() += 1,
                     "ended" => {
                         let text = |name: &str| content[name].as_str().unwrap_or("").to_owned();
                         let end = Journaled {
                             state: text("state"),
                             reason: text("reason"),
                             bytes: content["resultBytes"].as_u64().unwrap_or_default(),
-                            phases: phases.get(entry.work.as_str()).copied().unwrap_or_default(),
+                            calls: calls.get(entry.work.as_str()).copied().unwrap_or_default(),
                         };
                         read.ends.entry(&entry.work).or_insert(end);
                     }
@@ -101,10 +101,9 @@ fn show(end: &End) -> String {
     format!("{state}, {reason}, {} bytes, {calls} calls", result.len())
 }
 
-/// Each phase makes one model call.
 fn show_journaled(end: &Journaled) -> String {
-    let Journaled { state, reason, bytes, phases } = end;
-    format!("{state}, {reason}, {bytes} bytes, {phases} calls")
+    let Journaled { state, reason, bytes, calls } = end;
+    format!("{state}, {reason}, {bytes} bytes, {calls} calls")
 }
 
 fn failed(work: &str, end: &Journaled) -> Option<Fault> {

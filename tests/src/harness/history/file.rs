@@ -26,6 +26,7 @@ enum Line {
     Entry { agent: String, entry: HistoryEntry },
     Owner(Owner),
     Counters(Counters),
+    Call { key: String, calls: u64 },
 }
 
 impl History {
@@ -47,6 +48,7 @@ impl History {
                 }
                 Line::Owner(owner) => _ = history.owners.insert(owner),
                 Line::Counters(counters) => history.counters = counters,
+                Line::Call { key, calls } => _ = history.calls.insert(key, calls),
             }
         }
         Ok((title, history))
@@ -66,7 +68,9 @@ impl History {
         });
         let owners = self.owners.iter().cloned().map(Line::Owner);
         let counters = std::iter::once(Line::Counters(self.counters.clone()));
-        for line in told.chain(entries).chain(owners).chain(counters) {
+        let call = |(key, calls): (&String, &u64)| Line::Call { key: key.clone(), calls: *calls };
+        let calls = self.calls.iter().map(call);
+        for line in told.chain(entries).chain(owners).chain(counters).chain(calls) {
             lines.push(serde_json::to_string(&line)?);
         }
         std::fs::write(path, lines.join("\n") + "\n").with_context(|| path.display().to_string())

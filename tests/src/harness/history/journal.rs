@@ -65,6 +65,8 @@ struct Told {
     succeeded: bool,
     /// Cycle and name, in their order.
     phases: Vec<(u64, String)>,
+    /// Of a loop: round and index of a tool, in their order; none is the model.
+    calls: Vec<(u64, Option<u64>)>,
 }
 
 impl Told {
@@ -92,6 +94,15 @@ impl Told {
                     self.phases.push(step);
                 }
             }
+            kind @ ("model_done" | "tool_done") => {
+                let call =
+                    (content["round"].as_u64().unwrap_or_default(), content["index"].as_u64());
+                if self.calls.contains(&call) {
+                    faults.insert(Fault::Repeated { work: work(), phase: kind.to_owned() });
+                } else {
+                    self.calls.push(call);
+                }
+            }
             "ended" => {
                 self.ended = true;
                 self.succeeded = content["state"] == "succeeded";
@@ -108,7 +119,8 @@ impl Told {
         let last = self.phases.last().map_or(0, |(cycle, _)| *cycle);
         let names = self.phases.iter().filter(|(cycle, _)| *cycle == last);
         let names: Vec<_> = names.map(|(_, name)| name.clone()).collect();
-        if self.succeeded && names != PHASES {
+        let is_loop = !self.calls.is_empty() && self.phases.is_empty();
+        if self.succeeded && !is_loop && names != PHASES {
             faults.insert(Fault::Incomplete { work: work(), phases: names });
         }
     }

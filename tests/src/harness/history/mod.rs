@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of how it came about: any run, with any faults, must leave journals in which nothing is found here.
 
+mod calls;
 mod clients;
 mod file;
 mod journal;
@@ -57,6 +58,10 @@ pub enum Fault {
     StaleWrite { shard: u32, lsn: i64 },
     /// Two entries of a shard have one place in its log.
     TwoInOnePlace { shard: u32, lsn: i64 },
+    /// A call that must not be made twice was made so often.
+    CalledTwice { key: String, calls: u64 },
+    /// The journal has other calls of a work than were made.
+    Uncalled { work: String, made: u64, journaled: u64 },
     /// Less was counted than the journals show, or something that never happens.
     Miscounted { what: String, counted: u64, journaled: u64 },
 }
@@ -116,6 +121,8 @@ pub struct History {
     pub journals: BTreeMap<String, Vec<HistoryEntry>>,
     pub owners: BTreeSet<Owner>,
     pub counters: Counters,
+    /// Of each idempotency key how often the counting tool was called under it.
+    pub calls: BTreeMap<String, u64>,
 }
 
 impl History {
@@ -125,13 +132,14 @@ impl History {
         let mut faults = check(&acknowledged, &self.journals);
         faults.extend(clients::check(self));
         faults.extend(shards::check(self));
+        faults.extend(calls::check(self));
         faults.extend(self.miscounted());
         faults
     }
 
     fn miscounted(&self) -> Vec<Fault> {
         let entries = || self.journals.values().flatten();
-        let steps = entries().filter(|entry| entry.kind == "phase_done").count() as u64;
+        let steps = entries().filter(|entry| is_model_call(entry)).count() as u64;
         let least = [
             ("model calls", self.counters.model_calls, steps),
             ("rows", self.counters.rows, entries().count() as u64),
@@ -148,4 +156,9 @@ impl History {
         });
         least.chain(early).collect()
     }
+}
+
+/// A phase makes one call, and so does each round of a loop.
+fn is_model_call(entry: &HistoryEntry) -> bool {
+    matches!(entry.kind.as_str(), "phase_done" | "model_done")
 }
