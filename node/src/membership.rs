@@ -42,6 +42,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 const JOIN_PAUSE_MIN: Duration = Duration::from_millis(25);
 /// How often a node that is not a member tries again, and one that is looks whether it still is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long no replica has answered a beat when this node says that it reaches none. Its links may hold for longer.
+const UNHEARD: Duration = Duration::from_secs(3);
+const UNREACHABLE: &str = "control_unreachable";
 /// How often a node that drains says so again: the leader may be another one by then.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -79,6 +82,8 @@ struct State {
     nodes: Vec<Peer>,
     /// It hands everything over, and takes nothing new.
     is_draining: bool,
+    /// Some replica answers beats.
+    is_heard: bool,
 }
 
 impl Membership {
@@ -88,7 +93,7 @@ impl Membership {
         mut events: mpsc::Receiver<Event>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> BeatSender {
-        let mut state = State { controls: self.configured(), ..State::default() };
+        let mut state = State { controls: self.configured(), is_heard: true, ..State::default() };
         self.agents.set_controls(state.controls.clone());
         let mut look = tokio::time::interval(LOOK_EVERY);
         tokio::pin!(shutdown);
@@ -136,6 +141,23 @@ impl Membership {
         if state.joined.is_none() {
             self.join(state).await;
         }
+        if state.joined.is_some() && !state.is_draining {
+            self.tell_whether_heard(state);
+        }
+    }
+
+    /// A replica that answers nothing is as good as none, although its link holds.
+    fn tell_whether_heard(&self, state: &mut State) {
+        let answered = self.beats.last_answer().map(|(at, _)| at);
+        let is_heard = answered.is_none_or(|at| at.elapsed() < UNHEARD);
+        if is_heard == state.is_heard {
+            return;
+        }
+        state.is_heard = is_heard;
+        match is_heard {
+            true => self.health.set_ready(),
+            false => self.health.set_not_ready(UNREACHABLE),
+        }
     }
 
     async fn heard(&self, event: Event, state: &mut State) {
@@ -148,7 +170,7 @@ impl Membership {
             Event::Link(LinkEvent::Down { peer }) if peer.role == Role::Control => {
                 // A later leader has to hear of this node; the join is the same for one that knows it.
                 if state.joined.take_if(|(joined, _)| *joined == peer).is_some() {
-                    self.health.set_not_ready("control_unreachable");
+                    self.health.set_not_ready(UNREACHABLE);
                 }
             }
             Event::Link(LinkEvent::Up { .. } | LinkEvent::Down { .. }) | Event::DrainWanted => {}
@@ -271,6 +293,7 @@ impl Membership {
             self.agents.view_message(control.clone(), view.encode_to_vec().into());
         }
         state.joined = Some((control, state.joined_at.term));
+        state.is_heard = true;
         if !state.is_draining {
             self.health.set_ready();
         }

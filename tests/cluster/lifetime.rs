@@ -228,3 +228,19 @@ fn a_stopped_node_loses_its_shards_and_does_no_harm_when_it_wakes() {
         assert_eq!(result_of(&events)["state"], "WORK_STATE_SUCCEEDED");
     }
 }
+
+#[test]
+fn a_node_that_hears_no_control_replica_says_so_and_goes_on() {
+    let dev = Dev::start_with(PROGRAM, &Options { nodes: 1, ..Options::default() });
+    let until = |wanted: &str| {
+        eventually(PATIENCE, &format!("it says {wanted}"), || match dev.readiness("node-1") {
+            told if told == wanted => Ok(()),
+            told => Err(told),
+        });
+    };
+    until("ready");
+    dev.signal("control-1", Signal::STOP);
+    until("control_unreachable");
+    dev.signal("control-1", Signal::CONT);
+    until("ready");
+}

@@ -67,8 +67,7 @@ fn what_is_malformed_is_refused_before_anything_is_sent() {
 #[test]
 fn the_api_refuses_the_same_with_details() {
     let dev = one_node();
-    let check = |request: SubmitRequest, code: Code, field: &str, parts: &[&str]| {
-        let error = block_on(async { dev.client().submit(request).await.unwrap_err() });
+    let check_error = |error: Error, code: Code, field: &str, parts: &[&str]| {
         let Error::Refused { status, .. } = &error else { panic!("{error}") };
         assert_eq!(status.code(), code, "{error}");
         for part in parts {
@@ -78,6 +77,10 @@ fn the_api_refuses_the_same_with_details() {
         assert!(details.error_info().is_some_and(|info| !info.reason.is_empty()), "{status:?}");
         let fields = details.bad_request().map(|bad| bad.field_violations[0].field.clone());
         assert_eq!(fields.unwrap_or_default(), field, "{status:?}");
+    };
+    let check = |request: SubmitRequest, code: Code, field: &str, parts: &[&str]| {
+        let error = block_on(async { dev.client().submit(request).await.unwrap_err() });
+        check_error(error, code, field, parts);
     };
     let request = |agent: &str, input: &str| SubmitRequest {
         agent: agent.to_owned(),
@@ -92,6 +95,17 @@ fn the_api_refuses_the_same_with_details() {
     let keyed =
         SubmitRequest { idempotency_key: "k".repeat(257), ..request("default/postchain/k", "x") };
     check(keyed, invalid, "idempotency_key", &["256"]);
+    let client = dev.client();
+    let (get, cancel) = block_on(async { (client.get("w-x").await, client.cancel("w-x").await) });
+    for error in [get.unwrap_err(), cancel.unwrap_err()] {
+        check_error(error, invalid, "id", &["w-x"]);
+    }
+    let (agent, watched) = block_on(async {
+        let watched = client.watch("w-0-001-1", "w-0-002-1.1").next().await.unwrap();
+        (client.agent("a/b").await, watched)
+    });
+    check_error(agent.unwrap_err(), invalid, "id", &["a/b"]);
+    check_error(watched.unwrap_err(), invalid, "cursor", &["belongs to work w-0-002-1"]);
     let works = dev.run(&["work", "list"]).document();
     assert_eq!(list(&works["works"]).len(), 0, "{works}");
 }
@@ -198,6 +212,13 @@ fn only_a_valid_client_certificate_of_this_ca_may_call_the_api() {
         let id = format!("spiffe://stagedoor.local/{role}/{role}-1");
         let wrong = dev.issue_client(&id, Validity::default());
         dev.run_as(&wrong, &["status"]).assert_error(4, &[role, "client"]);
+        let labels = [format!("role=\"{role}\"")];
+        let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+        let counted = dev.metrics("control-1").sum("stagedoor_control_api_refused_total", &labels);
+        assert!(1.0 <= counted, "{role}: {counted}");
+        let log = dev.log("control-1");
+        let is_told = |line: &str| line.contains("addr=127.0.0.1:") && line.contains(&id);
+        assert!(log.lines().any(is_told), "{id} is not in {log}");
     }
     let gone = dev.scratch().join("gone");
     dev.run_as(&gone, &["status"]).assert_error(2, &["gone", "--credentials"]);

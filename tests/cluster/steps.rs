@@ -114,26 +114,30 @@ impl Desk {
         })
     }
 
-    /// Kills the node that owns most of these works: those that had not ended. In this process, as there is no time to lose.
-    fn kill_an_owner(&self, works: &[String]) -> Vec<String> {
+    /// Who owns the most of these works, and who owns each.
+    fn busiest(&self, works: &[String]) -> (String, Vec<String>) {
         let client = self.dev.client();
         let owner = async |id: &String| {
             let work = client.get(id).await.unwrap();
             client.agent(&work.agent).await.unwrap().node
         };
-        block_on(async {
-            let owners = futures::future::join_all(works.iter().map(owner)).await;
-            let count = |node: &String| owners.iter().filter(|owner| *owner == node).count();
-            let busiest = owners.iter().max_by_key(|node| count(node)).unwrap();
-            self.dev.signal(busiest, Signal::KILL);
-            let of_dead = works.iter().zip(&owners).filter(|(_, owner)| *owner == busiest);
-            let of_dead: Vec<_> = of_dead.map(|(id, _)| client.get(id)).collect();
-            let of_dead = futures::future::join_all(of_dead).await;
-            let cut = of_dead.into_iter().map(Result::unwrap).filter(|it| it.end_time.is_none());
-            let cut: Vec<_> = cut.map(|work| work.id).collect();
-            assert!(3 <= cut.len(), "{owners:?}, {cut:?}");
-            cut
-        })
+        let owners = block_on(futures::future::join_all(works.iter().map(owner)));
+        let count = |node: &String| owners.iter().filter(|owner| *owner == node).count();
+        (owners.iter().max_by_key(|node| count(node)).unwrap().clone(), owners)
+    }
+
+    /// Kills the node that owns most of these works: those that had not ended. In this process, as there is no time to lose.
+    fn kill_an_owner(&self, works: &[String]) -> Vec<String> {
+        let client = self.dev.client();
+        let (busiest, owners) = self.busiest(works);
+        self.dev.signal(&busiest, Signal::KILL);
+        let of_dead = works.iter().zip(&owners).filter(|(_, owner)| **owner == busiest);
+        let of_dead = of_dead.map(|(id, _)| client.get(id));
+        let of_dead = block_on(futures::future::join_all(of_dead));
+        let cut = of_dead.into_iter().map(Result::unwrap).filter(|it| it.end_time.is_none());
+        let cut: Vec<_> = cut.map(|work| work.id).collect();
+        assert!(3 <= cut.len(), "{owners:?}, {cut:?}");
+        cut
     }
 
     fn await_calls(&self, count: usize) {
@@ -303,5 +307,41 @@ fn a_definition_settles_doubts_by_itself() {
         let state = if is_cut && !is_eager { "WORK_STATE_FAILED" } else { "WORK_STATE_SUCCEEDED" };
         assert_eq!(work["state"], state, "{work}");
         assert_eq!(desk.calls_of(id), 1 + usize::from(is_cut && is_eager), "{work}");
+    }
+}
+
+#[test]
+fn a_node_that_was_stopped_begins_no_call_of_what_it_had_in_hand_when_it_wakes() {
+    let desk = Desk::start(Tool { delay_ms: DELAY_MS, reconcile: true, ..Tool::default() });
+    desk.apply("clerk", "");
+    let works = desk.submit_many("clerk");
+    desk.await_calls(WORKS);
+    // Each waits for its tool now, and asks its model again when that has answered.
+    let (victim, _) = desk.busiest(&works);
+    let begun = || {
+        let metrics = desk.dev.metrics(&victim);
+        let [models, tools] =
+            ["model", "tool"].map(|of| metrics.sum(&format!("stagedoor_{of}_calls_total"), &[]));
+        (models, tools)
+    };
+    let node = || {
+        let nodes = desk.dev.run(&["nodes"]).document();
+        let node = list(&nodes["nodes"]).iter().find(|node| text(&node["name"]) == victim);
+        node.unwrap().clone()
+    };
+    let (before, incarnation) = (begun(), text(&node()["incarnation"]).to_owned());
+    desk.dev.signal(&victim, Signal::STOP);
+    for id in &works {
+        assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
+    }
+    desk.dev.signal(&victim, Signal::CONT);
+    eventually(PATIENCE, "it is back as another", || {
+        let node = node();
+        let is_back = node["state"] == "alive" && text(&node["incarnation"]) != incarnation;
+        if is_back { Ok(()) } else { Err(node) }
+    });
+    assert_eq!(begun(), before, "calls of models and tools");
+    for id in &works {
+        assert_eq!(desk.calls_of(id), 1, "{id}");
     }
 }

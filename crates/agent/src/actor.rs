@@ -33,22 +33,22 @@ use crate::metrics;
 use crate::recovering::Due;
 use crate::shard::Shard;
 
-/// Everything that an agent hears.
+/// Everything that an agent hears. Small, because an idle agent pays for the room of one several times over.
 pub(crate) enum AgentMessage {
     /// A submit, with the right to stand in the queue.
     Deliver(Box<Submit>, OwnedSemaphorePermit),
     /// The oldest of its appends is durable, or its writer stopped.
     Committed(Result<Committed, Stopped>),
     /// What became of the step that was sent out.
-    Answered(Answer),
+    Answered(Box<Answer>),
     /// The answer of a step that an owner before asked for, or whose link broke.
     Routed(Box<step::Routed>, Reply),
     /// What a tool says about a step in doubt.
-    Probed(Answer),
+    Probed(Box<Answer>),
     Signal(Lsn, Box<doubt::Signal>, Reply),
     Cancel(Lsn, Reply),
     Get(Lsn, Reply),
-    Subscribe(SubscribeCall, Peer, Reply),
+    Subscribe(Box<(SubscribeCall, Peer)>, Reply),
     Unsubscribe(u64),
     /// A new owner found unfinished work of it.
     Recover(Box<Due>),
@@ -71,6 +71,7 @@ pub(crate) enum AgentMessage {
 }
 
 impl ractor::Message for AgentMessage {}
+const _: () = assert!(size_of::<AgentMessage>() <= 64);
 
 /// A submit on its way to acceptance.
 pub(crate) struct Submit {
@@ -240,15 +241,16 @@ impl Actor for AgentActor {
                 Box::pin(state.deliver(submit, permit)).await?
             }
             AgentMessage::Committed(result) => state.committed(result)?,
-            AgentMessage::Answered(answer) => state.answered(answer)?,
+            AgentMessage::Answered(answer) => state.answered(*answer)?,
             AgentMessage::Routed(routed, reply) => Box::pin(state.routed(*routed, reply)).await?,
-            AgentMessage::Probed(answer) => state.probed(answer)?,
+            AgentMessage::Probed(answer) => state.probed(*answer)?,
             AgentMessage::Signal(work, signal, reply) => {
                 Box::pin(state.signal(work, signal, reply)).await?
             }
             AgentMessage::Cancel(work, reply) => Box::pin(state.cancel(work, reply)).await?,
             AgentMessage::Get(work, reply) => Box::pin(state.get(work, reply)).await?,
-            AgentMessage::Subscribe(call, from, reply) => {
+            AgentMessage::Subscribe(asked, reply) => {
+                let (call, from) = *asked;
                 Box::pin(state.subscribe(call, from, reply)).await?
             }
             AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),

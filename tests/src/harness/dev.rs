@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::child::{Child, TAIL_LINES, send};
 use super::wait::eventually;
-use super::{Metrics, Output, PATIENCE, Program};
+use super::{Metrics, Output, PATIENCE, Program, metrics};
 
 /// A debug build on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -188,6 +188,17 @@ impl Dev {
     pub fn metrics(&self, name: &str) -> Metrics {
         let admin = self.admin(name);
         eventually(PATIENCE, &format!("{name} tells its metrics"), || Metrics::read(admin))
+    }
+
+    /// Why a process is not ready, or that it is.
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub fn readiness(&self, name: &str) -> String {
+        let admin = self.admin(name);
+        let what = format!("{name} says whether it is ready");
+        let answer = eventually(PATIENCE, &what, || metrics::get(admin, "/readyz"));
+        answer.lines().last().unwrap_or_default().to_owned()
     }
 
     /// The sum over all nodes.

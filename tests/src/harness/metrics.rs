@@ -6,6 +6,19 @@ use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What an admin port answers, head and body.
+///
+/// # Errors
+/// Nobody answers there.
+pub fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 /// The metrics of one process at one moment.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -16,11 +29,7 @@ impl Metrics {
     /// # Errors
     /// Nobody answers there, or not with metrics.
     pub fn read(admin: SocketAddr) -> std::io::Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        let answer = get(admin, "/metrics")?;
         if !answer.starts_with("HTTP/1.1 200") {
             let first = answer.lines().next().unwrap_or_default();
             return Err(std::io::Error::other(format!("the answer of {admin} is {first:?}")));

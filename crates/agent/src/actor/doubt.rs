@@ -79,7 +79,7 @@ impl State {
                     Outcome::Failed(failure)
                 }
             };
-            _ = me.cast(AgentMessage::Probed(Answer { attempt, place, outcome }));
+            _ = me.cast(AgentMessage::Probed(Box::new(Answer { attempt, place, outcome })));
         });
     }
 

@@ -247,7 +247,7 @@ impl State {
                     node.after_cut(&place, shard.id, attempt, failure).await
                 }
             };
-            _ = me.cast(AgentMessage::Answered(Answer { attempt, place, outcome }));
+            _ = me.cast(AgentMessage::Answered(Box::new(Answer { attempt, place, outcome })));
         });
     }
 
@@ -305,7 +305,7 @@ impl State {
             Some(answer) => Outcome::Done(answer),
             None => Outcome::Awaited(named),
         };
-        _ = self.me.cast(AgentMessage::Answered(Answer { attempt, place, outcome }));
+        _ = self.me.cast(AgentMessage::Answered(Box::new(Answer { attempt, place, outcome })));
     }
 
     /// Until its deadline, and as long as its worker lives: the answer comes by itself.
@@ -320,7 +320,7 @@ impl State {
                 tokio::time::sleep(LOOK).await;
             }
             let outcome = Outcome::Failed(lost("its worker is gone, or did not answer in time"));
-            _ = me.cast(AgentMessage::Answered(Answer { attempt, place, outcome }));
+            _ = me.cast(AgentMessage::Answered(Box::new(Answer { attempt, place, outcome })));
         });
     }
 
@@ -340,7 +340,8 @@ impl State {
         }
         if verdict == OfAnswer::AskAgain {
             let again = Answer { attempt, place, outcome };
-            self.me.send_after(Duration::from_millis(5), || AgentMessage::Answered(again));
+            self.me
+                .send_after(Duration::from_millis(5), || AgentMessage::Answered(Box::new(again)));
             return Ok(());
         }
         point("turn-answered");

@@ -85,7 +85,9 @@ impl State {
                 None => reply.refuse(refusal(Reason::Superseded, "the work has ended")),
             },
             Request::Subscribe(call) => match shard.agent_of(Lsn(call.work)) {
-                Some(id) => self.tell(id, AgentMessage::Subscribe(call, from, reply)).await?,
+                Some(id) => {
+                    self.tell(id, AgentMessage::Subscribe(Box::new((call, from)), reply)).await?
+                }
                 None => self.read(&shard, reply, move |shard, reply| async move {
                     read::subscribe(&shard, call, from, reply).await;
                 }),
