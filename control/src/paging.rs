@@ -194,7 +194,10 @@ where
                 Ok(part) => parts.push(part),
                 Err(failure) => {
                     unreachable.push(shard);
-                    last = Some(failure);
+                    // One that may pass says more about trying again than one that does not.
+                    if last.as_ref().is_none_or(|last: &Failure| !last.kind.is_retryable()) {
+                        last = Some(failure);
+                    }
                 }
             }
         }

@@ -43,9 +43,10 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::LeaderSilent
         | Reason::BeatUnwritten
         | Reason::HearsFewer => ErrorKind::Unavailable,
+        // Only an operator can mend it.
+        Reason::StoreRolledBack => ErrorKind::Internal,
         // Nobody refuses a request for one of these; whoever does has a bug.
-        Reason::StoreRolledBack
-        | Reason::ModelAnswerInvalid
+        Reason::ModelAnswerInvalid
         | Reason::InDoubt
         | Reason::StepInDoubt
         | Reason::ReconciledDone

@@ -260,7 +260,7 @@ fn stopped(shard: ShardId) -> Failure {
         "shard {shard} is stopped: its store is older than what was acknowledged; restore it from a backup, or accept what \
          is lost with stagedoor release {shard}"
     );
-    Failure::new(ErrorKind::Internal, Reason::StoreRolledBack, text)
+    Failure::new(refusal::kind(Reason::StoreRolledBack), Reason::StoreRolledBack, text)
 }
 
 /// Until the view changes, or for some time between half of `pause` and all of it.

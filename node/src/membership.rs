@@ -82,8 +82,9 @@ struct State {
     nodes: Vec<Peer>,
     /// It hands everything over, and takes nothing new.
     is_draining: bool,
-    /// Some replica answers beats.
+    /// Some replica answers beats, or has just answered a join.
     is_heard: bool,
+    welcomed_at: Option<Instant>,
 }
 
 impl Membership {
@@ -141,7 +142,7 @@ impl Membership {
         if state.joined.is_none() {
             self.join(state).await;
         }
-        if state.joined.is_some() && !state.is_draining {
+        if !state.is_draining {
             self.tell_whether_heard(state);
         }
     }
@@ -149,15 +150,16 @@ impl Membership {
     /// A replica that answers nothing is as good as none, although its link holds.
     fn tell_whether_heard(&self, state: &mut State) {
         let answered = self.beats.last_answer().map(|(at, _)| at);
-        let is_heard = answered.is_none_or(|at| at.elapsed() < UNHEARD);
-        if is_heard == state.is_heard {
-            return;
+        let Some(heard) = answered.max(state.welcomed_at) else { return };
+        let is_heard = heard.elapsed() < UNHEARD;
+        if is_heard && !state.is_heard && state.joined.is_some() {
+            self.health.set_ready();
+        }
+        if !is_heard && state.is_heard {
+            tracing::warn!("no control replica answers");
+            self.health.set_not_ready(UNREACHABLE);
         }
         state.is_heard = is_heard;
-        match is_heard {
-            true => self.health.set_ready(),
-            false => self.health.set_not_ready(UNREACHABLE),
-        }
     }
 
     async fn heard(&self, event: Event, state: &mut State) {
@@ -293,6 +295,7 @@ impl Membership {
             self.agents.view_message(control.clone(), view.encode_to_vec().into());
         }
         state.joined = Some((control, state.joined_at.term));
+        state.welcomed_at = Some(Instant::now());
         state.is_heard = true;
         if !state.is_draining {
             self.health.set_ready();

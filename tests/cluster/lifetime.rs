@@ -231,7 +231,10 @@ fn a_stopped_node_loses_its_shards_and_does_no_harm_when_it_wakes() {
 
 #[test]
 fn a_node_that_hears_no_control_replica_says_so_and_goes_on() {
-    let dev = Dev::start_with(PROGRAM, &Options { nodes: 1, ..Options::default() });
+    // Its link holds for longer than anybody waits here.
+    let silence = "STAGEDOOR_NODE__CLUSTER__SILENCE_TIMEOUT_MS".to_owned();
+    let env = vec![(silence, "120000".to_owned())];
+    let dev = Dev::start_with(PROGRAM, &Options { nodes: 1, env, ..Options::default() });
     let until = |wanted: &str| {
         eventually(PATIENCE, &format!("it says {wanted}"), || match dev.readiness("node-1") {
             told if told == wanted => Ok(()),

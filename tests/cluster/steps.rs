@@ -1,5 +1,6 @@
 //! Tools whose calls must not be made twice, and the deaths of those who had called them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -314,33 +315,38 @@ fn a_definition_settles_doubts_by_itself() {
 fn a_node_that_was_stopped_begins_no_call_of_what_it_had_in_hand_when_it_wakes() {
     let desk = Desk::start(Tool { delay_ms: DELAY_MS, reconcile: true, ..Tool::default() });
     desk.apply("clerk", "");
+    let incarnations = || -> BTreeMap<String, String> {
+        let nodes = desk.dev.run(&["nodes"]).document();
+        let alive = list(&nodes["nodes"]).iter().filter(|node| node["state"] == "alive");
+        let told = |node: &Value, field: &str| text(&node[field]).to_owned();
+        alive.map(|node| (told(node, "name"), told(node, "incarnation"))).collect()
+    };
+    let before = incarnations();
     let works = desk.submit_many("clerk");
     desk.await_calls(WORKS);
     // Each waits for its tool now, and asks its model again when that has answered.
-    let (victim, _) = desk.busiest(&works);
+    let (victim, owners) = desk.busiest(&works);
     let begun = || {
         let metrics = desk.dev.metrics(&victim);
         let [models, tools] =
             ["model", "tool"].map(|of| metrics.sum(&format!("stagedoor_{of}_calls_total"), &[]));
         (models, tools)
     };
-    let node = || {
-        let nodes = desk.dev.run(&["nodes"]).document();
-        let node = list(&nodes["nodes"]).iter().find(|node| text(&node["name"]) == victim);
-        node.unwrap().clone()
-    };
-    let (before, incarnation) = (begun(), text(&node()["incarnation"]).to_owned());
+    let begun_before = begun();
     desk.dev.signal(&victim, Signal::STOP);
+    let is_open = |id: &String| desk.get(id)["endTime"].is_null();
+    let of_victim = works.iter().zip(&owners).filter(|(_, owner)| **owner == victim);
+    assert!(of_victim.clone().count() != 0 && of_victim.map(|(id, _)| id).all(is_open));
     for id in &works {
         assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
     }
     desk.dev.signal(&victim, Signal::CONT);
     eventually(PATIENCE, "it is back as another", || {
-        let node = node();
-        let is_back = node["state"] == "alive" && text(&node["incarnation"]) != incarnation;
-        if is_back { Ok(()) } else { Err(node) }
+        let now = incarnations();
+        let is_back = now.get(&victim).is_some_and(|now| *now != before[&victim]);
+        if is_back { Ok(()) } else { Err(format!("{now:?}")) }
     });
-    assert_eq!(begun(), before, "calls of models and tools");
+    assert_eq!(begun(), begun_before, "calls of models and tools");
     for id in &works {
         assert_eq!(desk.calls_of(id), 1, "{id}");
     }

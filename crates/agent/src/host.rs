@@ -89,6 +89,8 @@ struct State {
 }
 
 const TICK: Duration = Duration::from_millis(200);
+/// Agents that are let go at one tick: each writes its row, and works have to be accepted in between.
+const LEAVING_MAX: usize = 512;
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
 /// Messages that wait for an agent that is not running, or not recovered yet.
@@ -291,14 +293,13 @@ impl State {
                 _ = actor.cast(message);
                 return Ok(());
             }
-            // It failed once more: whoever asks for it is told by the next one.
-            Some(slot) if slot.stage == Stage::Quarantined => {
-                slot.parked.push(message);
-                return self.restart(id).await;
-            }
             Some(slot) if slot.stage != Stage::Running => {
                 if slot.parked.len() < PARKED_MAX {
                     slot.parked.push(message);
+                }
+                // One in quarantine that failed once more has a successor only when it is asked for.
+                if slot.stage == Stage::Quarantined && slot.parked.len() == 1 {
+                    self.restart_settled(id);
                 }
                 return Ok(());
             }
@@ -396,9 +397,25 @@ impl State {
         }
     }
 
+    /// Starts it once everything that it appended is settled.
+    fn restart_settled(&self, id: AgentId) {
+        let (Some(shard), me) = (self.shard.clone(), self.me.clone()) else { return };
+        tokio::spawn(async move {
+            shard.writer.settled().await;
+            _ = me.cast(HostMessage::Restart(id));
+        });
+    }
+
     /// Starts an agent again that failed; one in quarantine is started once more, to end its works.
     async fn restart(&mut self, id: AgentId) -> Result<(), ActorProcessingErr> {
         let Some(slot) = self.agents.get_mut(&id) else { return Ok(()) };
+        // Asked for twice, it is started once.
+        if let Some(actor) = &slot.actor {
+            for message in slot.parked.drain(..) {
+                _ = actor.cast(message);
+            }
+            return Ok(());
+        }
         let quarantined = slot.stage == Stage::Quarantined;
         let parked = std::mem::take(&mut slot.parked);
         let actor = self.start(id, quarantined).await?;
@@ -431,7 +448,11 @@ impl State {
             self.tell(id, AgentMessage::Overdue(work)).await?;
         }
         let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut leaving = 0;
         for slot in self.agents.values_mut() {
+            if leaving == LEAVING_MAX {
+                break;
+            }
             let idle =
                 slot.glance.active_ms.load(Ordering::Relaxed) + shard.node.config.idle_ms < now_ms;
             let busy = slot.glance.busy.load(Ordering::Relaxed);
@@ -439,6 +460,7 @@ impl State {
                 continue;
             }
             if let Some(actor) = &slot.actor {
+                leaving += 1;
                 slot.stage = Stage::Leaving;
                 _ = actor.cast(AgentMessage::Passivate);
             }

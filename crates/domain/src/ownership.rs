@@ -426,7 +426,9 @@ impl Ownership {
         let placement = self.placement();
         let mut actions = Vec::new();
         for (id, reason) in homeless {
-            let target = self.elsewhere(*id).or_else(|| placement.owner(*id).cloned());
+            let is_failing = self.shards.get(id).is_some_and(|shard| DROPS_MAX <= shard.drops);
+            let other = is_failing.then(|| self.elsewhere(*id, now)).flatten();
+            let target = other.or_else(|| placement.owner(*id).cloned());
             let Some(to) = target.filter(|to| self.answers(to)) else { continue };
             let Some(shard) = self.shards.get_mut(id) else { continue };
             let Some(row) = &shard.row else { continue };
@@ -443,12 +445,16 @@ impl Ownership {
         actions
     }
 
-    /// Where a shard goes that its owner cannot open, if there is another node.
-    fn elsewhere(&self, id: ShardId) -> Option<Member> {
-        let shard = self.shards.get(&id).filter(|shard| DROPS_MAX <= shard.drops)?;
+    /// The best node for a shard other than its owner: one that has not failed to open it lately, if there is one.
+    fn elsewhere(&self, id: ShardId, now: Millis) -> Option<Member> {
+        let shard = self.shards.get(&id)?;
         let owner = shard.row.as_ref()?.member.as_ref()?;
-        let others: Vec<Candidate> =
+        let mut others: Vec<Candidate> =
             self.view.values().filter(|seen| seen.member.name != owner.name).cloned().collect();
+        let is_able = |seen: &Candidate| seen.takes() && !shard.shuns(&seen.member, now);
+        if others.iter().any(is_able) {
+            others.retain(is_able);
+        }
         place(&[id], &BTreeMap::new(), &others).owner(id).filter(|to| self.answers(to)).cloned()
     }
 

@@ -249,7 +249,8 @@ impl State {
             }
             return Ok(());
         }
-        let open: Vec<Lsn> = self.fold.iter().flat_map(|fold| fold.open().map(Turn::id)).collect();
+        let open = self.fold.iter().flat_map(|fold| fold.open().map(Turn::id));
+        let open: Vec<Lsn> = open.filter(|work| !self.ending.contains(work)).collect();
         for work in open {
             self.stop(work, Stop::Quarantine, None);
         }

@@ -72,10 +72,15 @@ impl State {
     fn take_room(&mut self, fold: &Fold) {
         let inputs = &self.args.shard.node.inputs;
         for turn in fold.open() {
-            let wanted = turn.accepted().input.len().min(inputs.available_permits());
-            let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-            if let Ok(room) = inputs.clone().try_acquire_many_owned(wanted) {
-                self.rooms.insert(turn.id(), room);
+            let mut wanted = u32::try_from(turn.accepted().input.len()).unwrap_or(u32::MAX);
+            // Others take and give meanwhile.
+            while 0 < wanted {
+                if let Ok(room) = inputs.clone().try_acquire_many_owned(wanted) {
+                    self.rooms.insert(turn.id(), room);
+                    break;
+                }
+                let left = u32::try_from(inputs.available_permits()).unwrap_or(u32::MAX);
+                wanted = (wanted - 1).min(left);
             }
         }
     }

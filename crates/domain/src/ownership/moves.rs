@@ -22,8 +22,7 @@ impl Ownership {
             return Vec::new();
         }
         let wanted = self.wanted(is_calm, now);
-        let is_shunned =
-            |shard: &Shard| shard.shunned.as_ref().is_some_and(|(_, until)| now < *until);
+        let is_shunned = |shard: &Shard| shard.shunned.values().any(|until| now < *until);
         self.may_move = !wanted.is_empty() || self.shards.values().any(is_shunned);
         let mut actions = Vec::new();
         // One at a time, so that they are spread over time and not bunched at its beginning.
@@ -70,7 +69,11 @@ impl Ownership {
                 continue;
             }
             match self.view.get(&owner.name).map(|seen| seen.admission) {
-                Some(Admission::Draining) => wanted.push((*id, to.clone(), Reason::OwnerDraining)),
+                Some(Admission::Draining) => {
+                    let other = shard.shuns(to, now).then(|| self.elsewhere(*id, now)).flatten();
+                    let to = other.unwrap_or_else(|| to.clone());
+                    wanted.push((*id, to, Reason::OwnerDraining));
+                }
                 // To a node that could not open it, it would only come back from there.
                 Some(Admission::Open) if is_calm && !shard.shuns(to, now) => {
                     wanted.push((*id, to.clone(), Reason::Rebalanced));

@@ -1,5 +1,7 @@
 //! What the leader knows of one shard.
 
+use std::collections::BTreeMap;
+
 use super::{
     DROPPED_MS, DROPPED_MS_MAX, DROPS_MAX, OwnerRow, Remembered, SHUNNED_MS, STORE_MS,
     ShardStanding,
@@ -50,8 +52,8 @@ pub(super) struct Shard {
     /// How often in a row it was given up without having been opened, and when the next owner may come.
     pub(super) drops: u32,
     pub(super) next_owner: Millis,
-    /// Who could not open it, and until when it is not moved there.
-    pub(super) shunned: Option<(Member, Millis)>,
+    /// Who could not open it, each until when it is not moved there.
+    pub(super) shunned: BTreeMap<Member, Millis>,
 }
 
 impl Shard {
@@ -68,7 +70,7 @@ impl Shard {
             above: Epoch(0),
             drops: 0,
             next_owner: now,
-            shunned: None,
+            shunned: BTreeMap::new(),
         }
     }
 
@@ -129,12 +131,13 @@ impl Shard {
         if DROPS_MAX <= self.drops
             && let Some(owner) = self.row.as_ref().and_then(|row| row.member.clone())
         {
-            self.shunned = Some((owner, now.plus(SHUNNED_MS)));
+            self.shunned.retain(|_, until| now < *until);
+            self.shunned.insert(owner, now.plus(SHUNNED_MS));
         }
     }
 
     pub(super) fn shuns(&self, to: &Member, now: Millis) -> bool {
-        self.shunned.as_ref().is_some_and(|(member, until)| member == to && now < *until)
+        self.shunned.get(to).is_some_and(|until| now < *until)
     }
 
     /// Whether a node reports a later epoch than is known here, or ours under another name.

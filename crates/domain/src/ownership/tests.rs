@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::Incarnation;
 use crate::membership::Standing;
@@ -497,6 +499,26 @@ fn a_shard_that_cannot_be_opened_goes_round_ever_slower_and_elsewhere() {
     // The first owner had it open.
     assert_eq!(waits, [0, 200, 400, 800, 1_600]);
     assert_eq!(owners, ["ann", "ann", "ann", "bob", "ann", "bob"]);
+}
+
+#[test]
+fn a_shard_that_two_nodes_cannot_open_gets_to_the_third() {
+    let (mut ownership, ann) = leader_of_seven();
+    let (bob, eve) = (member("bob", 1), member("eve", 1));
+    ownership.view(view(&[&ann, &bob, &eve]), Millis(40));
+    let (mut epoch, mut now, mut owners) = (7, Millis(100), BTreeSet::from([ann]));
+    for _ in 0..5 {
+        let mut wanted = ownership.dropped(SHARD, Epoch(epoch), Reason::StoreUnavailable, now);
+        while fences(&wanted).is_empty() {
+            now = now.plus(50);
+            wanted = ownership.tick(now);
+        }
+        let (_, owner, _) = fences(&wanted).remove(0);
+        owners.insert(owner.clone());
+        epoch += 1;
+        ownership.fence_result(SHARD, FenceResult::Fenced(row(epoch, Some(&owner), 5)), now);
+    }
+    assert_eq!(owners.len(), 3, "{owners:?}");
 }
 
 #[test]

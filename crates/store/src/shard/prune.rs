@@ -47,12 +47,12 @@ struct Seen {
 /// What a row of the log takes beside its payload, about.
 const ROW_BYTES: u64 = 40;
 
-/// About the bytes of the log from a slice on, as if all were like the slice: summing it all up would read all of it.
-fn log_bytes(first: u64, last: u64, head: u64, rows: u64, payload: u64) -> u64 {
-    let span = u128::from(last.saturating_sub(first)) + 1;
-    let above = u128::from(head.saturating_sub(first)) + 1;
+/// About the bytes of the log from a slice on, as if all rows above it were like those in it: summing it all up would read
+/// all of it. Old rows that have to stay leave holes between them, which do not count.
+fn log_bytes(last: u64, head: u64, rows: u64, payload: u64) -> u64 {
     let slice = u128::from(payload) + u128::from(rows) * u128::from(ROW_BYTES);
-    u64::try_from(slice * above / span).unwrap_or(u64::MAX)
+    let above = slice * u128::from(head.saturating_sub(last)) / u128::from(rows.max(1));
+    u64::try_from(slice + above).unwrap_or(u64::MAX)
 }
 
 impl Query for Look {
@@ -78,19 +78,19 @@ impl Query for Look {
         }
         let seen = found.row(|row| {
             let (last, oldest_ms) = (row.u64()?, row.i64()?);
-            let (first, head, rows, payload) = (row.u64()?, row.u64()?, row.u64()?, row.u64()?);
-            Ok(Seen { last, oldest_ms, log_bytes: log_bytes(first, last, head, rows, payload) })
+            let (head, rows, payload) = (row.u64()?, row.u64()?, row.u64()?);
+            Ok(Seen { last, oldest_ms, log_bytes: log_bytes(last, head, rows, payload) })
         })?;
         let seen = seen.filter(|seen| seen.last != 0);
         Ok(self.step.next(&self.asked, seen))
     }
 }
 
-const LOOK_LOG: &str = "SELECT max(lsn), min(ts_ms), min(lsn), (SELECT max(lsn) FROM log), count(*), sum(bytes) \
+const LOOK_LOG: &str = "SELECT max(lsn), min(ts_ms), (SELECT max(lsn) FROM log), count(*), sum(bytes) \
     FROM (SELECT lsn, ts_ms, length(payload) bytes FROM log WHERE lsn > ?1 ORDER BY lsn LIMIT ?2)";
-const LOOK_WORKS: &str = "SELECT max(id), min(create_ms), 0, 0, 0, 0 \
+const LOOK_WORKS: &str = "SELECT max(id), min(create_ms), 0, 0, 0 \
     FROM (SELECT id, create_ms FROM work WHERE id > ?1 ORDER BY id LIMIT ?2)";
-const LOOK_KEYS: &str = "SELECT max(rowid), min(expires_ms), 0, 0, 0, 0 \
+const LOOK_KEYS: &str = "SELECT max(rowid), min(expires_ms), 0, 0, 0 \
     FROM (SELECT rowid, expires_ms FROM dedup WHERE rowid > ?1 ORDER BY rowid LIMIT ?2)";
 
 /// What to do about what was seen.

@@ -24,6 +24,7 @@ promises! {
     works_and_agents_are_listed
     an_entry_is_pruned_only_when_nothing_needs_it
     pruning_by_bytes_takes_the_oldest
+    pruning_by_bytes_is_not_misled_by_what_stays
     a_database_name_is_not_a_path
     a_store_can_be_checked
 }
@@ -392,6 +393,24 @@ async fn pruning_by_bytes_takes_the_oldest(doors: &Doors) {
     doors.committed(results).await;
     let young = Prune { works_before_ms: 0, now_ms: 0, ..by_bytes };
     assert_eq!(doors.node.prune(SHARD, &young).await.unwrap(), 0);
+}
+
+async fn pruning_by_bytes_is_not_misled_by_what_stays(doors: &Doors) {
+    doors.owned().await;
+    let mut first = group(0, &[(0, 0); 1_000]);
+    first.rows[0].work = 1;
+    first.works = vec![work(1, 1, 0, 2)];
+    doors.committed(first).await;
+    let by_bytes = Prune { entries_before_ms: 0, log_bytes_max: 300_000, ..prune() };
+    // Over the limit, and over it once more: the oldest row stands far below all others by then.
+    for (rounds, wanted) in [(1..18, 10_000), (18..22, 3_000)] {
+        for round in rounds {
+            doors.committed(group(round * 1_000, &[(0, 0); 1_000])).await;
+        }
+        let deleted = doors.node.prune(SHARD, &by_bytes).await.unwrap();
+        assert!(wanted <= deleted, "{deleted}, not {wanted}");
+    }
+    assert_eq!(kept(doors, [1, 2, 22_000]).await, [1, 22_000]);
 }
 
 async fn a_database_name_is_not_a_path(doors: &Doors) {

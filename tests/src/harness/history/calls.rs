@@ -15,8 +15,13 @@ pub(super) fn check(history: &History) -> BTreeSet<Fault> {
     for entry in history.journals.values().flatten().filter(|entry| entry.kind == "tool_done") {
         *done.entry(&entry.work).or_default() += 1;
     }
-    let unmade = done.into_iter().filter_map(|(work, journaled)| {
-        let made = made.get(work).copied().unwrap_or_default();
+    let ended: BTreeSet<&str> = {
+        let ends = history.journals.values().flatten().filter(|entry| entry.kind == "ended");
+        ends.map(|entry| entry.work.as_str()).collect()
+    };
+    let unmade = ended.into_iter().filter_map(|work| {
+        let of = |calls: &BTreeMap<&str, u64>| calls.get(work).copied().unwrap_or_default();
+        let (made, journaled) = (of(&made), of(&done));
         let work = work.to_owned();
         (made != journaled).then_some(Fault::Uncalled { work, made, journaled })
     });
@@ -30,12 +35,20 @@ mod tests {
     use super::*;
 
     fn found(calls: &[(&str, u64)]) -> Vec<Fault> {
-        let entry = |work: &str| HistoryEntry {
-            kind: "tool_done".to_owned(),
+        let entry = |(kind, work): (&str, &str)| HistoryEntry {
+            kind: kind.to_owned(),
             work: work.to_owned(),
             ..HistoryEntry::default()
         };
-        let journals = [("a".to_owned(), vec![entry("w-1"), entry("w-2"), entry("w-2")])].into();
+        let entries = [
+            ("tool_done", "w-1"),
+            ("ended", "w-1"),
+            ("tool_done", "w-2"),
+            ("tool_done", "w-2"),
+            ("ended", "w-2"),
+            ("ended", "w-3"),
+        ];
+        let journals = [("a".to_owned(), entries.map(entry).to_vec())].into();
         let calls = calls.iter().map(|(key, calls)| ((*key).to_owned(), *calls)).collect();
         check(&History { journals, calls, ..History::default() }).into_iter().collect()
     }
@@ -50,5 +63,8 @@ mod tests {
         assert_eq!(found(&twice), [Fault::CalledTwice { key, calls: 2 }]);
         let work = "w-2".to_owned();
         assert_eq!(found(&sound[..2]), [Fault::Uncalled { work, made: 1, journaled: 2 }]);
+        let lost = [&sound[..], &[("w-3/0/tool-0", 1)]].concat();
+        let work = "w-3".to_owned();
+        assert_eq!(found(&lost), [Fault::Uncalled { work, made: 1, journaled: 0 }]);
     }
 }

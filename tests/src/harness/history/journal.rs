@@ -119,9 +119,25 @@ impl Told {
         let last = self.phases.last().map_or(0, |(cycle, _)| *cycle);
         let names = self.phases.iter().filter(|(cycle, _)| *cycle == last);
         let names: Vec<_> = names.map(|(_, name)| name.clone()).collect();
-        let is_loop = !self.calls.is_empty() && self.phases.is_empty();
-        if self.succeeded && !is_loop && names != PHASES {
+        if self.succeeded && self.phases.is_empty() && !self.calls.is_empty() {
+            return self.finish_loop(work(), faults);
+        }
+        if self.succeeded && names != PHASES {
             faults.insert(Fault::Incomplete { work: work(), phases: names });
+        }
+    }
+}
+
+impl Told {
+    /// A loop ends with an answer of its model, and each round before it has one.
+    fn finish_loop(&self, work: String, faults: &mut BTreeSet<Fault>) {
+        let rounds: Vec<u64> =
+            self.calls.iter().filter(|(_, tool)| tool.is_none()).map(|(round, _)| *round).collect();
+        let is_whole = rounds.iter().zip(rounds.iter().skip(1)).all(|(one, next)| one + 1 == *next);
+        let is_answered = self.calls.last().is_some_and(|(_, tool)| tool.is_none());
+        if !is_whole || !is_answered {
+            let phases = self.calls.iter().map(|call| format!("{call:?}")).collect();
+            faults.insert(Fault::Incomplete { work, phases });
         }
     }
 }
