@@ -124,6 +124,11 @@ fn node_name() -> Member {
 }
 
 async fn bench_with(model: Arc<Scripted>, config: Config, offer: &[Phase]) -> Bench {
+    let phases = PhasesConfig { offer: offer.to_vec(), ..PhasesConfig::default() };
+    bench_of(model, config, phases).await
+}
+
+async fn bench_of(model: Arc<Scripted>, config: Config, phases: PhasesConfig) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(FileStore::open(folder.path(), store::EngineConfig::default()).unwrap());
     let provision = Provision { cluster_id: "c-1".into(), shard: 0 };
@@ -131,7 +136,7 @@ async fn bench_with(model: Arc<Scripted>, config: Config, offer: &[Phase]) -> Be
     let wire = Arc::new(Alone::default());
     let args = Args {
         config,
-        phases: PhasesConfig { offer: offer.to_vec(), ..PhasesConfig::default() },
+        phases,
         me: node_name(),
         wire: wire.clone(),
         stores: BTreeMap::from([("main".to_owned(), store.clone() as Arc<dyn Store>)]),

@@ -17,7 +17,15 @@ fn is_label(text: &str) -> bool {
 }
 
 fn is_key(text: &str) -> bool {
-    !text.is_empty() && text.len() <= KEY_BYTES_MAX && !text.chars().any(char::is_control)
+    !text.is_empty() && text.len() <= KEY_BYTES_MAX && text.chars().all(is_printable)
+}
+
+/// What is shown by itself: not what breaks a line of a log, nor what changes the direction of what stands around it.
+fn is_printable(c: char) -> bool {
+    let is_separator = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
+    let is_direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2066}'..='\u{2069}');
+    !c.is_control() && !is_separator && !is_direction
 }
 
 fn is_trust_domain(text: &str) -> bool {
@@ -322,7 +330,9 @@ mod tests {
         check::<AgentKey>(&"k".repeat(256), true);
         check::<AgentKey>(&"k".repeat(257), false);
         check::<AgentKey>("", false);
-        check::<AgentKey>("a\nb", false);
+        for hidden in ['\n', '\u{2028}', '\u{202e}', '\u{2066}', '\u{feff}'] {
+            check::<AgentKey>(&format!("a{hidden}b"), false);
+        }
     }
 
     #[test]

@@ -84,7 +84,10 @@ impl FileStore {
         group: Arc<Group>,
     ) -> Result<Pending<CommitOutcome>, Error> {
         let database = Database::Shard(shard(database)?);
-        self.0.write(database, Lane::Normal, Missing::Refuse, move |sql| {
+        // The first entry of a new owner is the shard's own, and all of its agents stand still until it is there.
+        let is_opening = group.rows.first().is_some_and(|row| row.agent == 0);
+        let lane = if is_opening { Lane::Urgent } else { Lane::Normal };
+        self.0.write(database, lane, Missing::Refuse, move |sql| {
             let timer = metrics::ENGINE_SECONDS.start_timer();
             let outcome = commit(sql, &group);
             timer.observe_duration();

@@ -132,3 +132,18 @@ async fn a_work_that_was_refused_for_want_of_room_leaves_no_gap() {
         assert_eq!(*numbers, (1..=16).collect::<Vec<u64>>(), "two works of eight entries each");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_end_its_job_is_replaced() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Some((Phase::Action, gate.clone()));
+    let model = Arc::new(Scripted { held, ..Scripted::new() });
+    let phases = PhasesConfig { workers: 1, stuck_ms: 200, ..PhasesConfig::default() };
+    let bench = bench_of(model.clone(), Config::default(), phases).await;
+    bench.submit(A, "text", "k").await.unwrap();
+    bench.submit("acme/postchain/b", "text", "k").await.unwrap();
+    bench.eventually("the only worker is stuck", async || 1 <= model.calls(Phase::Action)).await;
+    bench.eventually("another takes the next job", async || 2 <= model.calls(Phase::Action)).await;
+    assert_eq!(gate.available_permits(), 0, "nobody was let go");
+    gate.add_permits(1_000);
+}

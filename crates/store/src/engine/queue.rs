@@ -8,7 +8,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 pub(crate) enum Lane {
     /// In order.
     Normal,
-    /// Before everything in the normal lane: a fence must not wait for the commits that it is to end.
+    /// Before everything in the normal lane: a fence must not wait for the commits that it is to end, nor the first entry of
+    /// a new owner for those of others.
     Urgent,
 }
 
