@@ -20,12 +20,11 @@ fn is_key(text: &str) -> bool {
     !text.is_empty() && text.len() <= KEY_BYTES_MAX && text.chars().all(is_printable)
 }
 
-/// What is shown by itself: not what breaks a line of a log, nor what changes the direction of what stands around it.
+/// What is shown by itself: not what breaks a line of a log, nor what turns the direction of what stands after it.
 fn is_printable(c: char) -> bool {
     let is_separator = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
-    let is_direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}')
-        || matches!(c, '\u{2066}'..='\u{2069}');
-    !c.is_control() && !is_separator && !is_direction
+    let is_turn = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !c.is_control() && !is_separator && !is_turn
 }
 
 fn is_trust_domain(text: &str) -> bool {

@@ -48,7 +48,8 @@ struct Seen {
 const ROW_BYTES: u64 = 40;
 
 /// About the bytes of the log from a slice on, as if all rows above it were like those in it: summing it all up would read
-/// all of it. Old rows that have to stay leave holes between them, which do not count.
+/// all of it. Old rows that have to stay leave holes between them, which do not count; if they fill a whole slice, the holes
+/// above it do, and what is old goes a little early.
 fn log_bytes(last: u64, head: u64, rows: u64, payload: u64) -> u64 {
     let slice = u128::from(payload) + u128::from(rows) * u128::from(ROW_BYTES);
     let above = slice * u128::from(head.saturating_sub(last)) / u128::from(rows.max(1));
