@@ -58,13 +58,7 @@ pub(crate) fn agent(
     journaled: Result<Vec<Transition>, Failure>,
     failures: Result<Vec<Transition>, Failure>,
 ) -> Result<Vec<Transition>, Failure> {
-    let unread = |what: &str, failure: Failure| Transition {
-        subject: format!("agent/{id}"),
-        to: "unknown".to_owned(),
-        reason: failure.reason.to_string(),
-        cause: format!("{what} cannot be read: {}", failure.message),
-        ..Transition::default()
-    };
+    let unread = |what, failure| unread(id, what, failure);
     match (journaled, failures) {
         (Ok(journaled), Ok(failures)) => Ok(merged(journaled, failures)),
         (Ok(mut told), Err(failure)) => {
@@ -79,8 +73,19 @@ pub(crate) fn agent(
     }
 }
 
+/// A line in the place of what could not be read.
+fn unread(id: &AgentId, what: &str, failure: Failure) -> Transition {
+    Transition {
+        subject: format!("agent/{id}"),
+        to: "unknown".to_owned(),
+        reason: failure.reason.to_string(),
+        cause: format!("{what} cannot be read: {}", failure.message),
+        ..Transition::default()
+    }
+}
+
 /// Puts `others` where they belong by their times; what is in the journal keeps its order.
-pub(crate) fn merged(journaled: Vec<Transition>, others: Vec<Transition>) -> Vec<Transition> {
+fn merged(journaled: Vec<Transition>, others: Vec<Transition>) -> Vec<Transition> {
     let millis = |one: &Transition| one.time.as_ref().map_or(0, convert::millis);
     let mut others = others.into_iter().peekable();
     let mut merged = Vec::with_capacity(journaled.len() + others.len());
@@ -94,17 +99,32 @@ pub(crate) fn merged(journaled: Vec<Transition>, others: Vec<Transition>) -> Vec
     merged
 }
 
-/// How an agent came into memory and left it.
-pub(crate) fn passages(
+/// Adds how an agent came into memory and left it, or that this could not be read.
+pub(crate) fn with_passages(
     id: &AgentId,
-    passages: &[AgentPassage],
+    mut journaled: Vec<Transition>,
+    passages: Result<Vec<AgentPassage>, Failure>,
     owners: &Owners,
 ) -> Vec<Transition> {
+    match passages {
+        Ok(passages) => merged(journaled, told(id, &passages, owners)),
+        Err(failure) => {
+            journaled.push(unread(id, "how it came into memory and left it", failure));
+            journaled
+        }
+    }
+}
+
+fn told(id: &AgentId, passages: &[AgentPassage], owners: &Owners) -> Vec<Transition> {
     let told = passages.iter().filter_map(|passage| {
         let reason = u16::try_from(passage.reason).ok().and_then(Reason::from_code)?;
         let (from, to, cause) = match reason == Reason::Idle {
             true => ("hot", "cold", "it had nothing to do"),
-            false => ("cold", "hot", "something came for it, or its shard has a new owner"),
+            false => (
+                "cold",
+                "hot",
+                "something came for it, its shard has a new owner, or it had failed",
+            ),
         };
         Some(Transition {
             time: convert::timestamp(passage.at_ms),
@@ -293,6 +313,24 @@ mod tests {
         let merged = merged(journaled, failures);
         let order: Vec<_> = merged.iter().map(|one| one.to.as_str()).collect();
         assert_eq!(order, ["accepted", "running", "restarting", "succeeded", "quarantined"]);
+    }
+
+    #[test]
+    fn passages_stand_between_the_works_or_what_kept_them_away_is_told() {
+        let id: AgentId = "acme/support/7".parse().unwrap();
+        let at = |ms| Transition { time: convert::timestamp(ms), ..Transition::default() };
+        let passage =
+            |at_ms, reason: Reason| AgentPassage { at_ms, epoch: 2, reason: reason.code().into() };
+        let owners = Owners::from([(2, "node-1".to_owned())]);
+        let passages = vec![passage(10, Reason::Activated), passage(30, Reason::Idle)];
+        let told = with_passages(&id, vec![at(20)], Ok(passages), &owners);
+        let short: Vec<_> =
+            told.iter().map(|t| (t.from.as_str(), t.to.as_str(), t.node.as_str())).collect();
+        assert_eq!(short, [("cold", "hot", "node-1"), ("", "", ""), ("hot", "cold", "node-1")]);
+        let lost = Failure::new(ErrorKind::Exhausted, Reason::Overloaded, "too many reads");
+        let told = with_passages(&id, vec![at(20)], Err(lost), &owners);
+        assert_eq!((told.len(), told[1].reason.as_str()), (2, "overloaded"));
+        assert!(told[1].cause.contains("too many reads"), "{told:?}");
     }
 
     #[test]

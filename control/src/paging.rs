@@ -188,20 +188,20 @@ where
         while let Some(answer) = asked.join_next().await {
             answers.extend(answer.ok());
         }
-        let (mut parts, mut unreachable, mut last) = (Vec::new(), Vec::new(), None);
+        let (mut parts, mut unreachable, mut why) = (Vec::new(), Vec::new(), None);
         for (shard, answer) in answers {
             match answer {
                 Ok(part) => parts.push(part),
                 Err(failure) => {
                     unreachable.push(shard);
                     // One that may pass says more about trying again than one that does not.
-                    if last.as_ref().is_none_or(|last: &Failure| !last.kind.is_retryable()) {
-                        last = Some(failure);
+                    if why.as_ref().is_none_or(|why: &Failure| !why.kind.is_retryable()) {
+                        why = Some(failure);
                     }
                 }
             }
         }
-        match last.filter(|_| parts.is_empty()) {
+        match why.filter(|_| parts.is_empty()) {
             Some(failure) => Err(none_answers(unreachable.len(), failure)),
             None => Ok(Answers { parts, unreachable }),
         }
@@ -236,14 +236,14 @@ where
     }
 }
 
-/// Every shard that was asked failed; `last` says why one of them did. What is the caller's own fault stays so.
-fn none_answers(count: usize, last: Failure) -> Failure {
-    if !last.kind.is_retryable() && last.kind != ErrorKind::Deadline {
-        return last;
+/// Every shard that was asked failed; `why` is of one of them. What asking again does not mend stays so.
+fn none_answers(count: usize, why: Failure) -> Failure {
+    if !why.kind.is_retryable() && why.kind != ErrorKind::Deadline {
+        return why;
     }
-    let text = format!("none of the {count} shards that were asked answers: {}", last.message);
-    let delay = last.retry_after.unwrap_or(refusal::RETRY_AFTER);
-    Failure::new(ErrorKind::Unavailable, last.reason, text).retry_after(delay)
+    let text = format!("none of the {count} shards that were asked answers: {}", why.message);
+    let delay = why.retry_after.unwrap_or(refusal::RETRY_AFTER);
+    Failure::new(ErrorKind::Unavailable, why.reason, text).retry_after(delay)
 }
 
 impl<T> Answers<T> {

@@ -297,9 +297,13 @@ fn passage_to_disk(passage: Passage) -> disk::Passage {
     disk::Passage { at_ms, epoch: epoch.0, reason: reason.code().into() }
 }
 
-fn passage_from_disk(passage: &disk::Passage) -> Result<Passage, Error> {
-    let disk::Passage { at_ms, epoch, reason } = *passage;
-    Ok(Passage { at_ms, epoch: Epoch(epoch), reason: self::reason(reason)? })
+/// They are for people: one with a reason of a later version is left out, and the agent goes on.
+fn passages_from_disk(passages: &[disk::Passage]) -> Vec<Passage> {
+    let known = passages.iter().filter_map(|passage| {
+        let disk::Passage { at_ms, epoch, reason } = *passage;
+        Some(Passage { at_ms, epoch: Epoch(epoch), reason: self::reason(reason).ok()? })
+    });
+    known.collect()
 }
 
 /// How an agent came into memory and left it, from its row.
@@ -309,7 +313,7 @@ fn passage_from_disk(passage: &disk::Passage) -> Result<Passage, Error> {
 pub fn passages_of(state: &Bytes) -> Result<Vec<Passage>, Error> {
     let snapshot = disk::AgentSnapshot::decode(state.clone());
     let snapshot = snapshot.map_err(|error| damaged("the snapshot of an agent", error))?;
-    snapshot.passages.iter().map(passage_from_disk).collect()
+    Ok(passages_from_disk(&snapshot.passages))
 }
 
 fn stamped_to_disk((stamp, entry): &(Stamp, Entry)) -> disk::Stamped {
@@ -358,9 +362,9 @@ pub fn decode_agent(
     for work in snapshot.open {
         open.push(turn_from_disk(work, &limits)?);
     }
-    let passages: Result<_, Error> = snapshot.passages.iter().map(passage_from_disk).collect();
+    let passages = passages_from_disk(&snapshot.passages);
     let (seq, findings) = (Seq(snapshot.seq), snapshot.findings);
-    Ok(Agent::restore(seq, snap_lsn, last_work, findings, passages?, open))
+    Ok(Agent::restore(seq, snap_lsn, last_work, findings, passages, open))
 }
 
 fn turn_from_disk(
@@ -648,6 +652,19 @@ mod tests {
         assert_eq!(passages_of(&encode_agent(&agent)).unwrap().len(), 1);
         let read = decode_agent(encode_agent(&agent), agent.head, agent.last_work, limits).unwrap();
         assert_eq!(read, agent);
+    }
+
+    #[test]
+    fn an_agent_reads_back_although_a_later_version_told_of_it() {
+        let known = disk::Passage { at_ms: 1, epoch: 1, reason: Reason::Idle.code().into() };
+        let later = disk::Passage { at_ms: 2, epoch: 1, reason: 60_000 };
+        let passages = vec![known, later];
+        let snapshot =
+            disk::AgentSnapshot { format: FORMAT, seq: 3, passages, ..Default::default() };
+        let state = Bytes::from(snapshot.encode_to_vec());
+        let read = decode_agent(state, Lsn(9), Lsn(1), limits).unwrap();
+        let reasons: Vec<_> = read.passages().map(|passage| passage.reason).collect();
+        assert_eq!((read.seq, reasons), (Seq(3), vec![Reason::Idle]));
     }
 
     #[test]

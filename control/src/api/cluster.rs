@@ -177,13 +177,11 @@ impl Cluster {
         let failures = failures.map(|it| it.transitions.into_iter().map(transition).collect());
         let journaled = async {
             let entries = self.entries(id, 0, |_| true, deadline).await?;
-            // An explanation without them is worth having, too.
-            let info = agent::get(&self.desk, id, deadline).await.map(|(info, _)| info);
+            let info = agent::get(&self.desk, id, deadline).await;
+            let passages = info.map(|(info, _)| info.passages);
             let owners = self.owners(id).await;
-            let passages = info.map(|info| info.passages).unwrap_or_default();
-            let passages = explain::passages(id, &passages, &owners);
             let mut told = fold(id, entries, &owners)?;
-            told.transitions = explain::merged(told.transitions, passages);
+            told.transitions = explain::with_passages(id, told.transitions, passages, &owners);
             Ok(told)
         };
         let journaled: Result<_, Failure> = journaled.await;

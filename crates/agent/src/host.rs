@@ -445,6 +445,11 @@ impl State {
             prune(shard.clone());
         }
         for (work, id) in shard.overdue(clock::now_ms()) {
+            // In quarantine all works are being ended. One that fails at that has no successor for every tick.
+            let slot = self.agents.get(&id);
+            if slot.is_some_and(|slot| slot.stage == Stage::Quarantined) {
+                continue;
+            }
             self.tell(id, AgentMessage::Overdue(work)).await?;
         }
         let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
