@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use cluster::beat::BeatSender;
 use cluster::{LinkEvent, Peer};
+use domain::hearing::Hearing;
 use domain::view::{Version, View, Word};
 use domain::{Incarnation, Reason, Role, Term};
 use proto::kind;
@@ -42,8 +43,6 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 const JOIN_PAUSE_MIN: Duration = Duration::from_millis(25);
 /// How often a node that is not a member tries again, and one that is looks whether it still is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long no replica has answered a beat when this node says that it reaches none. Its links may hold for longer.
-const UNHEARD: Duration = Duration::from_secs(3);
 const UNREACHABLE: &str = "control_unreachable";
 /// How often a node that drains says so again: the leader may be another one by then.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
@@ -82,8 +81,8 @@ struct State {
     nodes: Vec<Peer>,
     /// It hands everything over, and takes nothing new.
     is_draining: bool,
-    /// Some replica answers beats, or has just answered a join.
-    is_heard: bool,
+    hearing: Hearing,
+    /// When a replica last took this node in.
     welcomed_at: Option<Instant>,
 }
 
@@ -94,7 +93,7 @@ impl Membership {
         mut events: mpsc::Receiver<Event>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> BeatSender {
-        let mut state = State { controls: self.configured(), is_heard: true, ..State::default() };
+        let mut state = State { controls: self.configured(), ..State::default() };
         self.agents.set_controls(state.controls.clone());
         let mut look = tokio::time::interval(LOOK_EVERY);
         tokio::pin!(shutdown);
@@ -147,19 +146,18 @@ impl Membership {
         }
     }
 
-    /// A replica that answers nothing is as good as none, although its link holds.
     fn tell_whether_heard(&self, state: &mut State) {
         let answered = self.beats.last_answer().map(|(at, _)| at);
-        let Some(heard) = answered.max(state.welcomed_at) else { return };
-        let is_heard = heard.elapsed() < UNHEARD;
-        if is_heard && !state.is_heard && state.joined.is_some() {
-            self.health.set_ready();
+        let silent = answered.max(state.welcomed_at).map(|at| at.elapsed().as_millis());
+        let silent_ms = silent.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX));
+        match state.hearing.look(silent_ms) {
+            Some(false) => {
+                tracing::warn!("no control replica answers");
+                self.health.set_not_ready(UNREACHABLE);
+            }
+            Some(true) if state.joined.is_some() => self.health.set_ready(),
+            Some(true) | None => {}
         }
-        if !is_heard && state.is_heard {
-            tracing::warn!("no control replica answers");
-            self.health.set_not_ready(UNREACHABLE);
-        }
-        state.is_heard = is_heard;
     }
 
     async fn heard(&self, event: Event, state: &mut State) {
@@ -296,7 +294,7 @@ impl Membership {
         }
         state.joined = Some((control, state.joined_at.term));
         state.welcomed_at = Some(Instant::now());
-        state.is_heard = true;
+        state.hearing = Hearing::default();
         if !state.is_draining {
             self.health.set_ready();
         }

@@ -9,8 +9,10 @@ use prost::Message;
 use tokio::sync::oneshot;
 
 use cluster::Peer;
+use domain::loads::Loads;
+use domain::time::Millis;
 use domain::turn::doubt::Effect;
-use domain::view::{Offer, View};
+use domain::view::View;
 use domain::{Attempt, ErrorKind, ProcessName, Reason, Role};
 use proto::kind;
 use proto::link::{Envelope, StepAnswer, StepJob, StepsKept};
@@ -21,10 +23,6 @@ use crate::pool::{JobFailure, Pools, Task, Wanted, effect_of};
 use crate::shard::lock;
 use crate::wire::{self, Wire};
 
-/// After a node was found gone it is passed over for this long, or until it answers again.
-const PASS_OVER: Duration = Duration::from_millis(1_000);
-/// After a node had no room for a step it is passed over for this long: others may have some.
-const FULL_FOR: Duration = Duration::from_millis(100);
 /// How long word that answers are journaled waits for more of it.
 const KEPT_AFTER: Duration = Duration::from_millis(25);
 
@@ -39,18 +37,10 @@ pub(crate) struct Dispatcher {
     wire: Arc<dyn Wire>,
     view: Arc<ArcSwapOption<View>>,
     on_route: OnRoute,
-    peers: Mutex<BTreeMap<ProcessName, PeerLoad>>,
+    loads: Mutex<Loads>,
     /// Answers of others' pools that are in the journal, and nobody has told them.
     kept: Mutex<BTreeMap<ProcessName, Vec<Attempt>>>,
     this: Weak<Self>,
-}
-
-#[derive(Default)]
-struct PeerLoad {
-    /// Jobs of ours that it has not answered.
-    jobs: u32,
-    gone_at: Option<Instant>,
-    full_at: Option<Instant>,
 }
 
 /// Where a step can run.
@@ -107,7 +97,7 @@ pub(crate) struct DispatcherArgs {
 impl Dispatcher {
     pub(crate) fn new(args: DispatcherArgs) -> Arc<Self> {
         let DispatcherArgs { me, pools, held, wire, view, on_route } = args;
-        let (peers, kept) = Default::default();
+        let (loads, kept) = Default::default();
         Arc::new_cyclic(|this| Self {
             me,
             pools,
@@ -115,7 +105,7 @@ impl Dispatcher {
             wire,
             view,
             on_route,
-            peers,
+            loads,
             kept,
             this: this.clone(),
         })
@@ -130,7 +120,10 @@ impl Dispatcher {
             return Target::Nowhere;
         };
         let offers = || view.offers(&query).filter(|(name, _)| **name != self.me);
-        match least(&lock(&self.peers), offers()) {
+        let rooms = offers().map(|(name, offer)| (name, offer.capacity));
+        let least = lock(&self.loads)
+            .least(rooms, Millis(boot_ms()), |equals| rand::random_range(0..equals));
+        match least.and_then(|least| offers().find(|(name, _)| *name == least)) {
             Some((name, offer)) => {
                 let effect = effect_of(wanted, &offer.capability.attributes);
                 Target::At(Place::There(name.clone()), effect)
@@ -184,13 +177,13 @@ impl Dispatcher {
             payload: job.encode_to_vec().into(),
             ..Envelope::default()
         };
-        self.with(&name, |load| load.jobs += 1);
+        lock(&self.loads).sent(&name);
         let peer = Peer::new(Role::Node, name.clone());
         let result = self.wire.call(peer, envelope, deadline).await;
-        self.with(&name, |load| load.jobs = load.jobs.saturating_sub(1));
+        lock(&self.loads).back(&name);
         match result {
             Ok(bytes) => {
-                self.with(&name, |load| (load.gone_at, load.full_at) = (None, None));
+                lock(&self.loads).answered(&name);
                 match StepAnswer::decode(bytes) {
                     Ok(answer) => Outcome::Done(answer),
                     Err(error) => {
@@ -207,17 +200,17 @@ impl Dispatcher {
             cluster::Error::NoAddress { .. }
             | cluster::Error::Unreachable { .. }
             | cluster::Error::Closed => {
-                self.with(name, |load| load.gone_at = Some(Instant::now()));
+                lock(&self.loads).gone(name, Millis(boot_ms()));
                 Outcome::NotRun { after: Duration::from_millis(20) }
             }
             cluster::Error::Overloaded { retry_after_ms, .. } => {
-                self.with(name, |load| load.full_at = Some(Instant::now()));
+                lock(&self.loads).full(name, Millis(boot_ms()));
                 Outcome::NotRun {
                     after: Duration::from_millis(retry_after_ms.clamp(5, 1_000).into()),
                 }
             }
             cluster::Error::PeerGone { .. } => {
-                self.with(name, |load| load.gone_at = Some(Instant::now()));
+                lock(&self.loads).gone(name, Millis(boot_ms()));
                 Outcome::Cut(lost(&format!("{name} went away with the step")))
             }
             cluster::Error::Deadline { .. } => {
@@ -227,7 +220,7 @@ impl Dispatcher {
                 // What a later version means is not known, and so it is not known whether the step ran.
                 let reason = cluster::reason_of(&refusal).unwrap_or(Reason::AnswerLost);
                 if matches!(reason, Reason::Overloaded | Reason::NodeFull) {
-                    self.with(name, |load| load.full_at = Some(Instant::now()));
+                    lock(&self.loads).full(name, Millis(boot_ms()));
                 }
                 if reason == Reason::AnswerLost {
                     return Outcome::Cut(lost(&format!("{name}: {}", refusal.message)));
@@ -275,37 +268,10 @@ impl Dispatcher {
         }
     }
 
-    fn with(&self, name: &ProcessName, change: impl FnOnce(&mut PeerLoad)) {
-        change(lock(&self.peers).entry(name.clone()).or_default());
-    }
-
     /// Forgets what is known of nodes that are not in `view`.
     pub(crate) fn retain(&self, view: &View) {
-        let is_known = |name: &ProcessName| view.members.contains_key(name);
-        lock(&self.peers).retain(|name, load| is_known(name) || 0 < load.jobs);
+        lock(&self.loads).retain(|name| view.members.contains_key(name));
     }
-}
-
-/// Who of these has the least of our jobs for the room that it offers; any of those that are equal. None: all are gone or
-/// full.
-fn least<'a>(
-    peers: &BTreeMap<ProcessName, PeerLoad>,
-    offers: impl Iterator<Item = (&'a ProcessName, &'a Offer)>,
-) -> Option<(&'a ProcessName, &'a Offer)> {
-    let (mut best, mut least, mut equals) = (None, u64::MAX, 0_u32);
-    for (name, offer) in offers {
-        let load = peers.get(name);
-        if load.is_some_and(PeerLoad::is_passed_over) {
-            continue;
-        }
-        let jobs = u64::from(load.map_or(0, |load| load.jobs));
-        let share = jobs * 1_000 / u64::from(offer.capacity.max(1));
-        equals = if share < least { 1 } else { equals + u32::from(share == least) };
-        if share < least || share == least && rand::random_range(0..equals) == 0 {
-            (best, least) = (Some((name, offer)), share);
-        }
-    }
-    best
 }
 
 /// How long before its deadline an order may be begun at the latest, so that the receiver can tell by its own clock. None:
@@ -326,13 +292,6 @@ pub(crate) fn begin_by_ms(before_ms: u64, deadline: Instant) -> Option<u64> {
     let until = deadline.saturating_duration_since(Instant::now());
     let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
     Some(boot_ms() + until_ms.saturating_sub(before_ms))
-}
-
-impl PeerLoad {
-    fn is_passed_over(&self) -> bool {
-        let within = |at: Option<Instant>, span| at.is_some_and(|at| at.elapsed() < span);
-        within(self.gone_at, PASS_OVER) || within(self.full_at, FULL_FOR)
-    }
 }
 
 /// Refusals before the job ran are no attempts.
@@ -366,41 +325,7 @@ pub(crate) fn lost(detail: &str) -> JobFailure {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use domain::Capability;
-
     use super::*;
-
-    #[test]
-    fn a_step_goes_where_there_is_most_room_and_not_where_there_is_none() {
-        let name = |n: u32| -> ProcessName { format!("node-{n}").parse().unwrap() };
-        let capability = Capability {
-            name: "phase/action".parse().unwrap(),
-            version: 1,
-            attributes: BTreeMap::new(),
-        };
-        let offers: BTreeMap<ProcessName, Offer> = [(1, 8), (2, 4), (3, 4)]
-            .map(|(n, capacity)| (name(n), Offer { capability: capability.clone(), capacity }))
-            .into();
-        let loads = |loads: [(u32, Option<Instant>); 3]| -> BTreeMap<ProcessName, PeerLoad> {
-            let load = |(jobs, full_at)| PeerLoad { jobs, full_at, gone_at: None };
-            (1..).zip(loads).map(|(n, of)| (name(n), load(of))).collect()
-        };
-        let chosen = |peers: &BTreeMap<ProcessName, PeerLoad>| -> BTreeSet<String> {
-            let choose = |_| Some(least(peers, offers.iter())?.0.to_string());
-            (0..200).filter_map(choose).collect()
-        };
-        let all = ["node-1", "node-2", "node-3"].map(str::to_owned);
-        assert_eq!(chosen(&BTreeMap::new()), all.into(), "nobody has more to do than others");
-        let by_share = chosen(&loads([(7, None), (3, None), (4, None)]));
-        assert_eq!(by_share, ["node-2".to_owned()].into());
-        let now = Some(Instant::now());
-        let full = chosen(&loads([(0, now), (0, now), (9, None)]));
-        assert_eq!(full, ["node-3".to_owned()].into());
-        let none = loads([(0, now), (0, now), (0, now)]);
-        assert!(least(&none, offers.iter()).is_none());
-    }
 
     #[test]
     fn an_order_is_begun_as_late_there_as_here() {

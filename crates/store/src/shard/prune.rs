@@ -3,6 +3,7 @@
 //! Never deletes an entry above its agent's snapshot, an entry of an open work, or the newest row of the log, which says
 //! where the log ends.
 
+use domain::retention;
 use proto::link::Prune;
 
 use super::GUARD_EPOCH;
@@ -36,26 +37,6 @@ pub(crate) struct Look {
     pub(crate) step: Step,
 }
 
-/// What stands there: the last id of the slice, the time of its oldest row, and the bytes of the log from its first row on.
-#[derive(Clone, Copy)]
-struct Seen {
-    last: u64,
-    oldest_ms: i64,
-    log_bytes: u64,
-}
-
-/// What a row of the log takes beside its payload, about.
-const ROW_BYTES: u64 = 40;
-
-/// About the bytes of the log from a slice on, as if all rows above it were like those in it: summing it all up would read
-/// all of it. Old rows that have to stay leave holes between them, which do not count; if they fill a whole slice, the holes
-/// above it do, and what is old goes a little early.
-fn log_bytes(last: u64, head: u64, rows: u64, payload: u64) -> u64 {
-    let slice = u128::from(payload) + u128::from(rows) * u128::from(ROW_BYTES);
-    let above = slice * u128::from(head.saturating_sub(last)) / u128::from(rows.max(1));
-    u64::try_from(slice + above).unwrap_or(u64::MAX)
-}
-
 impl Query for Look {
     type Answer = Next;
 
@@ -80,7 +61,7 @@ impl Query for Look {
         let seen = found.row(|row| {
             let (last, oldest_ms) = (row.u64()?, row.i64()?);
             let (head, rows, payload) = (row.u64()?, row.u64()?, row.u64()?);
-            Ok(Seen { last, oldest_ms, log_bytes: log_bytes(last, head, rows, payload) })
+            Ok(retention::Slice { last, head, rows, payload, oldest_ms })
         })?;
         let seen = seen.filter(|seen| seen.last != 0);
         Ok(self.step.next(&self.asked, seen))
@@ -110,22 +91,25 @@ impl Step {
         }
     }
 
-    fn next(self, asked: &Prune, seen: Option<Seen>) -> Next {
+    fn next(self, asked: &Prune, seen: Option<retention::Slice>) -> Next {
         let Some(seen) = seen else { return Next::Skip(self.following()) };
         let last = seen.last;
-        // Over the limit of bytes even young entries go, the oldest first.
-        let is_over = asked.log_bytes_max != 0 && asked.log_bytes_max < seen.log_bytes;
+        let old = |before_ms| (seen.oldest_ms < before_ms).then_some(before_ms);
         let (before_ms, next) = match self {
-            Self::Log { .. } if is_over => (i64::MAX, Self::Log { after: last }),
-            Self::Log { .. } => (asked.entries_before_ms, Self::Log { after: last }),
-            Self::Works { .. } => (asked.works_before_ms, Self::Works { after: last }),
-            Self::Keys { .. } => (asked.now_ms, Self::Keys { after: last }),
+            Self::Log { .. } => {
+                let before_ms = seen.goes_before(asked.entries_before_ms, asked.log_bytes_max);
+                (before_ms, Self::Log { after: last })
+            }
+            Self::Works { .. } => (old(asked.works_before_ms), Self::Works { after: last }),
+            Self::Keys { .. } => (old(asked.now_ms), Self::Keys { after: last }),
             Self::Done => return Next::Skip(Self::Done),
         };
-        if before_ms <= seen.oldest_ms {
-            return Next::Skip(self.following());
+        match before_ms {
+            Some(before_ms) => {
+                Next::Delete(Slice { epoch: asked.epoch, step: self, last, before_ms }, next)
+            }
+            None => Next::Skip(self.following()),
         }
-        Next::Delete(Slice { epoch: asked.epoch, step: self, last, before_ms }, next)
     }
 }
 
