@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::v1::SubmitRequest;
 use rustix::process::Signal;
@@ -145,6 +145,40 @@ impl Desk {
         eventually(PATIENCE, "every call is made", || {
             let calls = self.calls();
             if count <= calls.len() { Ok(()) } else { Err(calls.join(" ")) }
+        });
+    }
+
+    /// Of each call of a work its epoch and when it was made, in milliseconds since the Unix epoch.
+    fn lines_of(&self, work: &str) -> Vec<(u64, u128)> {
+        let text = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
+        let of_work = text.lines().filter(|line| line.starts_with(&format!("{work}/")));
+        let read = |line: &str| {
+            let parts: Vec<_> = line.split(' ').collect();
+            (parts[1].parse().unwrap(), parts[3].parse().unwrap())
+        };
+        of_work.map(read).collect()
+    }
+
+    /// How many works of a node have not ended.
+    fn open_of(&self, node: &str, works: &[String], owners: &[String]) -> usize {
+        let client = self.dev.client();
+        let of_node = works.iter().zip(owners).filter(|(_, owner)| *owner == node);
+        let of_node = block_on(futures::future::join_all(of_node.map(|(id, _)| client.get(id))));
+        of_node.into_iter().filter(|work| work.as_ref().unwrap().end_time.is_none()).count()
+    }
+
+    /// Of each node.
+    fn incarnations(&self) -> BTreeMap<String, String> {
+        let nodes = self.dev.run(&["nodes"]).document();
+        let told = |node: &Value, field: &str| text(&node[field]).to_owned();
+        let all = list(&nodes["nodes"]).iter();
+        all.map(|node| (told(node, "name"), told(node, "incarnation"))).collect()
+    }
+
+    fn await_return(&self, node: &str, before: &BTreeMap<String, String>) {
+        eventually(PATIENCE, &format!("{node} is back as another"), || {
+            let now = self.incarnations();
+            if now[node] == before[node] { Err(format!("{now:?}")) } else { Ok(()) }
         });
     }
 
@@ -314,62 +348,59 @@ fn a_definition_settles_doubts_by_itself() {
 #[test]
 fn a_node_that_was_stopped_begins_no_call_of_what_it_had_in_hand_when_it_wakes() {
     let desk = Desk::start(Tool { delay_ms: DELAY_MS, reconcile: true, ..Tool::default() });
-    // Each waits for its tool when the node is stopped, and asks its model again when that has answered.
-    begins_nothing(&desk, WORKS, true);
-}
-
-#[test]
-fn a_node_that_was_stopped_begins_no_call_that_waits_for_its_workers_when_it_wakes() {
-    let tool = Tool { delay_ms: 2_000, reconcile: true, ..Tool::default() };
-    let workers = ("STAGEDOOR_NODE__PHASES__WORKERS".to_owned(), "1".to_owned());
-    let desk = Desk::start_with(tool, 20_000, vec![workers]);
-    // One call of each node is under way when one is stopped, and the others stand in line behind it.
-    begins_nothing(&desk, 1, false);
-}
-
-/// Stops the node with the most of some works when so many calls have begun, and wakes it when others have ended them all:
-/// nobody has anything to call after that. Where all wait at the moment of the stop, what it counted before is known, too.
-fn begins_nothing(desk: &Desk, calls: usize, all_wait: bool) {
     desk.apply("clerk", "");
-    let incarnations = || -> BTreeMap<String, String> {
-        let nodes = desk.dev.run(&["nodes"]).document();
-        let told = |node: &Value, field: &str| text(&node[field]).to_owned();
-        let all = list(&nodes["nodes"]).iter();
-        all.map(|node| (told(node, "name"), told(node, "incarnation"))).collect()
-    };
-    let before = incarnations();
+    let before = desk.incarnations();
     let works = desk.submit_many("clerk");
-    desk.await_calls(calls);
+    desk.await_calls(WORKS);
+    // Each waits for its tool now, and asks its model again when that has answered.
     let (victim, owners) = desk.busiest(&works);
     let begun = || {
         let metrics = desk.dev.metrics(&victim);
-        let [models, tools] =
-            ["model", "tool"].map(|of| metrics.sum(&format!("stagedoor_{of}_calls_total"), &[]));
-        (models, tools)
+        ["model", "tool"].map(|of| metrics.sum(&format!("stagedoor_{of}_calls_total"), &[]))
     };
     let begun_before = begun();
     desk.dev.signal(&victim, Signal::STOP);
-    let of_victim = works.iter().zip(&owners).filter(|(_, owner)| **owner == victim);
-    let client = desk.dev.client();
-    let of_victim = of_victim.map(|(id, _)| client.get(id));
-    let of_victim = block_on(futures::future::join_all(of_victim));
-    let open = of_victim.into_iter().filter(|work| work.as_ref().unwrap().end_time.is_none());
-    assert!(2 <= open.count(), "it had little in hand when it was stopped");
+    assert_ne!(desk.open_of(&victim, &works, &owners), 0, "it had nothing in hand");
     for id in &works {
         assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
     }
-    let made = desk.calls();
     desk.dev.signal(&victim, Signal::CONT);
-    eventually(PATIENCE, "it is back as another", || {
-        let now = incarnations();
-        let is_back = now[&victim] != before[&victim];
-        if is_back { Ok(()) } else { Err(format!("{now:?}")) }
-    });
-    assert_eq!(desk.calls(), made, "calls after it woke");
-    if all_wait {
-        assert_eq!(begun(), begun_before, "calls of models and tools");
-    }
+    desk.await_return(&victim, &before);
+    assert_eq!(begun(), begun_before, "calls of models and tools");
     for id in &works {
         assert_eq!(desk.calls_of(id), 1, "{id}");
+    }
+}
+
+#[test]
+fn a_node_that_was_stopped_begins_no_call_that_stands_in_line_when_it_wakes() {
+    let tool = Tool { delay_ms: 2_000, reconcile: true, ..Tool::default() };
+    let workers = ("STAGEDOOR_NODE__PHASES__WORKERS".to_owned(), "1".to_owned());
+    // Calls have time left when it wakes: what keeps them back is not that they are late.
+    let desk = Desk::start_with(tool, 15_000, vec![workers]);
+    desk.apply("clerk", "");
+    let before = desk.incarnations();
+    let works = desk.submit_many("clerk");
+    // One call of each node is under way, and the others stand in line behind it.
+    desk.await_calls(1);
+    let (victim, owners) = desk.busiest(&works);
+    desk.dev.signal(&victim, Signal::STOP);
+    assert!(2 <= desk.open_of(&victim, &works, &owners), "nothing stands in line");
+    eventually(PATIENCE, "it owns nothing any more", || {
+        let shards = desk.dev.run(&["shards"]).document();
+        let left = list(&shards["shards"]).iter().filter(|shard| shard["node"] == *victim).count();
+        if left == 0 { Ok(()) } else { Err(format!("{left} shards")) }
+    });
+    let woken_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    desk.dev.signal(&victim, Signal::CONT);
+    desk.await_return(&victim, &before);
+    for (id, _) in works.iter().zip(&owners).filter(|(_, owner)| **owner == victim) {
+        let work = desk.ended(id);
+        assert_eq!(work["state"], "WORK_STATE_SUCCEEDED");
+        // Its model was asked by the node that was stopped then.
+        let old = list(&work["steps"])[0]["epoch"].as_str().unwrap().parse::<u64>().unwrap();
+        let made = desk.lines_of(id);
+        assert_eq!(made.len(), 1, "{id}");
+        assert!(made.iter().all(|(epoch, ms)| *ms < woken_ms || old < *epoch), "{id}: {made:?}");
     }
 }
