@@ -13,6 +13,8 @@ struct Net {
     cut: tokio::sync::Notify,
     /// The same, and the answer of each is given up for want of room on its way.
     lost: tokio::sync::Notify,
+    /// Whose pools are full: they refuse every step.
+    full: Mutex<Vec<String>>,
 }
 
 struct Port {
@@ -35,6 +37,11 @@ impl Wire for Port {
     ) -> BoxFuture<'static, Result<Bytes, cluster::Error>> {
         let (node, me, net) = (self.net.node(&to), self.me.clone(), self.net.clone());
         let is_step = envelope.kind == kind::STEP;
+        if is_step && lock(&self.net.full).iter().any(|full| full == to.name.as_str()) {
+            let reason = Reason::Overloaded.code().into();
+            let refusal = Refusal { reason, ..Refusal::default() };
+            return Box::pin(async { Err(cluster::Error::Refused(refusal)) });
+        }
         Box::pin(async move {
             let Some(node) = node else { return Err(cluster::Error::NoAddress { peer: to }) };
             let (sender, receiver) = oneshot::channel();
@@ -377,4 +384,25 @@ async fn an_owner_that_stood_still_begins_nothing_before_it_knows_that_it_still_
     gate.add_permits(100);
     eventually("the shard is dropped", async || node.beat().held.is_empty()).await;
     assert_eq!(model.calls(Phase::Action), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_a_full_node_refuses_goes_to_another() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Some((Phase::Action, gate.clone()));
+    let other = Arc::new(Scripted { held, ..Scripted::new() });
+    let mut stage = Stage::new().await;
+    let offer =
+        |phases: &[Phase]| PhasesConfig { offer: phases.to_vec(), ..PhasesConfig::default() };
+    stage.add("node-1", Arc::new(Scripted::new()), offer(&Phase::ALL[1..])).await;
+    stage.add("node-2", Arc::new(Scripted::new()), offer(&[Phase::Action])).await;
+    stage.add("node-3", other.clone(), offer(&[Phase::Action])).await;
+    lock(&stage.net.full).push("node-2".to_owned());
+    stage.own("node-1").await;
+    // The third has more and more to do, and the second nothing: for want of room, which only its refusals tell.
+    for works in 1..=3 {
+        stage.submit(&format!("acme/postchain/{works}"), 120_000).await;
+        eventually("the third has it", async || other.calls(Phase::Action) == works).await;
+    }
+    gate.add_permits(100);
 }
