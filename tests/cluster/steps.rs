@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::harness::{Dev, Options, Output, PATIENCE, eventually};
+use tool::Called;
 
 use crate::{PROGRAM, block_on, list, text};
 
@@ -71,14 +72,25 @@ impl Desk {
         assert_eq!(output.code, Some(0), "{output}");
     }
 
-    /// The idempotency keys of the calls that were made, in their order.
-    fn calls(&self) -> Vec<String> {
+    /// The calls that were begun, in their order.
+    fn calls(&self) -> Vec<Called> {
         let text = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
-        text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+        tool::calls(&text)
+    }
+
+    fn begun_of(&self, work: &str) -> Vec<Called> {
+        let (calls, prefix) = (self.calls(), format!("{work}/"));
+        calls.into_iter().filter(|called| called.key.starts_with(&prefix)).collect()
     }
 
     pub(crate) fn calls_of(&self, work: &str) -> usize {
-        self.calls().iter().filter(|key| key.starts_with(&format!("{work}/"))).count()
+        self.begun_of(work).len()
+    }
+
+    /// Calls that counted: a node that is stopped between its last look at the clock and the call makes it when it wakes,
+    /// and only the tool can know that it comes late.
+    pub(crate) fn made_of(&self, work: &str) -> usize {
+        self.begun_of(work).iter().filter(|called| called.is_made).count()
     }
 
     /// Submits works to many agents at once: their ids.
@@ -144,19 +156,16 @@ impl Desk {
     fn await_calls(&self, count: usize) {
         eventually(PATIENCE, "every call is made", || {
             let calls = self.calls();
-            if count <= calls.len() { Ok(()) } else { Err(calls.join(" ")) }
+            if count <= calls.len() { Ok(()) } else { Err(format!("{calls:?}")) }
         });
     }
 
-    /// Of each call of a work its epoch and when it was made, in milliseconds since the Unix epoch.
-    fn lines_of(&self, work: &str) -> Vec<(u64, u128)> {
-        let text = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
-        let of_work = text.lines().filter(|line| line.starts_with(&format!("{work}/")));
-        let read = |line: &str| {
-            let parts: Vec<_> = line.split(' ').collect();
-            (parts[1].parse().unwrap(), parts[3].parse().unwrap())
-        };
-        of_work.map(read).collect()
+    /// Nodes have begun a call for each work: their tool may not have done it.
+    fn await_begun(&self) {
+        eventually(PATIENCE, "every call is begun", || {
+            let begun = self.dev.node_metrics("stagedoor_tool_calls_total", &[]);
+            if WORKS as f64 <= begun { Ok(()) } else { Err(begun) }
+        });
     }
 
     /// How many works of a node have not ended.
@@ -296,12 +305,7 @@ fn a_tool_settles_it(tool: Tool, reason: &str) {
     let works = desk.submit_many("clerk");
     match tool.delay_before_ms {
         0 => desk.await_calls(WORKS),
-        _ => {
-            eventually(PATIENCE, "every call is begun", || {
-                let begun = desk.dev.node_metrics("stagedoor_tool_calls_total", &[]);
-                if WORKS as f64 <= begun { Ok(()) } else { Err(begun) }
-            });
-        }
+        _ => desk.await_begun(),
     }
     let cut = desk.kill_an_owner(&works);
     for id in &works {
@@ -325,6 +329,28 @@ fn a_tool_that_says_that_it_was_done_settles_the_doubt() {
 fn a_tool_that_says_that_it_was_not_done_is_called_again() {
     let tool = Tool { delay_before_ms: DELAY_MS, ..Tool::default() };
     a_tool_settles_it(tool, "reconciled_not_done");
+}
+
+#[test]
+fn what_a_tool_said_was_not_done_does_not_count_when_a_stopped_node_does_it_later() {
+    let tool = Tool { delay_before_ms: DELAY_MS, reconcile: true, ..Tool::default() };
+    let desk = Desk::start(tool);
+    desk.apply("clerk", "");
+    let works = desk.submit_many("clerk");
+    desk.await_begun();
+    let (victim, _) = desk.busiest(&works);
+    desk.dev.signal(&victim, Signal::STOP);
+    for id in &works {
+        assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
+    }
+    desk.dev.signal(&victim, Signal::CONT);
+    eventually(PATIENCE, "it does what it was about to do", || {
+        let begun = desk.calls();
+        if WORKS < begun.len() { Ok(()) } else { Err(format!("{begun:?}")) }
+    });
+    for id in &works {
+        assert_eq!(desk.made_of(id), 1, "{id}: {:?}", desk.begun_of(id));
+    }
 }
 
 #[test]
@@ -399,8 +425,10 @@ fn a_node_that_was_stopped_begins_no_call_that_stands_in_line_when_it_wakes() {
         assert_eq!(work["state"], "WORK_STATE_SUCCEEDED");
         // Its model was asked by the node that was stopped then.
         let old = list(&work["steps"])[0]["epoch"].as_str().unwrap().parse::<u64>().unwrap();
-        let made = desk.lines_of(id);
-        assert_eq!(made.len(), 1, "{id}");
-        assert!(made.iter().all(|(epoch, ms)| *ms < woken_ms || old < *epoch), "{id}: {made:?}");
+        let begun = desk.begun_of(id);
+        assert_eq!(begun.len(), 1, "{id}");
+        let is_in_time =
+            |called: &Called| u128::from(called.time_ms) < woken_ms || old < called.epoch;
+        assert!(begun.iter().all(is_in_time), "{id}: {begun:?}");
     }
 }

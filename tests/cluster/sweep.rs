@@ -68,6 +68,6 @@ fn run(point: &str, plan: String, wakes: bool) {
     for id in &works {
         let work = desk.ended(id);
         assert_eq!(work["state"], "WORK_STATE_SUCCEEDED", "{point}: {work}");
-        assert_eq!(desk.calls_of(id), 1, "{point}: {work}");
+        assert_eq!(desk.made_of(id), 1, "{point}: {work}");
     }
 }

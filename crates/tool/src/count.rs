@@ -1,17 +1,17 @@
 //! A tool whose every call leaves a line in a file: it stands for whatever must not happen twice.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 
+use crate::ledger::{self, Mark};
 use crate::{Call, CountConfig, Error, Output, Reconciled, Tool};
 
 const NAME: &str = "count";
 
-/// Answers how many lines the file has, its own included.
+/// Answers how many calls the file tells of, its own included.
 #[derive(Clone, Debug)]
 pub struct Count {
     config: CountConfig,
@@ -24,33 +24,31 @@ impl Count {
 
     async fn count(&self, call: &Call) -> Result<Output, Error> {
         tokio::time::sleep(Duration::from_millis(self.config.delay_before_ms)).await;
-        let path = self.config.file.clone();
-        let line = line(call);
-        let added = tokio::task::spawn_blocking(move || add(&path, &line)).await;
+        let (path, made) = (self.config.file.clone(), call.clone());
+        let added = tokio::task::spawn_blocking(move || make(&path, &made)).await;
         let broke = |reason: String| Error::Broke { tool: NAME.to_owned(), reason };
-        let lines = added
+        let number = added
             .map_err(|error| broke(error.to_string()))?
             .map_err(|error| broke(format!("{}: {error}", self.config.file.display())))?;
+        let Some(number) = number else {
+            let reason = "a later attempt is known, or this one was said not to be made".to_owned();
+            return Err(Error::Refused { tool: NAME.to_owned(), reason });
+        };
         tokio::time::sleep(Duration::from_millis(self.config.delay_ms)).await;
-        Ok(Output(lines.to_string()))
+        Ok(Output(number.to_string()))
     }
 
     async fn look(&self, call: &Call) -> Result<Reconciled, Error> {
         if !self.config.reconcile {
             return Ok(Reconciled::Unknown);
         }
-        let (path, key) = (self.config.file.clone(), call.idempotency_key.clone());
-        let found = tokio::task::spawn_blocking(move || find(&path, &key)).await;
-        match found {
-            Ok(Ok(Some(line))) => Ok(Reconciled::Done(Output(line.to_string()))),
-            Ok(Ok(None)) => Ok(Reconciled::NotDone),
-            Ok(Err(error)) => {
-                Err(Error::Unavailable { tool: NAME.to_owned(), reason: error.to_string() })
-            }
-            Err(error) => {
-                Err(Error::Unavailable { tool: NAME.to_owned(), reason: error.to_string() })
-            }
-        }
+        let (path, probe) = (self.config.file.clone(), call.clone());
+        let found = tokio::task::spawn_blocking(move || find(&path, &probe)).await;
+        let unavailable = |reason| Error::Unavailable { tool: NAME.to_owned(), reason };
+        let found = found
+            .map_err(|error| unavailable(error.to_string()))?
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok(found.map_or(Reconciled::NotDone, |number| Reconciled::Done(Output(number.to_string()))))
     }
 }
 
@@ -72,28 +70,25 @@ impl Tool for Count {
     }
 }
 
-/// Key, epoch, attempt, and milliseconds since the Unix epoch.
-fn line(call: &Call) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    format!("{} {} {} {now}\n", call.idempotency_key, call.epoch, call.attempt)
+/// Makes a call: its number, or nothing if it does not count.
+fn make(path: &Path, call: &Call) -> io::Result<Option<usize>> {
+    ledger::add(path, call, Mark::Call, now_ms())?;
+    ledger::number(path, call)
 }
 
-/// Adds a line, durably, and counts the lines. One write with O_APPEND is never mixed with another process's.
-fn add(path: &Path, line: &str) -> io::Result<usize> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(line.as_bytes())?;
-    file.sync_all()?;
-    Ok(fs::read_to_string(path)?.lines().count())
+/// The number of the call of this key. If there is none, there will be none of this attempt.
+fn find(path: &Path, call: &Call) -> io::Result<Option<usize>> {
+    let key = &call.idempotency_key;
+    if let Some(number) = ledger::number_of_key(path, key)? {
+        return Ok(Some(number));
+    }
+    ledger::add(path, call, Mark::Fence, now_ms())?;
+    // It may have come in between.
+    ledger::number_of_key(path, key)
 }
 
-/// The number of the first line of a key.
-fn find(path: &Path, key: &str) -> io::Result<Option<usize>> {
-    let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read?,
-    };
-    let is_of_key = |line: &str| line.split(' ').next() == Some(key);
-    Ok(text.lines().position(is_of_key).map(|index| index + 1))
+fn now_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 #[cfg(test)]
@@ -108,11 +103,11 @@ mod tests {
         Count::new(CountConfig { file, reconcile, delay_ms: 0, delay_before_ms: 0 })
     }
 
-    fn call(key: &str) -> Call {
+    fn call(key: &str, attempt: u32) -> Call {
         Call {
             idempotency_key: key.to_owned(),
             epoch: Epoch(3),
-            attempt: 2,
+            attempt,
             arguments: serde_json::Value::Null,
             deadline: Instant::now() + Duration::from_secs(5),
         }
@@ -122,23 +117,31 @@ mod tests {
     async fn every_call_leaves_a_line_with_its_key_and_attempt() {
         let folder = tempfile::tempdir().unwrap();
         let tool = tool(&folder, false);
-        assert_eq!(tool.call(&call("a")).await.unwrap(), Output("1".into()));
-        assert_eq!(tool.call(&call("b")).await.unwrap(), Output("2".into()));
-        let text = fs::read_to_string(folder.path().join("calls")).unwrap();
-        let lines: Vec<_> = text.lines().map(|line| line.rsplit_once(' ').unwrap().0).collect();
-        assert_eq!(lines, ["a 3 2", "b 3 2"]);
+        assert_eq!(tool.call(&call("a", 2)).await.unwrap(), Output("1".into()));
+        assert_eq!(tool.call(&call("b", 1)).await.unwrap(), Output("2".into()));
+        let text = std::fs::read_to_string(folder.path().join("calls")).unwrap();
+        let calls = ledger::calls(&text);
+        let calls: Vec<_> = calls.iter().map(|it| (&*it.key, it.epoch, it.attempt)).collect();
+        assert_eq!(calls, [("a", 3, 2), ("b", 3, 1)]);
     }
 
     #[tokio::test]
     async fn it_knows_what_was_done_only_if_it_may_look() {
         let folder = tempfile::tempdir().unwrap();
         let (looks, blind) = (tool(&folder, true), tool(&folder, false));
-        assert_eq!(looks.reconcile(&call("a")).await.unwrap(), Reconciled::NotDone);
-        looks.call(&call("a")).await.unwrap();
-        assert_eq!(
-            looks.reconcile(&call("a")).await.unwrap(),
-            Reconciled::Done(Output("1".into()))
-        );
-        assert_eq!(blind.reconcile(&call("a")).await.unwrap(), Reconciled::Unknown);
+        looks.call(&call("a", 1)).await.unwrap();
+        let done = Reconciled::Done(Output("1".into()));
+        assert_eq!(looks.reconcile(&call("a", 1)).await.unwrap(), done);
+        assert_eq!(blind.reconcile(&call("a", 1)).await.unwrap(), Reconciled::Unknown);
+    }
+
+    #[tokio::test]
+    async fn what_it_said_was_not_done_is_refused_when_it_comes_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let tool = tool(&folder, true);
+        assert_eq!(tool.reconcile(&call("a", 1)).await.unwrap(), Reconciled::NotDone);
+        let late = tool.call(&call("a", 1)).await;
+        assert!(matches!(late, Err(Error::Refused { .. })), "{late:?}");
+        assert_eq!(tool.call(&call("a", 2)).await.unwrap(), Output("1".into()));
     }
 }

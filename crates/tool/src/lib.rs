@@ -6,6 +6,7 @@
 mod config;
 mod count;
 mod echo;
+mod ledger;
 mod registry;
 
 use std::time::Instant;
@@ -18,6 +19,7 @@ use serde_json::Value;
 pub use config::{Config, CountConfig};
 pub use count::Count;
 pub use echo::Echo;
+pub use ledger::{Called, calls};
 pub use registry::Registry;
 
 /// One tool.
@@ -31,7 +33,11 @@ pub trait Tool: Send + Sync + 'static {
     /// Makes the call. Whoever drops the future stops waiting; the call may be made all the same.
     fn call<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<Output, Error>>;
 
-    /// Finds out what became of a call whose answer is missing. Makes nothing happen.
+    /// Finds out what became of a call whose answer is missing. Does not make the call.
+    ///
+    /// [`Reconciled::NotDone`] is a promise: the attempt that is asked about, and those before it, may still be on their way
+    /// from a process that was stopped, and are refused from here on. A tool that cannot do that answers
+    /// [`Reconciled::Unknown`].
     fn reconcile<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Result<Reconciled, Error>> {
         Box::pin(std::future::ready(Ok(Reconciled::Unknown)))
     }
@@ -59,6 +65,7 @@ pub struct Output(pub String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reconciled {
     Done(Output),
+    /// It was not, and will not be.
     NotDone,
     Unknown,
 }

@@ -144,15 +144,15 @@ fn clerk() -> ApplyDefinitionRequest {
     ApplyDefinitionRequest { tenant, definition: Some(definition) }
 }
 
-/// How often it was called under each key.
+/// How often a call under each key counted.
 fn calls(ledger: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
     let text = match std::fs::read_to_string(ledger) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         text => text?,
     };
     let mut calls = BTreeMap::new();
-    for key in text.lines().filter_map(|line| line.split(' ').next()) {
-        *calls.entry(key.to_owned()).or_default() += 1;
+    for called in tool::calls(&text).into_iter().filter(|called| called.is_made) {
+        *calls.entry(called.key).or_default() += 1;
     }
     Ok(calls)
 }

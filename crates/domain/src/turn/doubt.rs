@@ -28,6 +28,7 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconciled {
     Done,
+    /// It was not, and will not be: should it come later, the tool refuses it.
     NotDone,
     Unknown,
 }
