@@ -115,6 +115,9 @@ impl Config {
             let wrong = || Error::Replica { text: text.clone() };
             let (name, address) = text.split_once('=').ok_or_else(wrong)?;
             let name: ProcessName = name.parse().map_err(|_| wrong())?;
+            if !cluster::is_address(address) {
+                return Err(wrong());
+            }
             if name != self.name {
                 replicas.push((Peer::new(Role::Control, name), address.to_owned()));
             }
@@ -170,5 +173,15 @@ mod tests {
         let mut config: Config = toml::from_str(LEAST).unwrap();
         config.stores.clear();
         assert!(config.check().unwrap_err().to_string().contains("stores.main"));
+    }
+
+    #[test]
+    fn a_replica_that_cannot_be_dialled_is_named() {
+        for text in ["127.0.0.1:1", "control-2=nonsense", "control-2=:7", "Control=host:7"] {
+            let mut config: Config = toml::from_str(LEAST).unwrap();
+            config.controls = vec![text.to_owned()];
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("name=host:port"), "{error}");
+        }
     }
 }

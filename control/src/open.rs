@@ -7,11 +7,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use domain::{AgentId, Position};
-use pbjson_types::Duration as WireDuration;
 use proto::link::WatchMode;
-use proto::status::{Failure, code};
+use proto::status::Failure;
 use proto::v1::{
-    CancelRequest, OpenRequest, OpenResponse, OpenSubmit, OpenWatch, Refused, WatchRequest, Work,
+    CancelRequest, OpenRequest, OpenResponse, OpenSubmit, OpenWatch, WatchRequest, Work,
     open_request, open_response,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -51,17 +50,7 @@ impl Outlet for Open {
 }
 
 fn refused(tag: i64, failure: Failure) -> OpenResponse {
-    let retry_delay = failure.retry_after.map(|delay| WireDuration {
-        seconds: delay.as_secs().cast_signed(),
-        nanos: delay.subsec_nanos().cast_signed(),
-    });
-    let refused = Refused {
-        code: code(failure.kind).into(),
-        reason: failure.reason.to_string(),
-        message: failure.message,
-        retry_delay,
-    };
-    let response = Some(open_response::Response::Refused(refused));
+    let response = Some(open_response::Response::Refused(failure.into()));
     OpenResponse { tag, response, position: String::new() }
 }
 

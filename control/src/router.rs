@@ -14,6 +14,7 @@ use proto::link;
 use proto::status::Failure;
 use telemetry::metrics::{IntCounter, counter};
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 
 use crate::network::{Missed, Network, Views};
 use crate::refusal;
@@ -129,6 +130,21 @@ impl Router {
     where
         A: Message + Default,
     {
+        let span = match call.traceparent.is_empty() {
+            true => tracing::Span::none(),
+            false => tracing::info_span!("route", agent = call.agent),
+        };
+        self.route(call, prepare).instrument(span).await
+    }
+
+    async fn route<A>(
+        &self,
+        call: &Call,
+        prepare: &mut (dyn FnMut(&Seat) -> Bytes + Send),
+    ) -> Result<(A, Seat), Failure>
+    where
+        A: Message + Default,
+    {
         let begun = Instant::now();
         let mut views = self.network.views();
         let mut pause = PAUSE_MIN;
@@ -176,7 +192,9 @@ impl Router {
             epoch: seat.epoch.0,
             work: call.work,
             tenant: call.tenant.clone(),
-            traceparent: call.traceparent.clone(),
+            // The turn hangs on the route to it.
+            traceparent: telemetry::current_traceparent()
+                .unwrap_or_else(|| call.traceparent.clone()),
             payload,
             ..link::Envelope::default()
         };

@@ -57,7 +57,8 @@ impl Config {
             return Err(Error::Capacity);
         }
         self.stores.values().try_for_each(store::Config::check)?;
-        Ok(())
+        self.agents.check()?;
+        Ok(self.phases.check()?)
     }
 
     /// The control replicas with the address of each.
@@ -70,8 +71,7 @@ impl Config {
             };
             let wrong = |source| Error::Control { text: text.clone(), source };
             let name = name.parse().map_err(|source| wrong(Some(source)))?;
-            let port = address.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
-            if !matches!(port, Some((host, Ok(_))) if !host.is_empty()) {
+            if !cluster::is_address(address) {
                 return Err(wrong(None));
             }
             Ok((Peer::new(Role::Control, name), address.to_owned()))
@@ -133,6 +133,10 @@ mod tests {
         let good = || config(&["127.0.0.1:1"]);
         assert!(Config { capacity: 0, ..good() }.check().is_err());
         assert!(Config { stores: BTreeMap::new(), ..good() }.check().is_err());
+        let mut idle = good();
+        idle.phases.workers = 0;
+        let error = idle.check().unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("phases.workers"));
         let mut odd = good();
         odd.stores.get_mut("main").unwrap().engine = store::Engine::Hrana;
         assert!(odd.check().is_err());

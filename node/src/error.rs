@@ -5,9 +5,9 @@ use domain::{ErrorKind, ProcessName};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "the config says name = {config}, the certificate says {certificate}: use the certificate of {config}"
+        "config names this process {name}, its certificate {id}: give it the certificate of node/{name}"
     )]
-    Name { config: ProcessName, certificate: ProcessName },
+    Name { name: ProcessName, id: String },
     #[error("controls has {text:?}: write name=host:port")]
     Control {
         text: String,

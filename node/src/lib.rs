@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cluster::beat::BeatSender;
-use domain::{Incarnation, Member};
+use domain::{Incarnation, Member, Role};
 
 pub use config::Config;
 pub use error::Error;
@@ -30,10 +30,11 @@ pub async fn run(
 ) -> Result<(), Error> {
     config.check()?;
     let identity = net::Identity::load(&config.net)?;
-    let name = identity.id().name.clone();
-    if name != config.name {
-        return Err(Error::Name { config: config.name, certificate: name });
+    let id = identity.id();
+    if id.role != Role::Node || id.name != config.name {
+        return Err(Error::Name { name: config.name, id: id.to_string() });
     }
+    let name = config.name.clone();
     let health = telemetry::Health::starting();
     let admin = telemetry::admin::serve(config.telemetry.admin, health.clone()).await?;
     tracing::info!(node = %name, admin = %admin.addr(), "starting");

@@ -1,11 +1,14 @@
 //! Errors as gRPC statuses with details, and back.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time;
 
 use domain::{ErrorKind, Reason};
+use pbjson_types::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::v1::Refused;
 
 /// The domain of our `ErrorInfo`.
 pub const DOMAIN: &str = "stagedoor.local";
@@ -20,7 +23,7 @@ pub struct Failure {
     pub kind: ErrorKind,
     pub reason: Reason,
     pub message: String,
-    pub retry_after: Option<Duration>,
+    pub retry_after: Option<time::Duration>,
     /// The field of the request that is wrong, if one is.
     pub field: Option<String>,
 }
@@ -40,7 +43,7 @@ impl Failure {
         Self::new(ErrorKind::NotFound, Reason::NotFound, message)
     }
 
-    pub fn retry_after(self, delay: Duration) -> Self {
+    pub fn retry_after(self, delay: time::Duration) -> Self {
         Self { retry_after: Some(delay), ..self }
     }
 }
@@ -61,23 +64,46 @@ pub fn code(kind: ErrorKind) -> Code {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let mut details =
-            ErrorDetails::with_error_info(failure.reason.as_str(), DOMAIN, HashMap::new());
-        if let Some(delay) = failure.retry_after {
-            details.set_retry_info(Some(delay));
-        }
-        if let Some(field) = &failure.field {
-            details.add_bad_request_violation(field.clone(), failure.message.clone());
-        }
-        if failure.kind == ErrorKind::Exhausted {
-            details.add_quota_failure_violation(failure.reason.as_str(), failure.message.clone());
-        }
+        Refused::from(failure).into()
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
         // The one refusal for which the state of what was named is to blame, and not the request.
         let code = match failure.reason == Reason::NotInDoubt {
             true => Code::FailedPrecondition,
             false => code(failure.kind),
         };
-        Status::with_error_details(code, failure.message, details)
+        Self {
+            code: code.into(),
+            reason: failure.reason.to_string(),
+            message: failure.message,
+            retry_delay: failure.retry_after.map(|delay| Duration {
+                seconds: delay.as_secs().cast_signed(),
+                nanos: delay.subsec_nanos().cast_signed(),
+            }),
+            field: failure.field.unwrap_or_default(),
+        }
+    }
+}
+
+/// A refusal on an open stream says what the status of a call would.
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let Refused { code, reason, message, retry_delay, field } = refused;
+        let code = Code::from(code);
+        let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, HashMap::new());
+        if let Some(delay) = retry_delay.and_then(|delay| delay.try_into().ok()) {
+            details.set_retry_info(Some(delay));
+        }
+        if !field.is_empty() {
+            details.add_bad_request_violation(field, message.clone());
+        }
+        if code == Code::ResourceExhausted {
+            details.add_quota_failure_violation(reason, message.clone());
+        }
+        Status::with_error_details(code, message, details)
     }
 }
 
@@ -87,7 +113,7 @@ pub fn reason_of(status: &Status) -> Option<Reason> {
 }
 
 /// When a status of ours says to try again.
-pub fn retry_after_of(status: &Status) -> Option<Duration> {
+pub fn retry_after_of(status: &Status) -> Option<time::Duration> {
     status.get_error_details().retry_info()?.retry_delay
 }
 
@@ -99,11 +125,11 @@ mod tests {
     fn a_failure_reads_back_from_its_status() {
         let failure =
             Failure::new(ErrorKind::Exhausted, Reason::QueueFull, "queue of a/b/c is full")
-                .retry_after(Duration::from_millis(200));
+                .retry_after(time::Duration::from_millis(200));
         let status = Status::from(failure);
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(reason_of(&status), Some(Reason::QueueFull));
-        assert_eq!(retry_after_of(&status), Some(Duration::from_millis(200)));
+        assert_eq!(retry_after_of(&status), Some(time::Duration::from_millis(200)));
         assert_eq!(
             status.get_error_details().quota_failure().map(|quota| quota.violations.len()),
             Some(1)

@@ -18,11 +18,18 @@ use rustix::process::Signal;
 use serde_json::{Map, Value, json};
 use tests::harness::{Dev, Fault, Mesh, MeshOptions, Metrics, Options, Program, Sqld};
 
-/// The value of `--name`, or `default`.
+/// The value of `--name`, or `default`. What cannot be read ends the bench: its figures would be of something else.
 pub(crate) fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
     let flag = format!("--{name}");
-    let mut arguments = std::env::args().skip_while(|argument| *argument != flag).skip(1);
-    arguments.next().and_then(|value| value.parse().ok()).unwrap_or(default)
+    let is_it = |argument: &String| argument.split('=').next() == Some(&*flag);
+    let Some(at) = arguments.iter().position(is_it) else { return default };
+    let value = match arguments[at].split_once('=') {
+        Some((_, value)) => Some(value),
+        None => arguments.get(at + 1).map(String::as_str),
+    };
+    let read = value.and_then(|value| value.parse().ok());
+    read.unwrap_or_else(|| panic!("{flag} cannot be read: {value:?}"))
 }
 
 /// Runs a bench, with every sync of it and of all processes that it starts counted.

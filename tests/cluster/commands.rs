@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::v1::SubmitRequest;
 use serde_json::Value;
-use tests::harness::{Dev, Planted};
+use tests::harness::{Dev, PATIENCE, Planted, eventually};
 use tonic::Code;
 
 use crate::{HARBOUR, PROGRAM, block_on, file, list, result_of, submit_and_watch, text};
@@ -196,9 +196,18 @@ fn why_tells_every_transition_of_a_work_an_agent_a_shard_and_a_node() {
     };
     assert_eq!(states(&why("work", &id)), ["accepted", "running", "succeeded"]);
     assert!(!why("agent", "default/postchain/why").is_empty());
-    assert!(states(&why("shard", "3")).contains(&"open".to_owned()));
-    assert!(states(&why("node", "node-1")).contains(&"alive".to_owned()));
-    assert_eq!(states(&why("leader", "control-1")), ["leader"]);
+    // What a leader did is written down behind its back.
+    for (kind, id, to) in
+        [("shard", "3", "open"), ("node", "node-1", "alive"), ("leader", "control-1", "leader")]
+    {
+        eventually(PATIENCE, &format!("{kind} {id} is told to be {to}"), || {
+            let told = states(&why(kind, id));
+            if told.iter().any(|state| state == to) { Ok(()) } else { Err(told.join(", ")) }
+        });
+    }
+    assert_eq!(states(&why("leader", "control-1"))[0], "leader");
+    // However the number is written.
+    assert_eq!(why("shard", "003"), why("shard", "3"));
     let placement = dev.run(&["why", "shard", "3"]).document();
     for node in ["node-1", "node-2", "node-3"] {
         let says = |line: &Value| text(line).starts_with(&format!("{node}: score"));

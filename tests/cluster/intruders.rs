@@ -186,18 +186,29 @@ fn join(dev: &Dev, name: &str) -> (Node, Duration) {
 
 #[test]
 fn an_honest_node_joins_in_two_seconds_while_two_hundred_silent_clients_are_connected() {
+    const TRIALS: usize = 5;
     let dev = one_node();
-    let (_first, undisturbed) = join(&dev, "node-6");
     let address: SocketAddr = dev.control_address("cluster").parse().unwrap();
-    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
-    let (_node, took) = join(&dev, "node-7");
-    // On a machine that is too busy for that with nobody in the way, they must not make it much worse.
-    assert!(took < Duration::from_secs(2).max(2 * undisturbed), "{took:?}, else {undisturbed:?}");
-    // They are still there: it is the server that cuts them off.
-    eventually_true(PATIENCE, "the silent ones are cut off and counted", || {
+    let cut_off = || {
         let counted = ["timeout", "crowded"]
             .map(|reason| refused(&dev, "stagedoor_net_refused_total", reason));
-        200.0 <= counted.iter().sum::<f64>()
-    });
-    drop(silent);
+        counted.iter().sum::<f64>()
+    };
+    // A machine that is too busy for a moment is not what they do to it.
+    let trial = |number: usize| {
+        let before = cut_off();
+        let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let (_node, took) = join(&dev, &format!("node-{}", 6 + number));
+        // They are still there: it is the server that cuts them off.
+        eventually_true(PATIENCE, "the silent ones are cut off and counted", || {
+            before + 200.0 <= cut_off()
+        });
+        drop(silent);
+        took
+    };
+    let mut took = Vec::new();
+    while took.last().is_none_or(|took| Duration::from_secs(2) <= *took) {
+        assert!(took.len() < TRIALS, "{took:?}");
+        took.push(trial(took.len()));
+    }
 }

@@ -40,7 +40,9 @@ fn children_end_by_themselves_when_dev_is_killed() {
 
 #[test]
 fn dev_ends_clean_when_it_is_asked_to() {
-    let mut dev = Dev::start(PROGRAM);
+    // Long before `dev` kills what does not end.
+    let env = vec![("STAGEDOOR_NODE__DRAIN_TIMEOUT_MS".to_owned(), "5000".to_owned())];
+    let mut dev = Dev::start_with(PROGRAM, &Options { env, ..Options::default() });
     submit_and_watch(&dev, "before", &Planted::new(HARBOUR, 512));
     let pids = pids(&dev);
     dev.child().signal(Signal::TERM);
@@ -163,9 +165,11 @@ fn a_child_that_dies_is_named_and_not_revived() {
     let events = submit_and_watch(&dev, "after", &Planted::new(HARBOUR, 512));
     assert_eq!(result_of(&events)["state"], "WORK_STATE_SUCCEEDED");
     assert!(!is_alive(pid));
-    let why = dev.run(&["why", "node", "node-3"]).document();
-    let last = list(&why["transitions"]).last().unwrap();
-    assert_eq!(last["to"], "dead", "{last}");
+    eventually(PATIENCE, "its death is told", || {
+        let why = dev.run(&["why", "node", "node-3"]).document();
+        let last = list(&why["transitions"]).last().cloned().unwrap_or_default();
+        if last["to"] == "dead" { Ok(()) } else { Err(why) }
+    });
     let nodes = dev.run(&["nodes"]).document();
     let alive = list(&nodes["nodes"]).iter().filter(|node| node["state"] == "alive");
     assert_eq!(alive.count(), 2, "{nodes}");

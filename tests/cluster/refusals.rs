@@ -5,12 +5,16 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use bytes::{Buf, BufMut, Bytes};
 use client::Error;
 use domain::Role;
 use net::pki::{Ca, Validity};
+use prost::Message;
 use proto::v1::work_service_client::WorkServiceClient;
-use proto::v1::{OpenRequest, OpenSubmit, SubmitRequest, open_request, open_response};
+use proto::v1::{OpenRequest, OpenSubmit, OpenWatch, SubmitRequest, open_request, open_response};
 use tests::harness::{Child, Dev, Options, Output, Program, eventually};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -79,7 +83,20 @@ fn the_api_refuses_the_same_with_details() {
         assert_eq!(fields.unwrap_or_default(), field, "{status:?}");
     };
     let check = |request: SubmitRequest, code: Code, field: &str, parts: &[&str]| {
-        let error = block_on(async { dev.client().submit(request).await.unwrap_err() });
+        let (client, again) = (dev.client(), request.clone());
+        let error = block_on(async { client.submit(request).await.unwrap_err() });
+        check_error(error, code, field, parts);
+        // On a stream, too, where what is too large is not sent at all.
+        let error = block_on(async {
+            let mut open = client.open();
+            if let Err(error) = open.sender().submit(1, again, OpenWatch::None).await {
+                return error;
+            }
+            match open.next().await.unwrap().unwrap().response {
+                Some(open_response::Response::Refused(refused)) => Error::of_refused(refused),
+                other => panic!("{other:?}"),
+            }
+        });
         check_error(error, code, field, parts);
     };
     let request = |agent: &str, input: &str| SubmitRequest {
@@ -141,6 +158,85 @@ fn the_api_itself_refuses_what_is_too_large_and_says_what_is_allowed() {
         let first = answers.message().await.unwrap().unwrap();
         assert!(matches!(first.response, Some(open_response::Response::Accepted(_))), "{first:?}");
         check(&answers.message().await.unwrap_err());
+    });
+}
+
+/// Sends and takes messages as they are.
+#[derive(Clone, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+#[test]
+fn a_message_that_is_none_of_ours_is_called_so() {
+    let dev = one_node();
+    let submit = SubmitRequest {
+        agent: "default/postchain/k".to_owned(),
+        input: "x".to_owned(),
+        ..SubmitRequest::default()
+    };
+    // The last byte is the input: text must be UTF-8.
+    let not_text = |mut bytes: Vec<u8>| {
+        assert_eq!(bytes.pop(), Some(b'x'));
+        bytes.push(0xff);
+        Bytes::from(bytes)
+    };
+    let open = OpenSubmit { submit: Some(submit.clone()), ..OpenSubmit::default() };
+    let open = OpenRequest { tag: 1, request: Some(open_request::Request::Submit(open)) };
+    let (submit, open) = (not_text(submit.encode_to_vec()), not_text(open.encode_to_vec()));
+    let check = |status: &Status| {
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        let reason = proto::status::reason_of(status);
+        assert_eq!(reason, Some(domain::Reason::Malformed), "{status:?}");
+        let details = status.get_error_details();
+        let field = details.bad_request().map(|bad| bad.field_violations[0].field.clone());
+        assert_eq!(field.as_deref(), Some("request"), "{status:?}");
+    };
+    block_on(async {
+        let mut grpc = tonic::client::Grpc::new(dial(&dev).await);
+        let path = |name| PathAndQuery::from_static(name);
+        for bytes in [submit, Bytes::from_static(b"\xff\xff\xff")] {
+            grpc.ready().await.unwrap();
+            let request = tonic::Request::new(bytes);
+            let answer = grpc.unary(request, path("/stagedoor.v1.WorkService/Submit"), Raw).await;
+            check(&answer.unwrap_err());
+        }
+        grpc.ready().await.unwrap();
+        let request = tonic::Request::new(tokio_stream::iter([open]));
+        let answers = grpc.streaming(request, path("/stagedoor.v1.WorkService/Open"), Raw).await;
+        check(&answers.unwrap().into_inner().message().await.unwrap_err());
     });
 }
 
@@ -394,12 +490,23 @@ fn a_second_cluster_in_the_same_directory_is_refused_with_the_pid_of_the_first()
 #[test]
 fn a_role_with_the_certificate_of_another_is_refused() {
     let dev = one_node();
-    let control = dev.config("control-1");
-    let mut config = dev.config("node-1");
-    config.insert("net".to_owned(), control["net"].clone());
-    config.remove("telemetry");
-    let path = file(&dev, "other.toml", &config.to_string());
-    let output = run_role(PROGRAM, "node", &path);
-    assert!(matches!(output.code, Some(1 | 2)), "{output}");
-    output.assert_error(output.code.unwrap(), &["node-1", "control-1"]);
+    let check = |role: &str, name: &str, id: &str, code: i32| {
+        let mut config = dev.config(name);
+        let issued = dev.ca().issue(&id.parse().unwrap(), Validity::default()).unwrap();
+        let written = issued.write(dev.scratch(), &id.replace(['/', ':'], "-")).unwrap();
+        let net = config["net"].as_table_mut().unwrap();
+        let path = |path: &Path| toml::Value::String(path.display().to_string());
+        net.insert("certificate".to_owned(), path(&written.certificate));
+        net.insert("key".to_owned(), path(&written.key));
+        config.remove("telemetry");
+        let path = file(&dev, "other.toml", &config.to_string());
+        run_role(PROGRAM, role, &path).assert_error(code, &[id, role]);
+    };
+    // The name of another, and the role of another.
+    check("node", "node-1", "spiffe://stagedoor.local/node/node-7", 2);
+    check("node", "node-1", "spiffe://stagedoor.local/control/node-1", 2);
+    check("node", "node-1", "spiffe://stagedoor.local/client/node-1", 2);
+    check("control", "control-1", "spiffe://stagedoor.local/control/control-7", 2);
+    check("control", "control-1", "spiffe://stagedoor.local/node/control-1", 2);
+    check("store", "store-1", "spiffe://stagedoor.local/node/store-1", 2);
 }

@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::Value;
-use tests::harness::{Dev, Output, Planted, pids_with_mark};
+use telemetry::fault::VARIABLE;
+use tests::harness::{
+    Child, Dev, Options, Output, PATIENCE, Planted, eventually, eventually_true, pids_with_mark,
+    placed_at_once, starting,
+};
 
 use crate::{HARBOUR, ORCHARD, PHASES, PROGRAM, list, result_of, submit_and_watch, text};
 
@@ -95,6 +99,7 @@ fn a_work_has_the_fields_that_programs_read() {
     for (index, step) in list(&work["steps"]).iter().enumerate() {
         assert_eq!(step["sequence"], index + 1);
         assert_eq!(step["kind"], "phase");
+        assert_eq!(step["reason"], "completed");
         assert!(text(&step["node"]).starts_with("node-"), "{step}");
         // 64-bit numbers are texts in the JSON of protobuf.
         assert!(1 <= text(&step["epoch"]).parse::<u64>().unwrap(), "{step}");
@@ -110,7 +115,8 @@ fn a_work_has_the_fields_that_programs_read() {
 
 #[test]
 fn the_ready_line_and_the_status_have_the_shape_that_programs_read() {
-    let dev = Dev::start(PROGRAM);
+    let options = Options { env: vec![placed_at_once()], ..Options::default() };
+    let dev = Dev::start_with(PROGRAM, &options);
     let ready = dev.ready();
     assert_eq!(ready["ready"], true);
     assert!(dev.api().split(',').all(|address| address.starts_with("127.0.0.1:")), "{ready}");
@@ -147,7 +153,9 @@ fn the_demo_shows_an_answer_and_leaves_neither_process_nor_file() {
     let (name, value) = mark.split_once('=').unwrap();
     let mut command = PROGRAM.command();
     command.env("TMPDIR", &temporary).env(name, value).arg("demo").arg(&path);
+    let starting = starting();
     let output = Output::of(&mut command);
+    drop(starting);
     assert_eq!(output.code, Some(0), "{output}");
     let shown = output.stdout.join("\n");
     planted.assert_found_in(&shown);
@@ -158,4 +166,53 @@ fn the_demo_shows_an_answer_and_leaves_neither_process_nor_file() {
     }
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "a directory is left");
     assert_eq!(pids_with_mark(&mark), [0; 0], "a process is left");
+}
+
+#[test]
+fn the_demo_shows_phases_while_others_are_still_to_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("harbour.txt");
+    fs::write(&path, Planted::new(HARBOUR, 2_048).text).unwrap();
+    let mark = format!("STAGEDOOR_TEST_MARK={}", dir.path().display());
+    let (name, value) = mark.split_once('=').unwrap();
+    // Whoever owns the agent stands still in the middle of its turn, and another goes on seconds later.
+    let plan = ["node-1", "node-2", "node-3"].map(|node| format!("{node}:turn-answered:5:stop"));
+    let mut command = PROGRAM.command();
+    command.env("TMPDIR", dir.path()).env(name, value).env(VARIABLE, plan.join(","));
+    let starting = starting();
+    let mut demo = Child::spawn("demo", command.arg("demo").arg(&path));
+    eventually_true(PATIENCE, "its processes listen", || !demo.stdout().is_empty());
+    drop(starting);
+    let is_over = |shown: &[String]| shown.iter().any(|line| line.starts_with("succeeded"));
+    eventually(PATIENCE, "phases are shown and the answer is not", || {
+        let stands_still = pids_with_mark(&mark).into_iter().any(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+        });
+        let shown = demo.stdout();
+        let has_phase = shown.iter().any(|line| line.trim_start().starts_with(PHASES[0]));
+        if stands_still && has_phase && !is_over(&shown) { Ok(()) } else { Err(shown.join("\n")) }
+    });
+    assert!(demo.wait(PATIENCE).success(), "{}", demo.stderr().join("\n"));
+    assert!(is_over(&demo.stdout()), "{:?}", demo.stdout());
+    assert_eq!(pids_with_mark(&mark), [0; 0], "a process is left");
+}
+
+#[test]
+fn each_step_of_a_work_is_a_commit_of_its_own() {
+    let env = vec![("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "3600000".to_owned())];
+    let dev = Dev::start_with(PROGRAM, &Options { env, ..Options::default() });
+    let groups = || dev.node_metrics("stagedoor_store_writer_groups_total", &[]);
+    let before = groups();
+    let works = 3;
+    for n in 0..works {
+        submit_and_watch(&dev, &format!("commits-{n}"), &Planted::new(HARBOUR, 2_048));
+    }
+    // The acceptance, six phases of which the last ends the work, and the row of the agent. Nobody else has anything to
+    // commit, so fewer would mean that two of them were in one.
+    let expected = f64::from(8 * works);
+    eventually(PATIENCE, "all is committed", || {
+        let committed = groups() - before;
+        if committed == expected { Ok(()) } else { Err(committed) }
+    });
 }

@@ -168,6 +168,22 @@ impl Desk {
         });
     }
 
+    /// Every work has been told what to call. One call of this node is made and not answered, and the others stand in
+    /// line behind it.
+    fn await_lines(&self, node: &str, works: &[String]) {
+        eventually(PATIENCE, "calls stand in line", || {
+            let has_step = |id: &&String| self.get(id)["steps"].is_array();
+            let asked = works.iter().filter(has_step).count();
+            let of = |node: &str| {
+                self.dev.metrics(node).sum("stagedoor_tool_calls_total", &["tool=\"count\""])
+            };
+            let begun: f64 = ["node-1", "node-2", "node-3"].map(of).iter().sum();
+            let made = self.calls().len();
+            let stands = asked == works.len() && 1.0 <= of(node) && begun == made as f64;
+            if stands { Ok(()) } else { Err(format!("{asked} asked, {begun} begun, {made} made")) }
+        });
+    }
+
     /// How many works of a node have not ended.
     fn open_of(&self, node: &str, works: &[String], owners: &[String]) -> usize {
         let client = self.dev.client();
@@ -407,9 +423,8 @@ fn a_node_that_was_stopped_begins_no_call_that_stands_in_line_when_it_wakes() {
     desk.apply("clerk", "");
     let before = desk.incarnations();
     let works = desk.submit_many("clerk");
-    // One call of each node is under way, and the others stand in line behind it.
-    desk.await_calls(1);
     let (victim, owners) = desk.busiest(&works);
+    desk.await_lines(&victim, &works);
     desk.dev.signal(&victim, Signal::STOP);
     assert!(2 <= desk.open_of(&victim, &works, &owners), "nothing stands in line");
     eventually(PATIENCE, "it owns nothing any more", || {

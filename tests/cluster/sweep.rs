@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use telemetry::fault::{OWNER_POINTS, POINTS, VARIABLE};
-use tests::harness::{PATIENCE, eventually};
+use tests::harness::{PATIENCE, eventually, placed_at_once};
 
 use crate::steps::{Desk, Tool};
 use crate::{list, text};
@@ -44,7 +44,9 @@ fn sweep(point: &str) {
 /// Two nodes get to what is planned for them; every work ends all the same.
 fn run(point: &str, plan: String, wakes: bool) {
     let tool = Tool { reconcile: true, ..Tool::default() };
-    let desk = Desk::start_with(tool, TOOL_TIMEOUT_MS, vec![(VARIABLE.to_owned(), plan)]);
+    // Every node opens as many shards as it was planned for.
+    let env = vec![(VARIABLE.to_owned(), plan), placed_at_once()];
+    let desk = Desk::start_with(tool, TOOL_TIMEOUT_MS, env);
     desk.apply("clerk", "");
     let works = desk.submit("clerk", WORKS);
     for node in ["node-1", "node-2"] {

@@ -109,6 +109,15 @@ fn only_net_builds_a_tls_configuration() {
 }
 
 #[test]
+fn only_proto_puts_traces_into_messages() {
+    let allowed = ["proto/src/", "crates/telemetry/", "tests/tidy/"];
+    let header = concat!('"', "traceparent", '"');
+    let hits = places(header, |line| line.contains(header)).into_iter();
+    let outside = |hit: &String| !allowed.iter().any(|path| hit.starts_with(path));
+    assert_none(&hits.filter(outside).collect::<Vec<_>>(), header);
+}
+
+#[test]
 fn no_source_file_is_long() {
     let sources = files::all().iter().filter(|file| file.is_rust() && !file.is_generated());
     let long = sources.filter(|file| LINES_MAX < file.text.lines().count());

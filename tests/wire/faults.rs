@@ -170,7 +170,7 @@ async fn a_server_that_is_not_there_is_unavailable_and_a_write_was_not_sent() {
 async fn a_server_that_was_stopped_leaves_a_commit_unknown_and_goes_on_afterwards() {
     let Some(mut doors) = owned().await else { return };
     let config =
-        Config { write_timeout_ms: 500, read_timeout_ms: 500, ..node_config(doors.sqld()) };
+        Config { write_timeout_ms: 3_000, read_timeout_ms: 3_000, ..node_config(doors.sqld()) };
     let node = store(config);
     assert_eq!(
         node.commit(SHARD, group(0, &[(1, 0)]).into()).await.unwrap(),

@@ -11,11 +11,11 @@ use proto::v1::registry_service_server::RegistryServiceServer;
 use proto::v1::work_service_server::WorkServiceServer;
 use std::sync::Arc;
 use tokio::sync::watch;
-use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
+use tonic::{Code, Status};
 use tonic_health::ServingStatus;
 use tower::util::MapResponseLayer;
 
@@ -87,12 +87,18 @@ pub(crate) async fn serve(
     serving.await.map_err(Error::Serve)
 }
 
-/// What tonic answers to a message over the limit has no details: no call of ours answers with its code.
+/// What tonic answers to a message over the limit, or to one that is none, has no details; what we answer has.
 fn with_details(response: http::Response<Body>) -> http::Response<Body> {
-    let code = response.headers().get("grpc-status");
-    match code.map(|code| Code::from_bytes(code.as_bytes())) {
-        Some(Code::OutOfRange) => refusal::too_large().into_http(),
-        Some(_) | None => response,
+    let headers = response.headers();
+    let code = headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()));
+    if headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    match (code, Status::from_header_map(headers)) {
+        (Some(Code::OutOfRange | Code::Internal), Some(status)) => {
+            refusal::unread(status).into_http()
+        }
+        (Some(_) | None, _) => response,
     }
 }
 

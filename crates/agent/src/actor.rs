@@ -214,24 +214,25 @@ enum Pending {
 
 impl Actor for AgentActor {
     type Msg = AgentMessage;
-    type State = State;
+    // Boxed, as the future of an actor has room for it more than once.
+    type State = Box<State>;
     type Arguments = AgentArgs;
 
     async fn pre_start(
         &self,
         me: ActorRef<AgentMessage>,
         args: AgentArgs,
-    ) -> Result<State, ActorProcessingErr> {
+    ) -> Result<Box<State>, ActorProcessingErr> {
         metrics::ACTIVATED.inc();
         metrics::HOT.inc();
-        Ok(State::new(args, me))
+        Ok(Box::new(State::new(args, me)))
     }
 
     async fn handle(
         &self,
         _: ActorRef<AgentMessage>,
         message: AgentMessage,
-        state: &mut State,
+        state: &mut Box<State>,
     ) -> Result<(), ActorProcessingErr> {
         // What others want to be tidied up does not keep an agent in memory.
         let is_use = !matches!(message, AgentMessage::Unsubscribe(_) | AgentMessage::Persist);
@@ -414,8 +415,8 @@ impl State {
         }
     }
 
-    /// What an append of this agent begins with.
-    fn new_append(&self) -> Append {
+    /// What an append of this agent begins with. `span` lasts until it is durable.
+    fn new_append(&self, span: tracing::Span) -> Append {
         let me = self.me.clone();
         let head = self.fold.as_ref().map_or(Lsn(0), |fold| fold.head);
         Append {
@@ -428,7 +429,10 @@ impl State {
             dedups: Vec::new(),
             definitions: Vec::new(),
             // An agent that is gone folds the journal again when it comes back.
-            done: Box::new(move |result| _ = me.cast(AgentMessage::Committed(result))),
+            done: Box::new(move |result| {
+                drop(span);
+                _ = me.cast(AgentMessage::Committed(result));
+            }),
         }
     }
 

@@ -4,6 +4,11 @@ use std::num::NonZeroU32;
 
 use serde::Deserialize;
 
+use crate::Error;
+
+/// Of whatever can be counted or measured here.
+const MOST: u64 = u32::MAX as u64;
+
 /// Limits and times of the agents of one node.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,6 +46,26 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What the types cannot say.
+    ///
+    /// # Errors
+    /// The field that is out of its range.
+    pub fn check(&self) -> Result<(), Error> {
+        in_range("agents.idle_ms", self.idle_ms)?;
+        in_range("agents.queued_bytes_max", self.queued_bytes_max as u64)?;
+        in_range("agents.waiting_entries_max", self.waiting_entries_max as u64)?;
+        in_range("agents.recovering_bytes_max", self.recovering_bytes_max as u64)?;
+        in_range("agents.reads_max", self.reads_max as u64)?;
+        in_range("agents.phase_timeout_ms", self.phase_timeout_ms)?;
+        in_range("agents.tool_timeout_ms", self.tool_timeout_ms)
+    }
+}
+
+fn in_range(field: &'static str, value: u64) -> Result<(), Error> {
+    if (1..=MOST).contains(&value) { Ok(()) } else { Err(Error::Config { field, value }) }
+}
+
 /// Which phases this node offers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,5 +91,48 @@ impl Default for PhasesConfig {
             queue_max: 2_048,
             stuck_ms: 120_000,
         }
+    }
+}
+
+impl PhasesConfig {
+    /// What the types cannot say.
+    ///
+    /// # Errors
+    /// The field that is out of its range.
+    pub fn check(&self) -> Result<(), Error> {
+        in_range("phases.workers", self.workers as u64)?;
+        in_range("phases.queue_max", self.queue_max as u64)?;
+        in_range("phases.stuck_ms", self.stuck_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_its_range_is_named() {
+        assert!(Config::default().check().is_ok() && PhasesConfig::default().check().is_ok());
+        let named = |checked: Result<(), Error>, field: &str| {
+            let text = checked.unwrap_err().to_string();
+            assert!(text.contains(field), "{text}");
+        };
+        let agents = Config::default;
+        named(Config { idle_ms: 0, ..agents() }.check(), "agents.idle_ms");
+        named(Config { queued_bytes_max: usize::MAX, ..agents() }.check(), "queued_bytes_max");
+        named(Config { waiting_entries_max: 0, ..agents() }.check(), "waiting_entries_max");
+        named(Config { recovering_bytes_max: 0, ..agents() }.check(), "recovering_bytes_max");
+        named(Config { reads_max: 0, ..agents() }.check(), "agents.reads_max");
+        named(Config { phase_timeout_ms: 0, ..agents() }.check(), "agents.phase_timeout_ms");
+        named(Config { tool_timeout_ms: 0, ..agents() }.check(), "agents.tool_timeout_ms");
+        let phases = PhasesConfig::default;
+        named(PhasesConfig { workers: 0, ..phases() }.check(), "phases.workers");
+        named(PhasesConfig { queue_max: 0, ..phases() }.check(), "phases.queue_max");
+        named(PhasesConfig { stuck_ms: 0, ..phases() }.check(), "phases.stuck_ms");
+    }
+
+    #[test]
+    fn an_agent_leaves_memory_after_ten_seconds_without_work() {
+        assert_eq!(Config::default().idle_ms, 10_000);
     }
 }

@@ -4,6 +4,8 @@ use domain::{ErrorKind, Reason, ShardId};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("config has {field} = {value}: write 1 to 4294967295")]
+    Config { field: &'static str, value: u64 },
     #[error("cannot start {what}")]
     Spawn {
         what: String,
@@ -47,6 +49,7 @@ pub enum Error {
 impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Config { .. } => ErrorKind::Invalid,
             Self::Spawn { .. } | Self::Journal { .. } | Self::Fold { .. } => ErrorKind::Internal,
             Self::Open { source, .. } | Self::Read { source, .. } => source.kind(),
             Self::Fenced { .. } | Self::NotOpened { .. } => ErrorKind::Fenced,
@@ -62,6 +65,7 @@ impl Error {
             Self::Fenced { .. } => Reason::Fenced,
             Self::Definition { reason, .. } | Self::NotOpened { reason, .. } => *reason,
             Self::Spawn { .. } | Self::Journal { .. } | Self::Fold { .. } => Reason::Quarantined,
+            Self::Config { .. } => Reason::Malformed,
             Self::Cluster(_) => Reason::Overloaded,
         }
     }

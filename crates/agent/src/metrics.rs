@@ -43,6 +43,12 @@ counters! {
 
 pub(crate) static HOT: LazyLock<IntGauge> =
     LazyLock::new(|| gauge("stagedoor_agent_hot", "Agents in memory."));
+pub(crate) static RECOVERING: LazyLock<IntGauge> = LazyLock::new(|| {
+    gauge(
+        "stagedoor_agent_recovering",
+        "Agents that are being recovered now, of the room for them.",
+    )
+});
 pub(crate) static SHARDS: LazyLock<IntGauge> =
     LazyLock::new(|| gauge("stagedoor_agent_shards", "Shards that this node has opened."));
 pub(crate) static ENDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -60,6 +66,7 @@ pub(crate) fn register(tools: &tool::Registry) {
     register_counters();
     LazyLock::force(&HOT);
     LazyLock::force(&SHARDS);
+    LazyLock::force(&RECOVERING);
     for tool in tools.tools() {
         TOOL_CALLS.with_label_values(&[tool.name()]);
     }

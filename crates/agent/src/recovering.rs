@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::metrics;
 use crate::shard::Shard;
 
 /// Agents whose entries are read together. The store cuts an answer that is too large; who is not in it reads by itself.
@@ -150,14 +151,22 @@ impl Recovering {
     }
 
     fn shares(&self, mut agents: OwnedSemaphorePermit) -> Vec<Share> {
-        let share =
-            |agent| Share { room: self.clone(), _agent: agent, bytes: Vec::new(), beyond: None };
+        let share = |agent| {
+            metrics::RECOVERING.inc();
+            Share { room: self.clone(), _agent: agent, bytes: Vec::new(), beyond: None }
+        };
         (0..agents.num_permits()).map_while(|_| agents.split(1)).map(share).collect()
     }
 }
 
 fn permits(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        metrics::RECOVERING.dec();
+    }
 }
 
 impl Share {

@@ -356,11 +356,13 @@ async fn an_idle_agent_leaves_memory_and_remembers() {
 async fn a_phase_that_nobody_offers_waits_until_the_deadline() {
     let bench = bench_with(Arc::new(Scripted::new()), Config::default(), &Phase::ALL[..2]).await;
     let answer =
-        bench.submit_with(SubmitCall { timeout_ms: 700, ..call(A, "text", "k") }).await.unwrap();
+        bench.submit_with(SubmitCall { timeout_ms: 5_000, ..call(A, "text", "k") }).await.unwrap();
     bench
-        .eventually("it waits", async || state(&bench.get(answer.lsn).await) == WorkState::Waiting)
+        .eventually("it waits", async || {
+            let work = bench.get(answer.lsn).await;
+            state(&work) == WorkState::Waiting && reason(work.reason) == Reason::NoOffer
+        })
         .await;
-    assert_eq!(reason(bench.get(answer.lsn).await.reason), Reason::NoOffer);
     let work = bench.ended(answer.lsn).await;
     assert_eq!((state(&work), reason(work.reason)), (WorkState::Failed, Reason::DeadlineExceeded));
 }

@@ -85,9 +85,7 @@ impl Error {
 
     /// The same for a request on an open stream.
     pub fn of_refused(refused: v1::Refused) -> Self {
-        let retry_after = refused.retry_delay.and_then(|delay| delay.try_into().ok());
-        let status = Status::new(Code::from(refused.code), refused.message);
-        Self::Refused { status: Box::new(status), reason: refused.reason.parse().ok(), retry_after }
+        Self::refused(refused.into())
     }
 
     /// The field of the request that is wrong, if the cluster named one.

@@ -454,7 +454,7 @@ async fn a_submit_on_an_open_stream_is_refused_when_its_time_is_over_or_its_queu
         *fake.refusals.lock().unwrap() = vec![no; 1000];
         let served = fixture.serve(&fake);
         let (sender, mut receiver) = fixture.client(&[&served]).open().split();
-        let timeout = Some(Duration::from_millis(200).into());
+        let timeout = Some(Duration::from_secs(2).into());
         let request = SubmitRequest { timeout, ..SubmitRequest::default() };
         sender.submit(1, request, OpenWatch::End).await.unwrap();
         drop(sender);

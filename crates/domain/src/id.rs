@@ -24,7 +24,12 @@ fn is_key(text: &str) -> bool {
 fn is_printable(c: char) -> bool {
     let is_separator = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
     let is_turn = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !c.is_control() && !is_separator && !is_turn
+    // Two keys that look the same are two agents. Joiners are not here: scripts and emoji need them.
+    let is_unseen = matches!(
+        c,
+        '\u{ad}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+    );
+    !c.is_control() && !is_separator && !is_turn && !is_unseen
 }
 
 fn is_trust_domain(text: &str) -> bool {
@@ -329,7 +334,9 @@ mod tests {
         check::<AgentKey>(&"k".repeat(256), true);
         check::<AgentKey>(&"k".repeat(257), false);
         check::<AgentKey>("", false);
-        for hidden in ['\n', '\u{2028}', '\u{202e}', '\u{2066}', '\u{feff}'] {
+        let turns_and_breaks = ['\n', '\u{2028}', '\u{202e}', '\u{2066}', '\u{feff}'];
+        let unseen = ['\u{ad}', '\u{200b}', '\u{2060}', '\u{fff9}', '\u{e0041}'];
+        for hidden in turns_and_breaks.into_iter().chain(unseen) {
             check::<AgentKey>(&format!("a{hidden}b"), false);
         }
     }

@@ -195,9 +195,11 @@ async fn silent_clients_keep_nobody_out() {
     }
     let node = fixture.node(Protocol::Link);
     let addr = addr.to_string();
-    let dial = timeout(Duration::from_secs(2), async { node.dial(&addr, &control()).await });
+    // They are not let go before: each has five seconds.
+    let dial = timeout(Duration::from_secs(4), async { node.dial(&addr, &control()).await });
     dial.await.expect("in time").unwrap();
     listener.accept().await.unwrap();
+    drop(silent);
 }
 
 #[tokio::test]

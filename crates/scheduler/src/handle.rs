@@ -254,16 +254,18 @@ impl Handle {
     /// Another kind, a malformed id, nothing stored of it, no answer of the store.
     pub async fn explain(&self, kind: &str, id: &str) -> Result<Explained, Error> {
         let mut placement = Vec::new();
+        let mut subject = format!("{kind}/{id}");
         match kind {
             "node" | "leader" => drop(id.parse::<ProcessName>()?),
             "shard" => {
                 let shard: ShardId = id.parse()?;
                 placement = self.placement(shard).await;
+                // However the number was written.
+                subject = format!("{kind}/{shard}");
             }
             "agent" => {}
             _ => return Err(Error::UnknownKind { kind: kind.chars().take(80).collect() }),
         }
-        let subject = format!("{kind}/{id}");
         let read = ReadTransitions { subject: subject.clone(), limit: TRANSITIONS_MAX };
         let answer = self.shared.read(Read::Transitions(read)).await;
         let mut transitions = answer.map_err(Error::store("read the transitions"))?.transitions;

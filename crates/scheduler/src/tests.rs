@@ -366,7 +366,7 @@ async fn whom_a_new_leader_awaits_in_vain_is_dead() {
     let first = world.leader("control-1").await;
     let [_gone, ann, bob] = world.three_nodes(&first).await;
     first.shutdown().await;
-    let config = Config { nodes_expected: 3, settle_ms: 500, tick_ms: 10, ..Config::default() };
+    let config = Config { nodes_expected: 3, settle_ms: 3_000, tick_ms: 10, ..Config::default() };
     let second = world.scheduler_with("control-2", config).await;
     eventually("the second leads", async || second.is_leading().then_some(())).await;
     for node in [&ann, &bob] {

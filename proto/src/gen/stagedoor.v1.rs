@@ -2611,6 +2611,9 @@ pub struct Refused {
     /// When to try again; unset: do not.
     #[prost(message, optional, tag = "4")]
     pub retry_delay: ::core::option::Option<::pbjson_types::Duration>,
+    /// The field of the request that is wrong; empty: none is.
+    #[prost(string, tag = "5")]
+    pub field: ::prost::alloc::string::String,
 }
 /// Where a work stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

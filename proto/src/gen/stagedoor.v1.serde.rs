@@ -5267,6 +5267,9 @@ impl serde::Serialize for Refused {
         if self.retry_delay.is_some() {
             len += 1;
         }
+        if !self.field.is_empty() {
+            len += 1;
+        }
         let mut struct_ser = serializer.serialize_struct("stagedoor.v1.Refused", len)?;
         if self.code != 0 {
             struct_ser.serialize_field("code", &self.code)?;
@@ -5279,6 +5282,9 @@ impl serde::Serialize for Refused {
         }
         if let Some(v) = self.retry_delay.as_ref() {
             struct_ser.serialize_field("retryDelay", v)?;
+        }
+        if !self.field.is_empty() {
+            struct_ser.serialize_field("field", &self.field)?;
         }
         struct_ser.end()
     }
@@ -5295,6 +5301,7 @@ impl<'de> serde::Deserialize<'de> for Refused {
             "message",
             "retry_delay",
             "retryDelay",
+            "field",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -5303,6 +5310,7 @@ impl<'de> serde::Deserialize<'de> for Refused {
             Reason,
             Message,
             RetryDelay,
+            Field,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -5328,6 +5336,7 @@ impl<'de> serde::Deserialize<'de> for Refused {
                             "reason" => Ok(GeneratedField::Reason),
                             "message" => Ok(GeneratedField::Message),
                             "retryDelay" | "retry_delay" => Ok(GeneratedField::RetryDelay),
+                            "field" => Ok(GeneratedField::Field),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -5351,6 +5360,7 @@ impl<'de> serde::Deserialize<'de> for Refused {
                 let mut reason__ = None;
                 let mut message__ = None;
                 let mut retry_delay__ = None;
+                let mut field__ = None;
                 while let Some(k) = map_.next_key()? {
                     match k {
                         GeneratedField::Code => {
@@ -5379,6 +5389,12 @@ impl<'de> serde::Deserialize<'de> for Refused {
                             }
                             retry_delay__ = map_.next_value()?;
                         }
+                        GeneratedField::Field => {
+                            if field__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("field"));
+                            }
+                            field__ = Some(map_.next_value()?);
+                        }
                     }
                 }
                 Ok(Refused {
@@ -5386,6 +5402,7 @@ impl<'de> serde::Deserialize<'de> for Refused {
                     reason: reason__.unwrap_or_default(),
                     message: message__.unwrap_or_default(),
                     retry_delay: retry_delay__,
+                    field: field__.unwrap_or_default(),
                 })
             }
         }

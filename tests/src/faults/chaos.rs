@@ -3,6 +3,7 @@
 //! At least two nodes are well at any time, and everything that was taken away comes back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -188,7 +189,9 @@ impl Chaos {
     fn revive(&mut self, mesh: &mut Mesh) {
         for name in mesh.dead() {
             let status = mesh.wait_until_over(&name);
-            if self.leaving.remove(&name) && status.success() {
+            // Who is told to leave before it listens for that just ends.
+            let is_told = status.signal() == Some(Signal::TERM.as_raw());
+            if self.leaving.remove(&name) && (status.success() || is_told) {
                 self.note(format!("{name} has left"));
                 mesh.start_again(&name);
                 continue;

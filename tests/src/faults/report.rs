@@ -40,7 +40,8 @@ impl Report {
     }
 
     fn violations(&self) -> usize {
-        self.faults.len() + self.unheard.len() + usize::from(self.broken.is_some())
+        let broken = usize::from(self.broken.is_some());
+        self.faults.len() + self.unheard.len() + self.exits.len() + broken
     }
 
     fn show_violations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,6 +49,9 @@ impl Report {
         self.timeline.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         if let Some(missing) = &self.broken {
             writeln!(f, "violation: the cluster did not become whole: {missing}")?;
+        }
+        for exit in self.exits.iter().take(SHOWN_MAX) {
+            writeln!(f, "violation: a process ended by itself: {exit}")?;
         }
         for fault in self.faults.iter().take(SHOWN_MAX) {
             writeln!(f, "violation: {fault}")?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -65,8 +65,10 @@ impl Dev {
         let place = Place::take();
         let dir = tempfile::Builder::new().prefix("stagedoor-test-").tempdir().expect("a folder");
         let data_dir = dir.path().join("dev");
+        let starting = starting();
         let mut child = spawn(program, options, &data_dir);
         let ready = ready_line(&mut child, &data_dir);
+        drop(starting);
         let options = options.clone();
         Self { program, options, child, dir, ready, _place: place }
     }
@@ -89,6 +91,7 @@ impl Dev {
     pub fn start_again(&mut self, options: &Options) {
         let dir = self.dir();
         self.options = options.clone();
+        let _starting = starting();
         self.child = spawn(self.program, options, &dir);
         self.ready = ready_line(&mut self.child, &dir);
     }
@@ -299,6 +302,13 @@ fn tell(dir: &Path) {
 
 fn log(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join("logs").join(format!("{name}.log"))).unwrap_or_default()
+}
+
+/// While it is held, no other cluster of this program chooses its ports: between the choice and the listening they are
+/// nobody's.
+pub fn starting() -> MutexGuard<'static, ()> {
+    static STARTING: Mutex<()> = Mutex::new(());
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 static CLUSTERS: Mutex<usize> = Mutex::new(0);

@@ -21,7 +21,7 @@ mod wait;
 
 pub use child::{Child, pids_with_mark};
 pub use clients::{Clients, Heard, Load};
-pub use dev::{Dev, Options};
+pub use dev::{Dev, Options, starting};
 pub use fault::{Door, Fault, Flow};
 pub use mesh::{CLIENTS, Mesh, MeshOptions, Port, Spaces};
 pub use metrics::Metrics;
@@ -47,7 +47,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Two test programs at once begin at different ports.
-    let first = u16::try_from(std::process::id() % 1_000).expect("less than 1,000") * 10;
+    let first = u16::try_from(std::process::id() % 300).expect("less than 300") * 10;
     let ports = (0..PORTS).map(|_| {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         PORT_MIN + first.wrapping_add(number) % PORTS
@@ -56,11 +56,16 @@ pub fn free_address() -> SocketAddr {
     addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }
 
+/// For the environment of a cluster whose first shards are placed when every node is there, however late one comes.
+pub fn placed_at_once() -> (String, String) {
+    ("STAGEDOOR_CONTROL__SCHEDULER__SETTLE_MS".to_owned(), "20000".to_owned())
+}
+
 /// Says that a test could not be run here, past the capture of what tests print that pass.
 fn skipped(why: &str) {
     _ = writeln!(std::io::stderr(), "{why}");
 }
 
-/// Below those that systems give to whoever asks for any.
+/// Below those that `dev` takes, and those that systems give to whoever asks for any.
 const PORT_MIN: u16 = 15_000;
-const PORTS: u16 = 10_000;
+const PORTS: u16 = 3_000;

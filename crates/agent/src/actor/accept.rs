@@ -130,7 +130,7 @@ impl State {
         let payload = journal::encode(&entry);
         let before = (self.seq, self.row_stored);
         let row = self.next_row(&entry, Lsn(0), payload.clone(), now_ms);
-        let mut append = self.new_append();
+        let mut append = self.new_append(commit_span_of(&submit));
         append.rows.push(row);
         append.works.push(WorkRow {
             id: 0,
@@ -291,6 +291,15 @@ impl State {
         }
         Ok(())
     }
+}
+
+fn commit_span_of(submit: &Submit) -> tracing::Span {
+    if submit.traceparent.is_empty() {
+        return tracing::Span::none();
+    }
+    let span = tracing::info_span!("commit");
+    telemetry::set_parent(&span, Some(&submit.traceparent));
+    span
 }
 
 /// What a submit answers is the acceptance, whatever has happened since, and so it stands where that does.

@@ -83,7 +83,7 @@ impl State {
                 (entry, payload)
             })
             .collect();
-        let mut append = self.new_append();
+        let mut append = self.new_append(self.commit_span(work));
         for (entry, payload) in &entries {
             let row = self.next_row(entry, work, payload.clone(), ts_ms);
             append.rows.push(row);

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::ActorProcessingErr;
+use tracing::Instrument;
 
 use domain::agent::{Agent as Fold, Passage};
 use domain::entry::{Entry, Stamp};
@@ -193,7 +194,10 @@ impl State {
     pub(super) async fn recover(&mut self, due: Due) -> Result<(), ActorProcessingErr> {
         let Due { row, ahead, mut share } = due;
         if self.fold.is_none() {
-            if let Err(error) = self.load(row.clone(), ahead, Some(&mut share)).await {
+            let (agent, shard) = (self.args.id.clone(), self.shard().id);
+            let span = tracing::info_span!("recover", %agent, %shard);
+            let loading = self.load(row.clone(), ahead, Some(&mut share));
+            if let Err(error) = loading.instrument(span).await {
                 return self.recover_later(row, share, error);
             }
             metrics::RECOVERED.inc();
@@ -266,7 +270,7 @@ impl State {
             return;
         }
         let pending = Pending::Row { head: fold.head, seq: fold.seq };
-        let mut append = self.new_append();
+        let mut append = self.new_append(tracing::Span::none());
         append.agents.push(row);
         self.append(append, pending);
     }

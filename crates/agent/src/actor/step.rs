@@ -272,6 +272,14 @@ impl State {
         turn.map_or(latest, |turn| clock::instant_at(turn.deadline_ms()).min(latest))
     }
 
+    /// From an append of the work's turn until it is durable.
+    pub(super) fn commit_span(&self, work: Lsn) -> tracing::Span {
+        match &self.span {
+            Some((of, turn)) if *of == work => tracing::info_span!(parent: turn, "commit"),
+            Some(_) | None => tracing::Span::none(),
+        }
+    }
+
     /// The trace context of the turn's span, made when the turn begins; empty when nobody traces.
     pub(super) fn traceparent(&mut self, work: Lsn) -> String {
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));

@@ -344,7 +344,8 @@ async fn await_queued(node: &Handle, jobs: u32) {
 async fn a_job_whose_deadline_passed_in_the_queue_is_not_begun() {
     let (stage, model, gate, first) = busy_stage(20_000).await;
     let before = crate::metrics::JOBS_LATE.get();
-    let late = stage.submit("acme/postchain/b", 300).await;
+    let late = stage.submit("acme/postchain/b", 3_000).await;
+    await_queued(&stage.node("node-1"), 1).await;
     let late = stage.ended(late).await;
     assert_eq!(reason(late.reason), Reason::DeadlineExceeded);
     gate.add_permits(100);
@@ -370,7 +371,7 @@ async fn what_a_process_took_before_it_stood_still_is_given_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_stood_still_begins_nothing_before_it_knows_that_it_still_is_one() {
-    let (mut stage, model, gate, first) = busy_stage(500).await;
+    let (mut stage, model, gate, first) = busy_stage(3_000).await;
     // Nothing of the first is journaled any more: its answer finds nobody.
     stage.ended(first).await;
     // Each of them asks, and not only the first may hear that it is somebody else's shard now.

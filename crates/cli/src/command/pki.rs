@@ -38,12 +38,8 @@ fn issue(
     out: Option<PathBuf>,
     validity: Validity,
 ) -> Result<(), Failure> {
+    let stem = stem_of(role, &name)?;
     let ca = Ca::load(dir).map_err(|error| failure(&error))?;
-    // A folder with client.crt, client.key and ca.crt is what --credentials takes.
-    let stem = match role {
-        Role::Client => "client".to_owned(),
-        Role::Store | Role::Control | Role::Node => name.to_string(),
-    };
     let id = SpiffeId { trust_domain: ca.trust_domain().clone(), role, name };
     let out = out.unwrap_or_else(|| dir.to_owned());
     let issued = ca.issue(&id, validity).map_err(|error| failure(&error))?;
@@ -59,6 +55,19 @@ fn issue(
         written.certificate.display(),
         written.key.display()
     ))
+}
+
+/// What the files of a process are called. Neither the authority's nor a client's are taken for those of another.
+fn stem_of(role: Role, name: &ProcessName) -> Result<String, Failure> {
+    match (role, name.as_str()) {
+        // A folder with client.crt, client.key and ca.crt is what --credentials takes.
+        (Role::Client, _) => Ok("client".to_owned()),
+        (Role::Store | Role::Control | Role::Node, "ca" | "client") => {
+            let why = format!("{name}.crt and {name}.key are the files of another");
+            Err(Failure::usage(why).remedy("choose another --name"))
+        }
+        (Role::Store | Role::Control | Role::Node, _) => Ok(name.to_string()),
+    }
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {
@@ -102,6 +111,28 @@ mod tests {
         let mut config = client::Config::new(out);
         config.api = vec!["127.0.0.1:1".to_owned()];
         client::Client::connect(&config).unwrap();
+    }
+
+    #[test]
+    fn nobody_is_named_like_the_files_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let trust_domain = "stagedoor.local".parse().unwrap();
+        run(PkiCommand::Init { dir: dir.path().to_owned(), trust_domain }).unwrap();
+        let key = std::fs::read(dir.path().join("ca.key")).unwrap();
+        for name in ["ca", "client"] {
+            let command = PkiCommand::Issue {
+                dir: dir.path().to_owned(),
+                role: Role::Node,
+                name: name.parse().unwrap(),
+                out: None,
+                days: 1,
+            };
+            let failure = run(command).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.to_string().contains("choose another --name"), "{failure}");
+        }
+        assert_eq!(std::fs::read(dir.path().join("ca.key")).unwrap(), key);
+        assert!(!dir.path().join("client.key").exists());
     }
 
     #[test]

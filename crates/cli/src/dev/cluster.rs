@@ -105,6 +105,7 @@ impl Cluster {
             runs: BTreeMap::new(),
             due: Vec::new(),
         };
+        cluster.plan.let_ports_go();
         for index in 0..cluster.plan.processes.len() {
             cluster.start_process(index, 0)?;
         }

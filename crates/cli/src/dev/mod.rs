@@ -10,7 +10,7 @@ mod server;
 
 pub(crate) use cluster::{Cluster, Options};
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use crate::args::{DevArgs, Format};
@@ -55,9 +55,9 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, Failure> {
 }
 
 fn check_loopback(api: SocketAddr) -> Result<(), Failure> {
-    match api.ip().is_loopback() {
+    match api.ip() == Ipv4Addr::LOCALHOST {
         true => Ok(()),
-        false => Err(Failure::usage(format!("address {api} is not loopback"))
+        false => Err(Failure::usage(format!("address {api} is not one of 127.0.0.1"))
             .why("`stagedoor dev` serves this machine only")
             .remedy("use 127.0.0.1, or run the roles by themselves")),
     }
@@ -98,8 +98,11 @@ mod tests {
     #[test]
     fn only_loopback_is_served() {
         assert!(check_loopback("127.0.0.1:7700".parse().unwrap()).is_ok());
-        assert!(check_loopback("[::1]:0".parse().unwrap()).is_ok());
-        let failure = check_loopback("0.0.0.0:7700".parse().unwrap()).unwrap_err();
-        assert_eq!(failure.exit, Exit::Usage);
+        // Its other listeners are on 127.0.0.1, and so are those of which only a port was asked for.
+        for other in ["0.0.0.0:7700", "[::1]:0", "127.0.0.2:0"] {
+            let failure = check_loopback(other.parse().unwrap()).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.to_string().contains(other), "{failure}");
+        }
     }
 }

@@ -27,10 +27,13 @@ pub(crate) struct Plan {
     /// Of every control replica, the one that was asked for first.
     pub(crate) apis: Vec<SocketAddr>,
     pub(crate) processes: Vec<Process>,
+    /// Nobody else takes the ports while this holds them: to be let go just before the processes start.
+    held: Vec<TcpListener>,
 }
 
 /// Where everything listens.
 struct Ports {
+    held: Vec<TcpListener>,
     store: SocketAddr,
     controls: Vec<ControlPorts>,
     nodes: Vec<SocketAddr>,
@@ -78,7 +81,12 @@ impl Plan {
             add(Role::Node, name, node(home, &ports, index, for_node.clone()));
         }
         let apis = ports.controls.iter().map(|control| control.api).collect();
-        Ok(Self { apis, processes })
+        Ok(Self { apis, processes, held: ports.held })
+    }
+
+    /// The processes may listen now.
+    pub(crate) fn let_ports_go(&mut self) {
+        self.held.clear();
     }
 
     /// All API addresses as clients take them.
@@ -89,7 +97,7 @@ impl Plan {
 }
 
 impl Ports {
-    /// All are held at once, so that no two are the same, and then let go for the children to take.
+    /// All are held at once, so that no two are the same.
     fn take(nodes: u16, controls: u16, api: SocketAddr) -> Result<Self, Failure> {
         let mut held = Vec::new();
         let mut take = |addr: SocketAddr| -> std::io::Result<SocketAddr> {
@@ -115,12 +123,11 @@ impl Ports {
             let api = given.take().map_or_else(&mut any, Ok)?;
             replicas.push(ControlPorts { api, cluster: any()?, beat: any()? });
         }
-        Ok(Self {
-            store: any()?,
-            controls: replicas,
-            nodes: (0..nodes).map(|_| any()).collect::<Result<_, _>>()?,
-            admin: (0..nodes + controls + 1).map(|_| any()).collect::<Result<_, _>>()?,
-        })
+        let store = any()?;
+        let nodes = (0..nodes).map(|_| any()).collect::<Result<Vec<_>, _>>()?;
+        let admin = (0..nodes.len() + usize::from(controls) + 1).map(|_| any());
+        let admin = admin.collect::<Result<_, _>>()?;
+        Ok(Self { held, store, controls: replicas, nodes, admin })
     }
 }
 

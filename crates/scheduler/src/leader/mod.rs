@@ -29,6 +29,7 @@ use domain::{AgentId, ClusterId, Epoch, Member, ProcessName, Reason, Role, Shard
 use proto::link::{AgentFailed, JoinRequest, PutShard, Refusal};
 use telemetry::fault::point;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 use tracing::{info, warn};
 
 pub use admission::Admit;
@@ -527,7 +528,9 @@ impl Leader {
         let cause = owner.map(|owner| self.roster.fate(owner)).unwrap_or_default();
         facts.fence = Some(Fencing { expected, above, to: to.clone(), reason, cause });
         point("leader-before-fence");
-        self.tasks.spawn(self.hands.clone().fence(facts.row.clone(), expected, above, to));
+        let span = tracing::info_span!("place", %shard, %to, %reason);
+        let fencing = self.hands.clone().fence(facts.row.clone(), expected, above, to);
+        self.tasks.spawn(fencing.instrument(span));
     }
 
     fn grant(&mut self, shard: ShardId, epoch: Epoch, to: Member) {

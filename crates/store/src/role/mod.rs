@@ -80,7 +80,7 @@ impl Server {
         if identity.id().role != Role::Store {
             let what =
                 format!("{} is no store; use a certificate of the role store", identity.id());
-            return Err(Error::Denied { what });
+            return Err(Error::Invalid { what });
         }
         let (data_dir, engine) = (config.data_dir.clone(), config.engine.clone());
         let store = blocking(move || FileStore::open(&data_dir, engine)).await?;

@@ -138,7 +138,7 @@ async fn a_process_that_is_no_store_may_not_serve_one() {
     };
     let node = identity(&served.ca, "node/node-1");
     let refused = store::role::Server::bind(&config, &node).await.err().unwrap();
-    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
     served.stop().await;
 }
 
