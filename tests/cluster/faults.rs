@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use proto::v1::{Node, SubmitRequest};
 use rustix::process::Signal;
-use tests::harness::{Clients, Fault, Load, Mesh, MeshOptions, PATIENCE, Port, eventually};
+use tests::harness::{Clients, Fault, Heard, Load, Mesh, MeshOptions, PATIENCE, Port, eventually};
 
-use crate::PROGRAM;
+use crate::{PROGRAM, until_not_too_busy};
 
 /// For what a fault has held up, and its end.
 const REST_MAX: Duration = Duration::from_secs(120);
@@ -116,6 +116,11 @@ fn a_node_that_falls_silent_on_every_link_costs_no_work() {
 
 #[test]
 fn a_store_link_that_is_reset_over_and_over_only_slows_works_down() {
+    until_not_too_busy(reset_links);
+}
+
+/// Whether the machine was too busy.
+fn reset_links() -> bool {
     let (mut mesh, clients) = start();
     let before = incarnations(&mesh);
     for _ in 0..20 {
@@ -126,12 +131,24 @@ fn a_store_link_that_is_reset_over_and_over_only_slows_works_down() {
     }
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.dead(), Vec::<String>::new());
-    assert_eq!(incarnations(&mesh), before, "somebody was declared dead");
-    mesh.assert_sound(&heard, true);
+    is_as_before(&mesh, &heard, &before)
+}
+
+/// Where nobody was declared dead, everything is counted, too. Whether somebody was: where nothing is wrong with beats, the
+/// machine is too busy for them.
+fn is_as_before(mesh: &Mesh, heard: &Heard, before: &[i64]) -> bool {
+    let is_busy = incarnations(mesh) != before || !deaths(mesh).is_empty();
+    mesh.assert_sound(heard, !is_busy);
+    is_busy
 }
 
 #[test]
 fn links_that_are_late_by_200_ms_lead_to_no_verdict() {
+    until_not_too_busy(late_links);
+}
+
+/// Whether the machine was too busy.
+fn late_links() -> bool {
     let (mut mesh, clients) = start();
     let before = incarnations(&mesh);
     let late = Fault::late(Duration::from_millis(200), Duration::from_millis(50));
@@ -140,9 +157,7 @@ fn links_that_are_late_by_200_ms_lead_to_no_verdict() {
     mesh.heal();
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.dead(), Vec::<String>::new());
-    assert_eq!(incarnations(&mesh), before, "somebody was declared dead");
-    assert_eq!(deaths(&mesh), Vec::<String>::new());
-    mesh.assert_sound(&heard, true);
+    is_as_before(&mesh, &heard, &before)
 }
 
 #[test]
@@ -176,6 +191,11 @@ fn a_node_that_beats_and_that_nobody_reaches_is_replaced_and_comes_back() {
 /// Nothing on the runtime of a node runs for a while; its beats, which have their own, go on.
 #[test]
 fn a_runtime_that_stands_still_is_slow_for_half_a_minute_and_dead_after() {
+    until_not_too_busy(stalled_runtimes);
+}
+
+/// Whether the machine was too busy.
+fn stalled_runtimes() -> bool {
     let plan = "node-2:turn-answered:20:block-20000,node-3:turn-answered:20:block-35000";
     let env = vec![("STAGEDOOR_FAULT_POINT".to_owned(), plan.to_owned())];
     let mut mesh = Mesh::start(PROGRAM, &MeshOptions { env, ..MeshOptions::default() });
@@ -189,10 +209,15 @@ fn a_runtime_that_stands_still_is_slow_for_half_a_minute_and_dead_after() {
     more_end(&clients, 60);
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.dead(), Vec::<String>::new());
-    assert_eq!(node(&mesh, "node-2").incarnation, slow.incarnation);
-    let deaths = deaths(&mesh);
-    assert!(deaths.len() == 1 && deaths[0].contains("node/node-3 runtime_stalled"), "{deaths:?}");
     mesh.assert_sound(&heard, false);
+    let deaths = deaths(&mesh);
+    // Of the two only one stood still for too long: that is never a matter of how busy the machine is.
+    let (mut stalled, others): (Vec<_>, Vec<_>) =
+        deaths.into_iter().partition(|death| death.contains("runtime_stalled"));
+    assert!(stalled.pop().is_some_and(|death| death.contains("node/node-3")) && stalled.is_empty());
+    let is_slow_one_here = node(&mesh, "node-2").incarnation == slow.incarnation;
+    assert!(is_slow_one_here || !others.is_empty(), "node-2 is another, and nobody says why");
+    !others.is_empty()
 }
 
 #[test]

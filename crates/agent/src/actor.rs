@@ -5,16 +5,18 @@
 pub(crate) mod accept;
 pub(crate) mod doubt;
 mod drive;
+mod keys;
 mod load;
 pub(crate) mod step;
 pub(crate) mod watch;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::{Either, ready};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -26,6 +28,7 @@ use domain::{AgentId, Attempt, IdempotencyKey, Lsn, Position, Reason, Seq};
 use proto::link::{SubmitCall, SubscribeCall};
 use store::writer::{Append, Committed, Stopped};
 
+use crate::actor::keys::Keys;
 use crate::actor::step::Outcome;
 use crate::dispatch::Place;
 use crate::host::HostMessage;
@@ -120,6 +123,7 @@ pub(crate) struct AgentArgs {
 /// The behaviour; all state is in [`State`].
 pub(crate) struct AgentActor;
 
+// What few agents have at a time is boxed: an idle one pays for a place only.
 pub(crate) struct State {
     args: AgentArgs,
     me: ActorRef<AgentMessage>,
@@ -142,26 +146,26 @@ pub(crate) struct State {
     /// Submits that wait for the acceptance before them.
     queue: VecDeque<(Box<Submit>, OwnedSemaphorePermit)>,
     /// Idempotency keys of this activation.
-    keys: HashMap<IdempotencyKey, (Lsn, [u8; 32])>,
+    keys: Keys,
     /// No key older than this activation exists.
     keys_complete: bool,
     /// The room that inputs of open works take.
-    rooms: HashMap<Lsn, OwnedSemaphorePermit>,
-    watchers: HashMap<Lsn, Vec<watch::Watcher>>,
+    rooms: BTreeMap<Lsn, OwnedSemaphorePermit>,
+    watchers: BTreeMap<Lsn, Vec<watch::Watcher>>,
     /// The attempt that was sent out, and whose answer is waited for.
     running: Option<Attempt>,
     /// Works whose end is on its way into the journal.
-    ending: HashSet<Lsn>,
+    ending: BTreeSet<Lsn>,
     hold_until: Option<Instant>,
     /// The intent that was journaled last: its attempt, and when its commit was sent, by the boot clock.
-    intended: Option<(Attempt, u64)>,
+    intended: Option<Box<(Attempt, u64)>>,
     /// The attempt in doubt of which its tool knows nothing: a person is waited for.
-    asked: Option<Attempt>,
+    asked: Option<Box<Attempt>>,
     /// The end of a work that waits until what is being journaled of it is folded.
-    wanted: Option<WantedEnd>,
+    wanted: Option<Box<WantedEnd>>,
     /// The work whose turn it is, and since when by this clock.
     began: Option<(Lsn, i64)>,
-    span: Option<(Lsn, tracing::Span)>,
+    span: Option<Box<(Lsn, tracing::Span)>>,
     quarantined: bool,
 }
 
@@ -228,45 +232,23 @@ impl Actor for AgentActor {
         Ok(Box::new(State::new(args, me)))
     }
 
-    async fn handle(
+    /// What waits is boxed: its size is paid for while it waits, not by every agent that is idle.
+    fn handle(
         &self,
         _: ActorRef<AgentMessage>,
         message: AgentMessage,
         state: &mut Box<State>,
-    ) -> Result<(), ActorProcessingErr> {
+    ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         // What others want to be tidied up does not keep an agent in memory.
         let is_use = !matches!(message, AgentMessage::Unsubscribe(_) | AgentMessage::Persist);
-        // What waits is boxed: its size is paid for while it waits, not by every agent that is idle.
-        match message {
-            AgentMessage::Deliver(submit, permit) => {
-                Box::pin(state.deliver(submit, permit)).await?
-            }
-            AgentMessage::Committed(result) => state.committed(result)?,
-            AgentMessage::Answered(answer) => state.answered(*answer)?,
-            AgentMessage::Routed(routed, reply) => Box::pin(state.routed(*routed, reply)).await?,
-            AgentMessage::Probed(answer) => state.probed(*answer)?,
-            AgentMessage::Signal(work, signal, reply) => {
-                Box::pin(state.signal(work, signal, reply)).await?
-            }
-            AgentMessage::Cancel(work, reply) => Box::pin(state.cancel(work, reply)).await?,
-            AgentMessage::Get(work, reply) => Box::pin(state.get(work, reply)).await?,
-            AgentMessage::Subscribe(asked, reply) => {
-                let (call, from) = *asked;
-                Box::pin(state.subscribe(call, from, reply)).await?
-            }
-            AgentMessage::Unsubscribe(subscription) => state.unsubscribe(subscription),
-            AgentMessage::Recover(due) => Box::pin(state.recover(*due)).await?,
-            AgentMessage::Resume => Box::pin(state.resume()).await?,
-            AgentMessage::AcceptNext => Box::pin(state.accept_next()).await?,
-            AgentMessage::Drive => state.drive()?,
-            AgentMessage::Overdue(work) => state.overdue(work)?,
-            AgentMessage::Flush => state.flush(),
-            AgentMessage::Persist => Box::pin(state.persist()).await?,
-            AgentMessage::Passivate => state.passivate(),
-            AgentMessage::Quarantine => Box::pin(state.quarantine()).await?,
+        match state.handle_now(message) {
+            Ok(done) => Either::Left(ready(done.map(|()| state.show(is_use)))),
+            Err(message) => Either::Right(Box::pin(async move {
+                state.handle_waiting(message).await?;
+                state.show(is_use);
+                Ok(())
+            })),
         }
-        state.show(is_use);
-        Ok(())
     }
 }
 
@@ -283,6 +265,70 @@ impl Drop for State {
 }
 
 impl State {
+    /// Handles what waits for nothing. Err: the message does.
+    fn handle_now(
+        &mut self,
+        message: AgentMessage,
+    ) -> Result<Result<(), ActorProcessingErr>, AgentMessage> {
+        Ok(match message {
+            AgentMessage::Committed(result) => self.committed(result),
+            AgentMessage::Answered(answer) => self.answered(*answer),
+            AgentMessage::Probed(answer) => self.probed(*answer),
+            AgentMessage::Unsubscribe(subscription) => {
+                self.unsubscribe(subscription);
+                Ok(())
+            }
+            AgentMessage::Drive => self.drive(),
+            AgentMessage::Overdue(work) => self.overdue(work),
+            AgentMessage::Flush => {
+                self.flush();
+                Ok(())
+            }
+            AgentMessage::Passivate => {
+                self.passivate();
+                Ok(())
+            }
+            message @ (AgentMessage::Deliver(..)
+            | AgentMessage::Routed(..)
+            | AgentMessage::Signal(..)
+            | AgentMessage::Cancel(..)
+            | AgentMessage::Get(..)
+            | AgentMessage::Subscribe(..)
+            | AgentMessage::Recover(_)
+            | AgentMessage::Resume
+            | AgentMessage::AcceptNext
+            | AgentMessage::Persist
+            | AgentMessage::Quarantine) => return Err(message),
+        })
+    }
+
+    async fn handle_waiting(&mut self, message: AgentMessage) -> Result<(), ActorProcessingErr> {
+        match message {
+            AgentMessage::Deliver(submit, permit) => self.deliver(submit, permit).await,
+            AgentMessage::Routed(routed, reply) => self.routed(*routed, reply).await,
+            AgentMessage::Signal(work, signal, reply) => self.signal(work, signal, reply).await,
+            AgentMessage::Cancel(work, reply) => self.cancel(work, reply).await,
+            AgentMessage::Get(work, reply) => self.get(work, reply).await,
+            AgentMessage::Subscribe(asked, reply) => {
+                let (call, from) = *asked;
+                self.subscribe(call, from, reply).await
+            }
+            AgentMessage::Recover(due) => self.recover(*due).await,
+            AgentMessage::Resume => self.resume().await,
+            AgentMessage::AcceptNext => self.accept_next().await,
+            AgentMessage::Persist => self.persist().await,
+            AgentMessage::Quarantine => self.quarantine().await,
+            AgentMessage::Committed(_)
+            | AgentMessage::Answered(_)
+            | AgentMessage::Probed(_)
+            | AgentMessage::Unsubscribe(_)
+            | AgentMessage::Drive
+            | AgentMessage::Overdue(_)
+            | AgentMessage::Flush
+            | AgentMessage::Passivate => Err("it waits for nothing".into()),
+        }
+    }
+
     fn new(args: AgentArgs, me: ActorRef<AgentMessage>) -> Self {
         Self {
             args,
@@ -297,12 +343,12 @@ impl State {
             pending: VecDeque::new(),
             unsent: VecDeque::new(),
             queue: VecDeque::new(),
-            keys: HashMap::new(),
+            keys: Keys::default(),
             keys_complete: false,
-            rooms: HashMap::new(),
-            watchers: HashMap::new(),
+            rooms: BTreeMap::new(),
+            watchers: BTreeMap::new(),
             running: None,
-            ending: HashSet::new(),
+            ending: BTreeSet::new(),
             hold_until: None,
             intended: None,
             asked: None,
@@ -358,9 +404,13 @@ impl State {
             self.pending.shrink_to_fit();
             self.unsent.shrink_to_fit();
             self.queue.shrink_to_fit();
-            self.rooms.shrink_to_fit();
-            self.watchers.shrink_to_fit();
-            self.ending.shrink_to_fit();
+            // An emptied map keeps the room of a few.
+            if self.rooms.is_empty() && self.watchers.is_empty() && self.ending.is_empty() {
+                (self.rooms, self.watchers, self.ending) = Default::default();
+            }
+            if let Some(fold) = &mut self.fold {
+                fold.shrink();
+            }
         }
     }
 

@@ -225,7 +225,7 @@ impl State {
         let slot = self.agents.get_mut(&id).filter(|slot| slot.stage == Stage::Due);
         let parked = slot.map(|slot| {
             slot.stage = Stage::Running;
-            std::mem::take(&mut slot.parked)
+            slot.take_parked()
         });
         self.tell(id.clone(), AgentMessage::Recover(due)).await?;
         for message in parked.into_iter().flatten() {
@@ -294,11 +294,13 @@ impl State {
                 return Ok(());
             }
             Some(slot) if slot.stage != Stage::Running => {
-                if slot.parked.len() < PARKED_MAX {
-                    slot.parked.push(message);
+                let parked = &mut slot.rare().parked;
+                if parked.len() < PARKED_MAX {
+                    parked.push(message);
                 }
+                let is_first = parked.len() == 1;
                 // One in quarantine that failed once more has a successor only when it is asked for.
-                if slot.stage == Stage::Quarantined && slot.parked.len() == 1 {
+                if slot.stage == Stage::Quarantined && is_first {
                     self.restart_settled(id);
                 }
                 return Ok(());
@@ -342,8 +344,8 @@ impl State {
             return Ok(());
         }
         slot.stage = Stage::Running;
-        let parked = std::mem::take(&mut slot.parked);
-        if parked.is_empty() && slot.intensity.total() == 0 {
+        let parked = slot.take_parked();
+        if parked.is_empty() && slot.failures() == 0 {
             self.agents.remove(&id);
         }
         for message in parked {
@@ -358,8 +360,8 @@ impl State {
         tracing::error!(agent = %id, %error, "an agent failed");
         if let Some(slot) = self.agents.get_mut(&id) {
             slot.actor = None;
-            slot.failure = chain(&**error);
-            slot.parked.clear();
+            slot.rare().failure = chain(&**error);
+            slot.rare().parked.clear();
             if slot.stage == Stage::Quarantined {
                 return;
             }
@@ -377,9 +379,10 @@ impl State {
         let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let Some(slot) = self.agents.get_mut(id) else { return };
         let jitter = rand::rng().random_range(0..=1_000);
-        let verdict = slot.intensity.failed(now_ms, jitter);
-        let (reason, total) = (verdict.reason(), slot.intensity.total());
-        failures::tell(shard, id.to_string(), reason, total, &slot.failure);
+        let rare = slot.rare();
+        let verdict = rare.intensity.failed(now_ms, jitter);
+        let (reason, total) = (verdict.reason(), rare.intensity.total());
+        failures::tell(shard, id.to_string(), reason, total, &rare.failure);
         match verdict {
             Verdict::Restart { after_ms } => {
                 metrics::RESTARTED.inc();
@@ -410,14 +413,14 @@ impl State {
     async fn restart(&mut self, id: AgentId) -> Result<(), ActorProcessingErr> {
         let Some(slot) = self.agents.get_mut(&id) else { return Ok(()) };
         // Asked for twice, it is started once.
+        let parked = slot.take_parked();
         if let Some(actor) = &slot.actor {
-            for message in slot.parked.drain(..) {
+            for message in parked {
                 _ = actor.cast(message);
             }
             return Ok(());
         }
         let quarantined = slot.stage == Stage::Quarantined;
-        let parked = std::mem::take(&mut slot.parked);
         let actor = self.start(id, quarantined).await?;
         let first = if quarantined { AgentMessage::Quarantine } else { AgentMessage::Resume };
         for message in std::iter::once(first).chain(parked) {
@@ -431,8 +434,12 @@ impl State {
         if slot.stage == Stage::Leaving {
             slot.stage = Stage::Running;
         }
+        if slot.actor.is_none() {
+            return;
+        }
+        let parked = slot.take_parked();
         let Some(actor) = &slot.actor else { return };
-        for message in slot.parked.drain(..) {
+        for message in parked {
             _ = actor.cast(message);
         }
     }

@@ -71,6 +71,12 @@ impl Agent {
         self.passages.push_back(passage);
     }
 
+    /// Keeps no more room than what it remembers takes.
+    pub fn shrink(&mut self) {
+        self.findings.shrink_to_fit();
+        self.passages.shrink_to_fit();
+    }
+
     /// It was about to leave, and something came.
     pub fn stay(&mut self) {
         self.passages.pop_back_if(|last| last.reason == Reason::Idle);

@@ -23,8 +23,6 @@ use crate::{Error, clock, info, metrics, read};
 
 /// How long an idempotency key is kept.
 const KEY_RETENTION_MS: i64 = 24 * 3_600 * 1_000;
-/// Keys of one activation that are kept in memory; beyond that they are looked up.
-const KEYS_MAX: usize = 1_024;
 
 impl State {
     pub(super) async fn deliver(
@@ -85,9 +83,9 @@ impl State {
             return Ok(Some((turn.id(), turn.accepted().fingerprint())));
         }
         if let Some(known) = self.keys.get(&submit.key) {
-            return Ok(Some(*known));
+            return Ok(Some(known));
         }
-        if self.keys_complete && self.keys.len() < KEYS_MAX {
+        if self.keys_complete && !self.keys.is_full() {
             return Ok(None);
         }
         let shard = self.shard().clone();
@@ -219,9 +217,7 @@ impl State {
         metrics::ACCEPTED.inc();
         let Submit { call, key, from, reply, room, .. } = *submit;
         self.rooms.insert(work, room);
-        if self.keys.len() < KEYS_MAX {
-            self.keys.insert(key, (work, hash));
-        }
+        self.keys.insert(key, work, hash);
         let turn = self
             .fold
             .as_ref()

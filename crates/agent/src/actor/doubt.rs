@@ -45,7 +45,7 @@ impl State {
         let shard = self.shard().clone();
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
         let attempt = self.attempt(turn, step, number);
-        if self.asked == Some(attempt) {
+        if self.asked.as_deref() == Some(&attempt) {
             return;
         }
         let hash = turn.accepted().definition;
@@ -116,7 +116,7 @@ impl State {
         let attempt = turn.doubted().map_or(0, |doubted| doubted.attempt);
         let Some(verdict) = turn.judge(reconciled) else {
             tracing::warn!(agent = %self.args.id, work = work.0, %step, "a person has to say what became of a step");
-            self.asked = Some(self.attempt(turn, step, attempt));
+            self.asked = Some(Box::new(self.attempt(turn, step, attempt)));
             return;
         };
         let none = || Returned { output: String::new(), is_error: false };

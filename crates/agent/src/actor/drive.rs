@@ -199,7 +199,9 @@ impl State {
         let WantedEnd { work, stop, reply } = wanted;
         match contest::to_end(self.underway(work)) {
             ToEnd::Journal => self.stop(work, stop, reply),
-            ToEnd::AfterJournaling => self.wanted = Some(WantedEnd { work, stop, reply }),
+            ToEnd::AfterJournaling => {
+                self.wanted = Some(Box::new(WantedEnd { work, stop, reply }));
+            }
             ToEnd::TooLate | ToEnd::Busy => {
                 if let Some(reply) = reply {
                     self.refuse(reply, Reason::Overloaded, "the work is being ended");
@@ -224,7 +226,8 @@ impl State {
         if work.is_none_or(|work| self.is_journaling(work)) {
             return;
         }
-        let Some(WantedEnd { work, stop, reply }) = self.wanted.take() else { return };
+        let Some(wanted) = self.wanted.take() else { return };
+        let WantedEnd { work, stop, reply } = *wanted;
         let is_open = self.fold.as_ref().is_some_and(|fold| fold.turn(work).is_some());
         match (is_open, reply) {
             (true, reply) => self.stop(work, stop, reply),

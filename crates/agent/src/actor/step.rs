@@ -100,7 +100,7 @@ impl State {
     ) {
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
         let attempt = self.attempt(turn, step, number);
-        let sent_ms = self.intended.filter(|(of, _)| *of == attempt).map(|(_, sent_ms)| sent_ms);
+        let sent_ms = self.intended.as_deref().filter(|(of, _)| *of == attempt).map(|it| it.1);
         let begin_by_ms = sent_ms.map(|sent_ms| sent_ms + YOUNG_MS);
         let is_young = begin_by_ms.is_some_and(|by_ms| boot_ms() <= by_ms);
         if let (true, false, Some(until_ms)) =
@@ -115,7 +115,7 @@ impl State {
         let timeout = i64::try_from(self.shard().node.config.tool_timeout_ms).unwrap_or(i64::MAX);
         let until_ms = clock::now_ms().saturating_add(timeout).min(turn.deadline_ms());
         let Some(intent) = turn.intend(&attempt.work.to_string(), number, until_ms) else { return };
-        self.intended = Some((attempt, boot_ms()));
+        self.intended = Some(Box::new((attempt, boot_ms())));
         self.journal(work, vec![Entry::StepIntended(intent)], None);
     }
 
@@ -274,7 +274,7 @@ impl State {
 
     /// From an append of the work's turn until it is durable.
     pub(super) fn commit_span(&self, work: Lsn) -> tracing::Span {
-        match &self.span {
+        match self.span.as_deref() {
             Some((of, turn)) if *of == work => tracing::info_span!(parent: turn, "commit"),
             Some(_) | None => tracing::Span::none(),
         }
@@ -286,13 +286,13 @@ impl State {
         let Some(parent) = turn.and_then(|turn| turn.accepted().traceparent.clone()) else {
             return String::new();
         };
-        if self.span.as_ref().is_none_or(|(of, _)| *of != work) {
+        if self.span.as_deref().is_none_or(|(of, _)| *of != work) {
             let node = self.shard().node.name.as_str();
             let span = tracing::info_span!("turn", agent = %self.args.id, work = work.0, node);
             telemetry::set_parent(&span, Some(&parent));
-            self.span = Some((work, span));
+            self.span = Some(Box::new((work, span)));
         }
-        let span = self.span.as_ref().map(|(_, span)| span.clone());
+        let span = self.span.as_deref().map(|(_, span)| span.clone());
         span.and_then(|span| span.in_scope(telemetry::current_traceparent)).unwrap_or(parent)
     }
 

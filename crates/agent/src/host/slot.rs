@@ -18,6 +18,12 @@ pub(super) struct Slot {
     pub room: Arc<Semaphore>,
     pub glance: Arc<Glance>,
     pub stage: Stage,
+    rare: Option<Box<Rare>>,
+}
+
+/// What most agents never have.
+#[derive(Default)]
+pub(super) struct Rare {
     /// What came while it was on its way out, or waited to be started again or recovered.
     pub parked: Vec<AgentMessage>,
     pub intensity: Intensity,
@@ -44,10 +50,22 @@ impl Slot {
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             glance: Arc::default(),
             stage,
-            parked: Vec::new(),
-            intensity: Intensity::default(),
-            failure: String::new(),
+            rare: None,
         }
+    }
+
+    pub(super) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// What came while nothing could be sent to it.
+    pub(super) fn take_parked(&mut self) -> Vec<AgentMessage> {
+        self.rare.as_deref_mut().map(|rare| std::mem::take(&mut rare.parked)).unwrap_or_default()
+    }
+
+    /// How often it failed.
+    pub(super) fn failures(&self) -> u32 {
+        self.rare.as_deref().map_or(0, |rare| rare.intensity.total())
     }
 
     /// The agent as its host sees it, by its row.
@@ -73,7 +91,7 @@ impl Slot {
             head: glance.head.load(Ordering::Relaxed),
             open_works: glance.open_works.load(Ordering::Relaxed),
             last_work: glance.last_work.load(Ordering::Relaxed),
-            restarts: self.intensity.total(),
+            restarts: self.failures(),
             lsn,
         };
         (row, info)
