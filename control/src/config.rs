@@ -115,7 +115,7 @@ impl Config {
             let wrong = || Error::Replica { text: text.clone() };
             let (name, address) = text.split_once('=').ok_or_else(wrong)?;
             let name: ProcessName = name.parse().map_err(|_| wrong())?;
-            if !cluster::is_address(address) {
+            if !net::is_address(address) {
                 return Err(wrong());
             }
             if name != self.name {

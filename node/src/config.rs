@@ -71,7 +71,7 @@ impl Config {
             };
             let wrong = |source| Error::Control { text: text.clone(), source };
             let name = name.parse().map_err(|source| wrong(Some(source)))?;
-            if !cluster::is_address(address) {
+            if !net::is_address(address) {
                 return Err(wrong(None));
             }
             Ok((Peer::new(Role::Control, name), address.to_owned()))

@@ -222,14 +222,15 @@ impl Membership {
         if state.not_before.is_some_and(|not_before| Instant::now() < not_before) {
             return;
         }
+        let mut candidates = state.controls.clone();
         // Whoever is not linked is heard of when it is, and asked at once.
-        let is_linked = |control: &Peer| self.cluster.is_linked(control);
-        let mut candidates: Vec<_> =
-            state.controls.iter().filter(|it| is_linked(it)).cloned().collect();
-        if candidates.is_empty() {
+        if !candidates.iter().any(|control| self.cluster.is_linked(control)) {
             return;
         }
         while let Some(control) = candidates.pop() {
+            if !self.cluster.is_linked(&control) {
+                continue;
+            }
             // Who drains looks after its shards meanwhile.
             let within = if state.is_draining { DRAIN_EVERY } else { JOIN_TIMEOUT };
             match self.join_at(&control, within).await {

@@ -122,7 +122,9 @@ fn killed_leader() -> bool {
     let leads = leader(&mesh);
     assert!(leads == (second, later) || is_too_busy(&mesh, &first), "{leads:?} came back");
     let heard = clients.finish(&mesh, REST_MAX);
-    mesh.assert_sound(&heard, epochs(&mesh) == before);
+    let last = epochs(&mesh);
+    assert!(last == before || is_too_busy(&mesh, &first), "{last:?}: a shard was moved");
+    mesh.assert_sound(&heard, last == before);
     is_too_busy(&mesh, &first)
 }
 
@@ -186,7 +188,9 @@ fn stopped_leader() -> bool {
         assert_eq!(after, before, "a shard was moved");
     }
     let heard = clients.finish(&mesh, REST_MAX);
-    mesh.assert_sound(&heard, epochs(&mesh) == before);
+    let last = epochs(&mesh);
+    assert!(last == before || is_too_busy(&mesh, &first), "{last:?}: a shard was moved");
+    mesh.assert_sound(&heard, last == before);
     is_too_busy(&mesh, &first)
 }
 
@@ -216,7 +220,9 @@ fn deaf_leader() -> bool {
     let leads = leader(&mesh).0;
     assert!(leads == second || is_too_busy(&mesh, ""), "{leads} leads");
     let heard = clients.finish(&mesh, REST_MAX);
-    mesh.assert_sound(&heard, epochs(&mesh) == before);
+    let last = epochs(&mesh);
+    assert!(last == before || is_too_busy(&mesh, ""), "{last:?}: a shard was moved");
+    mesh.assert_sound(&heard, last == before);
     is_too_busy(&mesh, "")
 }
 

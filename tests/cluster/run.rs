@@ -200,7 +200,8 @@ fn the_demo_shows_phases_while_others_are_still_to_come() {
 
 #[test]
 fn each_step_of_a_work_is_a_commit_of_its_own() {
-    let env = vec![("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "3600000".to_owned())];
+    let idle = ("STAGEDOOR_NODE__AGENTS__IDLE_MS".to_owned(), "3600000".to_owned());
+    let env = vec![idle, placed_at_once()];
     let dev = Dev::start_with(PROGRAM, &Options { env, ..Options::default() });
     let groups = || dev.node_metrics("stagedoor_store_writer_groups_total", &[]);
     let before = groups();

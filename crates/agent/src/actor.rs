@@ -76,6 +76,21 @@ pub(crate) enum AgentMessage {
 impl ractor::Message for AgentMessage {}
 const _: () = assert!(size_of::<AgentMessage>() <= 64);
 
+/// The messages that may have to wait for a store.
+enum Waiting {
+    Deliver(Box<Submit>, OwnedSemaphorePermit),
+    Routed(Box<step::Routed>, Reply),
+    Signal(Lsn, Box<doubt::Signal>, Reply),
+    Cancel(Lsn, Reply),
+    Get(Lsn, Reply),
+    Subscribe(Box<(SubscribeCall, Peer)>, Reply),
+    Recover(Box<Due>),
+    Resume,
+    AcceptNext,
+    Persist,
+    Quarantine,
+}
+
 /// A submit on its way to acceptance.
 pub(crate) struct Submit {
     pub call: SubmitCall,
@@ -269,7 +284,7 @@ impl State {
     fn handle_now(
         &mut self,
         message: AgentMessage,
-    ) -> Result<Result<(), ActorProcessingErr>, AgentMessage> {
+    ) -> Result<Result<(), ActorProcessingErr>, Waiting> {
         Ok(match message {
             AgentMessage::Committed(result) => self.committed(result),
             AgentMessage::Answered(answer) => self.answered(*answer),
@@ -288,44 +303,38 @@ impl State {
                 self.passivate();
                 Ok(())
             }
-            message @ (AgentMessage::Deliver(..)
-            | AgentMessage::Routed(..)
-            | AgentMessage::Signal(..)
-            | AgentMessage::Cancel(..)
-            | AgentMessage::Get(..)
-            | AgentMessage::Subscribe(..)
-            | AgentMessage::Recover(_)
-            | AgentMessage::Resume
-            | AgentMessage::AcceptNext
-            | AgentMessage::Persist
-            | AgentMessage::Quarantine) => return Err(message),
+            AgentMessage::Deliver(submit, permit) => return Err(Waiting::Deliver(submit, permit)),
+            AgentMessage::Routed(routed, reply) => return Err(Waiting::Routed(routed, reply)),
+            AgentMessage::Signal(work, signal, reply) => {
+                return Err(Waiting::Signal(work, signal, reply));
+            }
+            AgentMessage::Cancel(work, reply) => return Err(Waiting::Cancel(work, reply)),
+            AgentMessage::Get(work, reply) => return Err(Waiting::Get(work, reply)),
+            AgentMessage::Subscribe(asked, reply) => return Err(Waiting::Subscribe(asked, reply)),
+            AgentMessage::Recover(due) => return Err(Waiting::Recover(due)),
+            AgentMessage::Resume => return Err(Waiting::Resume),
+            AgentMessage::AcceptNext => return Err(Waiting::AcceptNext),
+            AgentMessage::Persist => return Err(Waiting::Persist),
+            AgentMessage::Quarantine => return Err(Waiting::Quarantine),
         })
     }
 
-    async fn handle_waiting(&mut self, message: AgentMessage) -> Result<(), ActorProcessingErr> {
+    async fn handle_waiting(&mut self, message: Waiting) -> Result<(), ActorProcessingErr> {
         match message {
-            AgentMessage::Deliver(submit, permit) => self.deliver(submit, permit).await,
-            AgentMessage::Routed(routed, reply) => self.routed(*routed, reply).await,
-            AgentMessage::Signal(work, signal, reply) => self.signal(work, signal, reply).await,
-            AgentMessage::Cancel(work, reply) => self.cancel(work, reply).await,
-            AgentMessage::Get(work, reply) => self.get(work, reply).await,
-            AgentMessage::Subscribe(asked, reply) => {
+            Waiting::Deliver(submit, permit) => self.deliver(submit, permit).await,
+            Waiting::Routed(routed, reply) => self.routed(*routed, reply).await,
+            Waiting::Signal(work, signal, reply) => self.signal(work, signal, reply).await,
+            Waiting::Cancel(work, reply) => self.cancel(work, reply).await,
+            Waiting::Get(work, reply) => self.get(work, reply).await,
+            Waiting::Subscribe(asked, reply) => {
                 let (call, from) = *asked;
                 self.subscribe(call, from, reply).await
             }
-            AgentMessage::Recover(due) => self.recover(*due).await,
-            AgentMessage::Resume => self.resume().await,
-            AgentMessage::AcceptNext => self.accept_next().await,
-            AgentMessage::Persist => self.persist().await,
-            AgentMessage::Quarantine => self.quarantine().await,
-            AgentMessage::Committed(_)
-            | AgentMessage::Answered(_)
-            | AgentMessage::Probed(_)
-            | AgentMessage::Unsubscribe(_)
-            | AgentMessage::Drive
-            | AgentMessage::Overdue(_)
-            | AgentMessage::Flush
-            | AgentMessage::Passivate => Err("it waits for nothing".into()),
+            Waiting::Recover(due) => self.recover(*due).await,
+            Waiting::Resume => self.resume().await,
+            Waiting::AcceptNext => self.accept_next().await,
+            Waiting::Persist => self.persist().await,
+            Waiting::Quarantine => self.quarantine().await,
         }
     }
 

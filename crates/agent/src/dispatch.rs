@@ -37,7 +37,7 @@ pub(crate) struct Dispatcher {
     wire: Arc<dyn Wire>,
     view: Arc<ArcSwapOption<View>>,
     on_route: OnRoute,
-    loads: Mutex<Loads>,
+    loads: Mutex<Loads<Wanted>>,
     /// Answers of others' pools that are in the journal, and nobody has told them.
     kept: Mutex<BTreeMap<ProcessName, Vec<Attempt>>>,
     this: Weak<Self>,
@@ -122,7 +122,7 @@ impl Dispatcher {
         let offers = || view.offers(&query).filter(|(name, _)| **name != self.me);
         let rooms = offers().map(|(name, offer)| (name, offer.capacity));
         let least = lock(&self.loads)
-            .least(rooms, Millis(boot_ms()), |equals| rand::random_range(0..equals));
+            .least(wanted, rooms, Millis(boot_ms()), |equals| rand::random_range(0..equals));
         match least.and_then(|least| offers().find(|(name, _)| *name == least)) {
             Some((name, offer)) => {
                 let effect = effect_of(wanted, &offer.capability.attributes);
@@ -177,25 +177,25 @@ impl Dispatcher {
             payload: job.encode_to_vec().into(),
             ..Envelope::default()
         };
-        lock(&self.loads).sent(&name);
+        let pool = Wanted::of(attempt.step, &job);
+        lock(&self.loads).sent(&name, &pool);
         let peer = Peer::new(Role::Node, name.clone());
         let result = self.wire.call(peer, envelope, deadline).await;
-        lock(&self.loads).back(&name);
-        match result {
-            Ok(bytes) => {
-                lock(&self.loads).answered(&name);
-                match StepAnswer::decode(bytes) {
-                    Ok(answer) => Outcome::Done(answer),
-                    Err(error) => {
-                        Outcome::Failed(lost(&format!("the answer of {name} is damaged: {error}")))
-                    }
-                }
+        lock(&self.loads).back(&name, &pool);
+        match result.map(StepAnswer::decode) {
+            Ok(Ok(answer)) => {
+                let left = answer.pool_jobs;
+                lock(&self.loads).answered(&name, &pool, left, Millis(boot_ms()));
+                Outcome::Done(answer)
             }
-            Err(error) => self.failed(&name, error),
+            Ok(Err(error)) => {
+                Outcome::Failed(lost(&format!("the answer of {name} is damaged: {error}")))
+            }
+            Err(error) => self.failed(&name, &pool, error),
         }
     }
 
-    fn failed(&self, name: &ProcessName, error: cluster::Error) -> Outcome {
+    fn failed(&self, name: &ProcessName, pool: &Wanted, error: cluster::Error) -> Outcome {
         match error {
             cluster::Error::NoAddress { .. }
             | cluster::Error::Unreachable { .. }
@@ -204,7 +204,7 @@ impl Dispatcher {
                 Outcome::NotRun { after: Duration::from_millis(20) }
             }
             cluster::Error::Overloaded { retry_after_ms, .. } => {
-                lock(&self.loads).full(name, Millis(boot_ms()));
+                lock(&self.loads).full(name, pool, Millis(boot_ms()));
                 Outcome::NotRun {
                     after: Duration::from_millis(retry_after_ms.clamp(5, 1_000).into()),
                 }
@@ -220,7 +220,7 @@ impl Dispatcher {
                 // What a later version means is not known, and so it is not known whether the step ran.
                 let reason = cluster::reason_of(&refusal).unwrap_or(Reason::AnswerLost);
                 if matches!(reason, Reason::Overloaded | Reason::NodeFull) {
-                    lock(&self.loads).full(name, Millis(boot_ms()));
+                    lock(&self.loads).full(name, pool, Millis(boot_ms()));
                 }
                 if reason == Reason::AnswerLost {
                     return Outcome::Cut(lost(&format!("{name}: {}", refusal.message)));

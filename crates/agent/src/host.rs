@@ -93,6 +93,8 @@ const TICK: Duration = Duration::from_millis(200);
 const LEAVING_MAX: usize = 512;
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
+/// Ticks between two attempts to end an overdue work of an agent in quarantine: ten seconds.
+const QUARANTINE_TICKS: u64 = 50;
 /// Messages that wait for an agent that is not running, or not recovered yet.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
@@ -454,7 +456,8 @@ impl State {
         for (work, id) in shard.overdue(clock::now_ms()) {
             // In quarantine all works are being ended. One that fails at that has no successor for every tick.
             let slot = self.agents.get(&id);
-            if slot.is_some_and(|slot| slot.stage == Stage::Quarantined) {
+            let is_quarantined = slot.is_some_and(|slot| slot.stage == Stage::Quarantined);
+            if is_quarantined && !self.ticks.is_multiple_of(QUARANTINE_TICKS) {
                 continue;
             }
             self.tell(id, AgentMessage::Overdue(work)).await?;

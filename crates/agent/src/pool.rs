@@ -82,7 +82,7 @@ impl Wanted {
         Some(domain::CapabilityQuery { name, version_min: JOB_VERSION, attributes })
     }
 
-    fn of(step: StepKey, job: &StepJob) -> Self {
+    pub(crate) fn of(step: StepKey, job: &StepJob) -> Self {
         match step {
             StepKey::Phase(PhaseKey { phase, .. }) => Self::Phase(phase),
             StepKey::Call(CallKey { of: Callee::Model, .. }) => Self::Model(job.model.clone()),
@@ -158,7 +158,9 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn send(mut self, result: Result<StepAnswer, JobFailure>) {
         if let Some(done) = self.done.take() {
-            done(result);
+            // It is counted until this is dropped.
+            let pool_jobs = self.load.load(Ordering::Relaxed).saturating_sub(1);
+            done(result.map(|answer| StepAnswer { pool_jobs, ..answer }));
         }
     }
 }

@@ -183,7 +183,7 @@ pub(crate) struct DevArgs {
     /// How many control replicas: one leads, the others serve the API and stand by
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=5))]
     pub(crate) controls: u16,
-    /// Where the gRPC API of the first replica listens: loopback only; port 0 takes a free one
+    /// Where the gRPC API of the first replica listens: on 127.0.0.1 only; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
     pub(crate) api: SocketAddr,
     /// Start a process again when it has died

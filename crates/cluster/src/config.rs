@@ -57,12 +57,6 @@ impl Default for Config {
     }
 }
 
-/// Whether a config's text is `host:port`, something that can be dialled.
-pub fn is_address(text: &str) -> bool {
-    let parts = text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
-    matches!(parts, Some((host, Ok(port))) if !host.is_empty() && port != 0)
-}
-
 impl Config {
     pub(crate) fn session_timeout(&self) -> Duration {
         Duration::from_millis(self.session_timeout_ms)

@@ -35,7 +35,7 @@ use std::time::Instant;
 use domain::Incarnation;
 use proto::link::Envelope;
 
-pub use config::{Config, is_address};
+pub use config::Config;
 pub use error::{Error, kind_of, reason_of};
 pub use handle::{Handle, spawn};
 pub use peer::Peer;

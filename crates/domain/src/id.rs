@@ -24,7 +24,7 @@ fn is_key(text: &str) -> bool {
 fn is_printable(c: char) -> bool {
     let is_separator = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
     let is_turn = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    // Two keys that look the same are two agents. Joiners are not here: scripts and emoji need them.
+    // Two keys that look the same would be two agents. Scripts need their joiners and marks, though.
     let is_unseen = matches!(
         c,
         '\u{ad}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'

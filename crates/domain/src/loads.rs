@@ -1,7 +1,6 @@
-//! Which node gets a step that this one does not offer: the one with the most room, as far as this node knows.
+//! Which node gets a step that this one does not offer: the one whose pool has the most room, as far as this node knows.
 //!
-//! Knows its own jobs at the others, and who was gone or full lately; what third nodes have sent there shows when a node is
-//! full.
+//! Knows its own jobs at the others, what each answer told of the jobs of third nodes there, and who was gone or full lately.
 
 use std::collections::BTreeMap;
 
@@ -10,90 +9,121 @@ use crate::time::Millis;
 
 /// After a node was found gone it is passed over for this long, or until it answers again.
 pub const GONE_MS: u64 = 1_000;
-/// After a node had no room for a step it is passed over for this long, or until it answers again: others may have some.
+/// After a pool had no room for a step it is passed over for this long, or until it answers again: others may have some.
 pub const FULL_MS: u64 = 100;
+/// For so long counts what an answer told of the jobs of others.
+pub const TOLD_MS: u64 = 1_000;
 
-/// What is known of each node.
-#[derive(Debug, Default)]
-pub struct Loads(BTreeMap<ProcessName, Load>);
+/// What is known of each node; `P` names its pools.
+#[derive(Debug)]
+pub struct Loads<P>(BTreeMap<ProcessName, Node<P>>);
+
+#[derive(Debug)]
+struct Node<P> {
+    gone_at: Option<Millis>,
+    pools: BTreeMap<P, Pool>,
+}
 
 #[derive(Debug, Default)]
-struct Load {
+struct Pool {
     /// Jobs of ours that it has not answered.
     jobs: u32,
-    gone_at: Option<Millis>,
+    /// Jobs of others, when it was told.
+    others: Option<(u32, Millis)>,
     full_at: Option<Millis>,
 }
 
-impl Loads {
+impl<P> Default for Loads<P> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<P: Ord + Clone> Loads<P> {
     /// A job is on its way there.
-    pub fn sent(&mut self, node: &ProcessName) {
-        self.of(node).jobs += 1;
+    pub fn sent(&mut self, node: &ProcessName, pool: &P) {
+        self.pool(node, pool).jobs += 1;
     }
 
     /// It is not any more, whatever became of it.
-    pub fn back(&mut self, node: &ProcessName) {
-        let load = self.of(node);
-        load.jobs = load.jobs.saturating_sub(1);
+    pub fn back(&mut self, node: &ProcessName, pool: &P) {
+        let pool = self.pool(node, pool);
+        pool.jobs = pool.jobs.saturating_sub(1);
     }
 
-    pub fn answered(&mut self, node: &ProcessName) {
-        let load = self.of(node);
-        (load.gone_at, load.full_at) = (None, None);
+    /// It answered a job that is back, and has `left` jobs still, ours among them.
+    pub fn answered(&mut self, node: &ProcessName, pool: &P, left: u32, now: Millis) {
+        self.node(node).gone_at = None;
+        let pool = self.pool(node, pool);
+        pool.full_at = None;
+        pool.others = Some((left.saturating_sub(pool.jobs), now));
     }
 
     pub fn gone(&mut self, node: &ProcessName, now: Millis) {
-        self.of(node).gone_at = Some(now);
+        self.node(node).gone_at = Some(now);
     }
 
-    pub fn full(&mut self, node: &ProcessName, now: Millis) {
-        self.of(node).full_at = Some(now);
+    pub fn full(&mut self, node: &ProcessName, pool: &P, now: Millis) {
+        self.pool(node, pool).full_at = Some(now);
     }
 
     /// Forgets nodes that are not known, unless they have something of ours.
     pub fn retain(&mut self, is_known: impl Fn(&ProcessName) -> bool) {
-        self.0.retain(|node, load| is_known(node) || 0 < load.jobs);
+        self.0.retain(|name, node| is_known(name) || node.pools.values().any(|it| 0 < it.jobs));
     }
 
-    /// Who of these has the least of our jobs for the jobs that it runs at once; `random` chooses among so many equals, from
+    /// Whose pool of these has the fewest jobs for the jobs that it runs at once; `random` chooses among so many equals, from
     /// 0. None: all are gone or full.
     pub fn least<'a>(
         &self,
+        pool: &P,
         offers: impl Iterator<Item = (&'a ProcessName, u32)>,
         now: Millis,
         mut random: impl FnMut(u32) -> u32,
     ) -> Option<&'a ProcessName> {
         let (mut best, mut least, mut equals) = (None, u64::MAX, 0);
-        for (node, capacity) in offers {
-            let load = self.0.get(node);
-            if load.is_some_and(|load| load.is_passed_over(now)) {
-                continue;
-            }
-            let jobs = u64::from(load.map_or(0, |load| load.jobs));
+        for (name, capacity) in offers {
+            let Some(jobs) = self.jobs(name, pool, now) else { continue };
             let share = jobs * 1_000 / u64::from(capacity.max(1));
             equals = if share < least { 1 } else { equals + u32::from(share == least) };
             if share < least || share == least && random(equals) == 0 {
-                (best, least) = (Some(node), share);
+                (best, least) = (Some(name), share);
             }
         }
         best
     }
 
-    fn of(&mut self, node: &ProcessName) -> &mut Load {
-        self.0.entry(node.clone()).or_default()
+    /// None: it is passed over.
+    fn jobs(&self, node: &ProcessName, pool: &P, now: Millis) -> Option<u64> {
+        let within = |at: Millis, span| now.since(at) < span;
+        let Some(node) = self.0.get(node) else { return Some(0) };
+        if node.gone_at.is_some_and(|at| within(at, GONE_MS)) {
+            return None;
+        }
+        let Some(pool) = node.pools.get(pool) else { return Some(0) };
+        if pool.full_at.is_some_and(|at| within(at, FULL_MS)) {
+            return None;
+        }
+        let others = pool.others.filter(|(_, told_at)| within(*told_at, TOLD_MS));
+        Some(u64::from(pool.jobs) + others.map_or(0, |(others, _)| u64::from(others)))
     }
-}
 
-impl Load {
-    fn is_passed_over(&self, now: Millis) -> bool {
-        let within = |at: Option<Millis>, span| at.is_some_and(|at| now.since(at) < span);
-        within(self.gone_at, GONE_MS) || within(self.full_at, FULL_MS)
+    fn node(&mut self, node: &ProcessName) -> &mut Node<P> {
+        let unknown = || Node { gone_at: None, pools: BTreeMap::new() };
+        self.0.entry(node.clone()).or_insert_with(unknown)
+    }
+
+    fn pool(&mut self, node: &ProcessName, pool: &P) -> &mut Pool {
+        self.node(node).pools.entry(pool.clone()).or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const POOL: &str = "phase/action";
+    const OTHER: &str = "phase/yield";
 
     fn nodes() -> Vec<(ProcessName, u32)> {
         [("node-1", 8), ("node-2", 4), ("node-3", 4)]
@@ -102,10 +132,14 @@ mod tests {
     }
 
     /// Who is chosen with this choice among equals.
-    fn chosen(loads: &Loads, now: u64, random: impl FnMut(u32) -> u32) -> Option<String> {
+    fn chosen(
+        loads: &Loads<&'static str>,
+        now: u64,
+        random: impl FnMut(u32) -> u32,
+    ) -> Option<String> {
         let nodes = nodes();
         let offers = nodes.iter().map(|(name, capacity)| (name, *capacity));
-        loads.least(offers, Millis(now), random).map(ToString::to_string)
+        loads.least(&POOL, offers, Millis(now), random).map(ToString::to_string)
     }
 
     fn name(text: &str) -> ProcessName {
@@ -116,11 +150,31 @@ mod tests {
     fn a_step_goes_where_there_is_most_room_for_it() {
         let mut loads = Loads::default();
         for (node, jobs) in [("node-1", 7), ("node-2", 3), ("node-3", 4)] {
-            (0..jobs).for_each(|_| loads.sent(&name(node)));
+            (0..jobs).for_each(|_| loads.sent(&name(node), &POOL));
         }
+        // Another pool of it has nothing to do with that.
+        loads.sent(&name("node-2"), &OTHER);
         assert_eq!(chosen(&loads, 0, |_| 0).as_deref(), Some("node-2"));
-        (0..7).for_each(|_| loads.back(&name("node-1")));
+        (0..7).for_each(|_| loads.back(&name("node-1"), &POOL));
         assert_eq!(chosen(&loads, 0, |_| 0).as_deref(), Some("node-1"));
+    }
+
+    #[test]
+    fn what_others_have_there_counts_while_it_is_fresh() {
+        let mut loads = Loads::default();
+        loads.sent(&name("node-1"), &POOL);
+        // Seven jobs, one of them ours: six of eight places are taken by others.
+        loads.answered(&name("node-1"), &POOL, 7, Millis(1_000));
+        loads.answered(&name("node-2"), &POOL, 2, Millis(1_000));
+        loads.answered(&name("node-3"), &POOL, 3, Millis(1_000));
+        loads.answered(&name("node-2"), &OTHER, 100, Millis(1_000));
+        assert_eq!(chosen(&loads, 1_000 + TOLD_MS - 1, |_| 1).as_deref(), Some("node-2"));
+        loads.answered(&name("node-2"), &POOL, 4, Millis(1_001));
+        assert_eq!(chosen(&loads, 1_000 + TOLD_MS - 1, |_| 1).as_deref(), Some("node-3"));
+        // Of the first only our own job is known then: an eighth of its room.
+        loads.answered(&name("node-2"), &POOL, 1, Millis(1_001));
+        loads.answered(&name("node-3"), &POOL, 1, Millis(1_001));
+        assert_eq!(chosen(&loads, 1_000 + TOLD_MS, |_| 1).as_deref(), Some("node-1"));
     }
 
     #[test]
@@ -144,11 +198,12 @@ mod tests {
         for node in ["node-1", "node-2"] {
             loads.gone(&name(node), Millis(1_000));
         }
-        loads.full(&name("node-3"), Millis(1_000));
+        loads.full(&name("node-3"), &POOL, Millis(1_000));
         assert_eq!(chosen(&loads, 1_000 + FULL_MS - 1, |_| 0), None);
         assert_eq!(chosen(&loads, 1_000 + FULL_MS, |_| 0).as_deref(), Some("node-3"));
-        loads.full(&name("node-3"), Millis(2_000 + GONE_MS));
-        loads.answered(&name("node-3"));
+        assert_eq!(chosen(&loads, 1_000 + GONE_MS, |_| 1).as_deref(), Some("node-1"));
+        loads.full(&name("node-3"), &POOL, Millis(2_000 + GONE_MS));
+        loads.answered(&name("node-3"), &POOL, 0, Millis(2_000 + GONE_MS));
         loads.gone(&name("node-1"), Millis(2_000 + GONE_MS));
         loads.gone(&name("node-2"), Millis(2_000 + GONE_MS));
         assert_eq!(chosen(&loads, 2_000 + GONE_MS, |_| 0).as_deref(), Some("node-3"));
@@ -157,8 +212,8 @@ mod tests {
     #[test]
     fn who_has_something_of_ours_is_not_forgotten() {
         let mut loads = Loads::default();
-        loads.sent(&name("node-1"));
-        loads.full(&name("node-2"), Millis(0));
+        loads.sent(&name("node-1"), &POOL);
+        loads.full(&name("node-2"), &POOL, Millis(0));
         loads.retain(|_| false);
         assert_eq!(loads.0.keys().map(ToString::to_string).collect::<Vec<_>>(), ["node-1"]);
     }

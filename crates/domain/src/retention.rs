@@ -3,9 +3,9 @@
 /// What a row of the log takes beside its payload, about, in bytes.
 const ROW_BYTES: u64 = 40;
 
-/// Some rows of a log that stand one after another.
+/// Some rows of a log, or of another table, that stand one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slice {
+pub struct Seen {
     /// The lsn of the last one, and of the last row of the whole log.
     pub last: u64,
     pub head: u64,
@@ -15,7 +15,7 @@ pub struct Slice {
     pub oldest_ms: i64,
 }
 
-impl Slice {
+impl Seen {
     /// About the bytes of the log from here on, as if all rows above were like these: summing it all up would read all of it.
     /// Old rows that have to stay leave holes between them, which do not count; if they fill a whole slice, the holes above
     /// it do, and what is old goes a little early.
@@ -47,25 +47,26 @@ mod tests {
             rows in 1_u64..5_000, above in 0_u64..1_000_000, payload in 0_u64..10_000, hole in 0_u64..1_000_000,
         ) {
             let last = hole + rows;
-            let slice = Slice { last, head: last + above, rows, payload: payload * rows, oldest_ms: 0 };
+            let slice = Seen { last, head: last + above, rows, payload: payload * rows, oldest_ms: 0 };
             prop_assert_eq!(slice.log_bytes(), (rows + above) * (payload + ROW_BYTES));
         }
 
-        /// The older a slice, the sooner it goes, and a log under its limit keeps what is young.
+        /// What is old goes, and what is young only from a log over its limit: then up to the time of everything.
         #[test]
         fn what_is_young_goes_only_when_there_is_too_much(
             oldest_ms in 0_i64..1_000, before_ms in 0_i64..1_000, bytes_max in 0_u64..10_000, head in 10_u64..1_000,
         ) {
-            let slice = Slice { last: 10, head, rows: 10, payload: 100, oldest_ms };
+            let slice = Seen { last: 10, head, rows: 10, payload: 100, oldest_ms };
             let goes = slice.goes_before(before_ms, bytes_max);
             let is_over = bytes_max != 0 && bytes_max < slice.log_bytes();
-            prop_assert_eq!(goes.is_some(), is_over || oldest_ms < before_ms);
+            let until = if is_over { i64::MAX } else { before_ms };
+            prop_assert_eq!(goes, (is_over || oldest_ms < before_ms).then_some(until));
         }
     }
 
     #[test]
     fn numbers_that_no_log_has_do_no_harm() {
-        let slice = Slice { last: 0, head: u64::MAX, rows: 0, payload: u64::MAX, oldest_ms: 5 };
+        let slice = Seen { last: 0, head: u64::MAX, rows: 0, payload: u64::MAX, oldest_ms: 5 };
         assert_eq!(slice.log_bytes(), u64::MAX);
         assert_eq!(slice.goes_before(5, 0), None);
     }

@@ -163,11 +163,17 @@ impl Dialer {
     }
 }
 
+/// Whether a text is `host:port`, something that can be dialled.
+pub fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let plain = !host.contains(|c: char| c.is_whitespace() || "/@?#".contains(c));
+    // An IPv6 address stands in brackets.
+    let is_one = !host.contains(':') || host.starts_with('[') && host.ends_with(']');
+    !host.is_empty() && plain && is_one && port.parse::<u16>().is_ok_and(|port| 0 < port)
+}
+
 async fn resolve(addr: &str, deadline: Instant) -> Result<Vec<SocketAddr>, Error> {
-    let port = addr
-        .rsplit_once(':')
-        .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten());
-    if port.is_none() {
+    if !is_address(addr) {
         return Err(Error::Address { addr: addr.to_owned() });
     }
     match timeout_at(deadline, tokio::net::lookup_host(addr)).await {

@@ -95,3 +95,17 @@ fn a_peer_that_answered_says_more_than_silence() {
     let kept = more_telling(Some(first), too_late("a:1"));
     assert_eq!(kept.kind(), ErrorKind::Denied);
 }
+
+#[test]
+fn an_address_is_host_and_port() {
+    let check = |text: &str, valid: bool| assert_eq!(is_address(text), valid, "{text:?}");
+    check("127.0.0.1:7700", true);
+    check("control.example:7700", true);
+    check("[::1]:7700", true);
+    check("127.0.0.1", false);
+    check(":7700", false);
+    check("127.0.0.1:0", false);
+    check("http://127.0.0.1:7700", false);
+    check("a b:1", false);
+    check("::1", false);
+}

@@ -25,7 +25,7 @@ mod testing;
 
 use std::fmt;
 
-pub use dialer::{Dialed, Dialer, Expected};
+pub use dialer::{Dialed, Dialer, Expected, is_address};
 pub use error::Error;
 pub use identity::{Config, Identity};
 pub use listener::{Accepted, Listener, ListenerConfig};

@@ -16,9 +16,9 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CountConfig {
-    /// One line a call is added to it.
+    /// One line a call is added to it, and one for each call of which it says that it was not made.
     pub file: PathBuf,
-    /// Whether it looks into its file when it is asked what became of a call. Without it nobody knows.
+    /// Whether it says what became of a call when it is asked. Without it nobody knows.
     #[serde(default)]
     pub reconcile: bool,
     /// How long it waits with its answer after the line is written, in milliseconds.

@@ -11,7 +11,7 @@ use crate::{Call, CountConfig, Error, Output, Reconciled, Tool};
 
 const NAME: &str = "count";
 
-/// Answers how many calls the file tells of, its own included.
+/// Answers how many calls counted so far, its own included.
 #[derive(Clone, Debug)]
 pub struct Count {
     config: CountConfig,

@@ -719,6 +719,9 @@ pub struct StepAnswer {
     /// Of a probe: 1 done, with its output; 2 not done; 3 the tool does not know.
     #[prost(uint32, tag = "8")]
     pub reconciled: u32,
+    /// Jobs that the pool still has, whoever gave them to it.
+    #[prost(uint32, tag = "9")]
+    pub pool_jobs: u32,
 }
 /// One attempt at a step.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -74,6 +74,9 @@ struct Lasting {
     link: Option<(String, Port)>,
 }
 
+/// A process may be told to end before it listens for that.
+const YOUNG: Duration = Duration::from_secs(5);
+
 pub(super) struct Chaos {
     random: StdRng,
     only: Vec<String>,
@@ -81,6 +84,8 @@ pub(super) struct Chaos {
     lasting: Vec<Lasting>,
     /// Who was told to end and has not yet.
     leaving: BTreeSet<String>,
+    /// When whom was started again last.
+    started: BTreeMap<String, Instant>,
     happened: BTreeMap<String, u64>,
     exits: Vec<String>,
     timeline: Vec<String>,
@@ -98,6 +103,7 @@ impl Chaos {
             began: Instant::now(),
             lasting: Vec::new(),
             leaving: BTreeSet::new(),
+            started: BTreeMap::new(),
             happened: BTreeMap::new(),
             exits: Vec::new(),
             timeline: Vec::new(),
@@ -190,16 +196,21 @@ impl Chaos {
         for name in mesh.dead() {
             let status = mesh.wait_until_over(&name);
             // Who is told to leave before it listens for that just ends.
-            let is_told = status.signal() == Some(Signal::TERM.as_raw());
+            let is_young = self.started.get(&name).is_some_and(|at| at.elapsed() < YOUNG);
+            let is_told = is_young && status.signal() == Some(Signal::TERM.as_raw());
             if self.leaving.remove(&name) && (status.success() || is_told) {
                 self.note(format!("{name} has left"));
-                mesh.start_again(&name);
-                continue;
+            } else {
+                self.note(format!("{name} ended by itself: {status}"));
+                self.exits.push(format!("{name}: {status}"));
             }
-            self.note(format!("{name} ended by itself: {status}"));
-            self.exits.push(format!("{name}: {status}"));
-            mesh.start_again(&name);
+            self.start_again(mesh, &name);
         }
+    }
+
+    fn start_again(&mut self, mesh: &mut Mesh, name: &str) {
+        mesh.start_again(name);
+        self.started.insert(name.to_owned(), Instant::now());
     }
 
     fn begin_one(&mut self, mesh: &mut Mesh) {
@@ -252,7 +263,7 @@ impl Chaos {
         let process = &lasting.process;
         self.note(format!("end of {} {process}", lasting.kind.name()));
         match (lasting.kind, &lasting.link) {
-            (Kind::Kill, _) => mesh.start_again(process),
+            (Kind::Kill, _) => self.start_again(mesh, process),
             (Kind::Stop, _) => mesh.signal(process, Signal::CONT),
             (Kind::Isolate(..), _) => mesh.isolate(process, Fault::NONE),
             (Kind::Link(..), Some((to, port))) => mesh.fault(process, to, *port, Fault::NONE),

@@ -30,7 +30,7 @@ pub use program::{Output, Program};
 pub use proxy::{Origin, Proxy};
 pub use sqld::{ADMIN_KEY, HranaTarget, Sqld};
 pub use text::Planted;
-pub use wait::{eventually, eventually_true};
+pub use wait::{Lateness, eventually, eventually_true};
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -1,6 +1,9 @@
 //! Waiting for conditions, the only way in which a test may wait.
 
 use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -33,4 +36,45 @@ pub fn eventually<T, E: Display>(
 /// It did not hold within the time.
 pub fn eventually_true(within: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     eventually(within, what, || if holds() { Ok(()) } else { Err("that it does not hold") });
+}
+
+/// How late a thread of this program was at most when it wanted to run: on a machine that is too busy for beats, it is late,
+/// too.
+#[derive(Debug)]
+pub struct Lateness {
+    is_over: Arc<AtomicBool>,
+    watching: Option<JoinHandle<Duration>>,
+}
+
+impl Lateness {
+    const PAUSE: Duration = Duration::from_millis(50);
+
+    pub fn watch() -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = is_over.clone();
+        let watching = std::thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                std::thread::sleep(Self::PAUSE);
+                longest = longest.max(began.elapsed().saturating_sub(Self::PAUSE));
+            }
+            longest
+        });
+        Self { is_over, watching: Some(watching) }
+    }
+
+    /// # Panics
+    /// Its thread did.
+    pub fn longest(mut self) -> Duration {
+        self.is_over.store(true, Ordering::Relaxed);
+        let watching = self.watching.take().expect("it is taken once");
+        watching.join().expect("it only sleeps")
+    }
+}
+
+impl Drop for Lateness {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
 }

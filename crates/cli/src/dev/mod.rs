@@ -57,7 +57,7 @@ pub(crate) async fn run(args: DevArgs) -> Result<Exit, Failure> {
 fn check_loopback(api: SocketAddr) -> Result<(), Failure> {
     match api.ip() == Ipv4Addr::LOCALHOST {
         true => Ok(()),
-        false => Err(Failure::usage(format!("address {api} is not one of 127.0.0.1"))
+        false => Err(Failure::usage(format!("address {api} is not on 127.0.0.1"))
             .why("`stagedoor dev` serves this machine only")
             .remedy("use 127.0.0.1, or run the roles by themselves")),
     }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_is_served() {
+    fn only_this_machine_is_served() {
         assert!(check_loopback("127.0.0.1:7700".parse().unwrap()).is_ok());
         // Its other listeners are on 127.0.0.1, and so are those of which only a port was asked for.
         for other in ["0.0.0.0:7700", "[::1]:0", "127.0.0.2:0"] {

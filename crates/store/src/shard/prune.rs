@@ -3,7 +3,7 @@
 //! Never deletes an entry above its agent's snapshot, an entry of an open work, or the newest row of the log, which says
 //! where the log ends.
 
-use domain::retention;
+use domain::retention::Seen;
 use proto::link::Prune;
 
 use super::GUARD_EPOCH;
@@ -61,7 +61,7 @@ impl Query for Look {
         let seen = found.row(|row| {
             let (last, oldest_ms) = (row.u64()?, row.i64()?);
             let (head, rows, payload) = (row.u64()?, row.u64()?, row.u64()?);
-            Ok(retention::Slice { last, head, rows, payload, oldest_ms })
+            Ok(Seen { last, head, rows, payload, oldest_ms })
         })?;
         let seen = seen.filter(|seen| seen.last != 0);
         Ok(self.step.next(&self.asked, seen))
@@ -91,10 +91,10 @@ impl Step {
         }
     }
 
-    fn next(self, asked: &Prune, seen: Option<retention::Slice>) -> Next {
+    fn next(self, asked: &Prune, seen: Option<Seen>) -> Next {
         let Some(seen) = seen else { return Next::Skip(self.following()) };
         let last = seen.last;
-        let old = |before_ms| (seen.oldest_ms < before_ms).then_some(before_ms);
+        let old = |before_ms| seen.goes_before(before_ms, 0);
         let (before_ms, next) = match self {
             Self::Log { .. } => {
                 let before_ms = seen.goes_before(asked.entries_before_ms, asked.log_bytes_max);
