@@ -168,7 +168,7 @@ pub(crate) struct State {
     rooms: BTreeMap<Lsn, OwnedSemaphorePermit>,
     watchers: BTreeMap<Lsn, Vec<watch::Watcher>>,
     /// The attempt that was sent out, and whose answer is waited for.
-    running: Option<Attempt>,
+    running: Option<Box<Attempt>>,
     /// Works whose end is on its way into the journal.
     ending: BTreeSet<Lsn>,
     hold_until: Option<Instant>,
@@ -178,10 +178,17 @@ pub(crate) struct State {
     asked: Option<Box<Attempt>>,
     /// The end of a work that waits until what is being journaled of it is folded.
     wanted: Option<Box<WantedEnd>>,
-    /// The work whose turn it is, and since when by this clock.
-    began: Option<(Lsn, i64)>,
-    span: Option<Box<(Lsn, tracing::Span)>>,
+    began: Option<Box<Began>>,
     quarantined: bool,
+}
+
+/// The work whose turn it is.
+struct Began {
+    work: Lsn,
+    /// By this clock.
+    at_ms: i64,
+    /// Made when it is needed first.
+    span: Option<tracing::Span>,
 }
 
 /// A work that is to end.
@@ -363,7 +370,6 @@ impl State {
             asked: None,
             wanted: None,
             began: None,
-            span: None,
             quarantined: false,
         }
     }

@@ -84,6 +84,8 @@ struct State {
     early: Vec<Incoming>,
     report: Report,
     agents: HashMap<Arc<AgentId>, Slot>,
+    /// The last one that was new.
+    last: Option<Arc<AgentId>>,
     names: HashMap<ActorId, Arc<AgentId>>,
     ticks: u64,
 }
@@ -133,6 +135,7 @@ impl Actor for ShardHost {
             early: Vec::new(),
             report,
             agents: HashMap::new(),
+            last: None,
             names: HashMap::new(),
             ticks: 0,
         })
@@ -314,6 +317,21 @@ impl State {
         Ok(())
     }
 
+    /// The id that the map has; a new one shares with the last what most have in common.
+    fn shared(&mut self, id: AgentId) -> Arc<AgentId> {
+        if let Some((known, _)) = self.agents.get_key_value(&id) {
+            return known.clone();
+        }
+        let AgentId { mut tenant, mut name, key } = id;
+        if let Some(last) = &self.last {
+            tenant = if last.tenant == tenant { last.tenant.clone() } else { tenant };
+            name = if last.name == name { last.name.clone() } else { name };
+        }
+        let id = Arc::new(AgentId { tenant, name, key });
+        self.last = Some(id.clone());
+        id
+    }
+
     /// The actor of an agent, started if it is not in memory.
     async fn start(
         &mut self,
@@ -324,7 +342,7 @@ impl State {
         if let Some(actor) = self.agents.get(&id).and_then(|slot| slot.actor.clone()) {
             return Ok(actor);
         }
-        let (id, glance) = (Arc::new(id), Arc::new(Glance::default()));
+        let (id, glance) = (self.shared(id), Arc::new(Glance::default()));
         let args =
             AgentArgs { id: id.clone(), shard, host: self.me.clone(), glance: glance.clone() };
         let (actor, _) = Actor::spawn_linked(None, AgentActor, args, self.me.get_cell()).await?;

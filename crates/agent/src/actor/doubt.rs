@@ -66,7 +66,7 @@ impl State {
         if let Some(tool) = &mut job.tool {
             tool.is_probe = true;
         }
-        self.running = Some(attempt);
+        self.running = Some(Box::new(attempt));
         let traceparent = self.traceparent(work);
         let deadline = Instant::now() + Duration::from_millis(shard.node.config.tool_timeout_ms);
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms: None };
@@ -87,7 +87,7 @@ impl State {
     pub(super) fn probed(&mut self, answer: Answer) -> Result<(), ActorProcessingErr> {
         let Answer { attempt, outcome, .. } = answer;
         let work = attempt.work.lsn;
-        let is_expected = self.running.take_if(|running| *running == attempt).is_some();
+        let is_expected = self.running.take_if(|running| **running == attempt).is_some();
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         let is_doubted = turn.and_then(Turn::doubted).is_some_and(|doubted| {
             (doubted.step, doubted.attempt) == (attempt.step, attempt.number)

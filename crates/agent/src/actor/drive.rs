@@ -22,13 +22,13 @@ impl State {
     pub(super) fn drive(&mut self) -> Result<(), ActorProcessingErr> {
         self.snapshot_if_due();
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.current()) else {
-            self.span = None;
+            self.began = None;
             self.shrink();
             return Ok(());
         };
         let work = turn.id();
         let is_open = !self.ending.contains(&work);
-        if is_open && self.began.is_none_or(|(of, _)| of != work) {
+        if is_open && self.began.as_ref().is_none_or(|began| began.work != work) {
             self.began(work);
         }
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return Ok(()) };
@@ -155,7 +155,7 @@ impl State {
         for watcher in self.watchers.remove(&work).unwrap_or_default() {
             self.send_entries(&watcher, work, shown, Some(info.clone()));
         }
-        if self.running.is_some_and(|running| running.work.lsn == work) {
+        if self.running.as_ref().is_some_and(|running| running.work.lsn == work) {
             // Its answer finds nobody.
             self.running = None;
         }

@@ -233,7 +233,7 @@ impl State {
         let attempt = self.attempt(turn, step, number);
         let job = self.job(turn, attempt, definition);
         point("turn-before-step");
-        self.running = Some(attempt);
+        self.running = Some(Box::new(attempt));
         let traceparent = self.traceparent(work);
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms };
         let (shard, me) = (self.shard().clone(), self.me.clone());
@@ -274,9 +274,10 @@ impl State {
 
     /// From an append of the work's turn until it is durable.
     pub(super) fn commit_span(&self, work: Lsn) -> tracing::Span {
-        match self.span.as_deref() {
-            Some((of, turn)) if *of == work => tracing::info_span!(parent: turn, "commit"),
-            Some(_) | None => tracing::Span::none(),
+        let began = self.began.as_ref().filter(|began| began.work == work);
+        match began.and_then(|began| began.span.as_ref()) {
+            Some(turn) => tracing::info_span!(parent: turn, "commit"),
+            None => tracing::Span::none(),
         }
     }
 
@@ -286,14 +287,17 @@ impl State {
         let Some(parent) = turn.and_then(|turn| turn.accepted().traceparent.clone()) else {
             return String::new();
         };
-        if self.span.as_deref().is_none_or(|(of, _)| *of != work) {
-            let node = self.shard().node.name.as_str();
-            let span = tracing::info_span!("turn", agent = %self.args.id, work = work.0, node);
+        let (agent, shard) = (self.args.id.clone(), self.shard().clone());
+        let Some(began) = self.began.as_mut().filter(|began| began.work == work) else {
+            return parent;
+        };
+        let span = began.span.get_or_insert_with(|| {
+            let node = shard.node.name.as_str();
+            let span = tracing::info_span!("turn", %agent, work = work.0, node);
             telemetry::set_parent(&span, Some(&parent));
-            self.span = Some(Box::new((work, span)));
-        }
-        let span = self.span.as_deref().map(|(_, span)| span.clone());
-        span.and_then(|span| span.in_scope(telemetry::current_traceparent)).unwrap_or(parent)
+            span
+        });
+        span.in_scope(telemetry::current_traceparent).unwrap_or(parent)
     }
 
     /// A worker may have the step that the owner before had asked for: then it is waited for, not asked for again.
@@ -308,7 +312,7 @@ impl State {
             fold.await_worker();
         }
         let place = named.place.clone();
-        self.running = Some(attempt);
+        self.running = Some(Box::new(attempt));
         let outcome = match named.answer.clone() {
             Some(answer) => Outcome::Done(answer),
             None => Outcome::Awaited(named),
@@ -336,7 +340,7 @@ impl State {
     pub(super) fn answered(&mut self, answer: Answer) -> Result<(), ActorProcessingErr> {
         let Answer { attempt, place, outcome } = answer;
         let work = attempt.work.lsn;
-        let is_taken = self.running == Some(attempt);
+        let is_taken = self.running.as_deref() == Some(&attempt);
         let verdict = contest::of_answer(is_taken, self.underway(work));
         if is_taken && verdict != OfAnswer::AskAgain && !matches!(outcome, Outcome::Awaited(_)) {
             self.running = None;
@@ -398,7 +402,7 @@ impl State {
             }
             (OfAnswer::Journal, None) => {
                 reply.send(Bytes::new());
-                if self.running.take_if(|running| *running == attempt).is_some() {
+                if self.running.take_if(|running| **running == attempt).is_some() {
                     self.step_failed(attempt, lost("its worker failed"));
                 }
             }

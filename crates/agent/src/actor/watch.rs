@@ -14,7 +14,7 @@ use proto::link::{
 };
 use proto::{journal, kind};
 
-use super::State;
+use super::{Began, State};
 use crate::shard::{Shard, refusal};
 use crate::{clock, read};
 
@@ -97,7 +97,7 @@ impl State {
 
     /// The turn of `work` came: those who want all of it are told, though it has no entry of its own.
     pub(super) fn began(&mut self, work: Lsn) {
-        self.began = Some((work, clock::now_ms()));
+        self.began = Some(Box::new(Began { work, at_ms: clock::now_ms(), span: None }));
         let Some(watchers) = self.watchers.get(&work) else { return };
         let told = self.turn_began(work);
         for watcher in watchers.iter().filter(|watcher| watcher.mode == WatchMode::All) {
@@ -108,7 +108,8 @@ impl State {
     }
 
     fn turn_began(&self, work: Lsn) -> Events {
-        let began_ms = self.began.filter(|(of, _)| *of == work).map_or(0, |(_, at_ms)| at_ms);
+        let began = self.began.as_ref().filter(|began| began.work == work);
+        let began_ms = began.map_or(0, |began| began.at_ms);
         Events { work: work.0, began_ms, ..Events::default() }
     }
 
