@@ -19,15 +19,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use cluster::{Args, Config, Handle, Incoming, LinkEvent, Peer, Service};
 use domain::{Incarnation, Role};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use net::pki::{Ca, Validity};
 use proto::link::Envelope;
+use tests::harness::Raw;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -413,43 +413,5 @@ impl tonic::server::StreamingService<Bytes> for EchoAll {
             count.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
         });
         std::future::ready(Ok(Response::new(counted.boxed())))
-    }
-}
-
-/// Bytes as they are.
-#[derive(Clone, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }

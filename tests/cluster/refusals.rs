@@ -5,15 +5,14 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use client::Error;
 use domain::Role;
 use net::pki::{Ca, Validity};
 use prost::Message;
 use proto::v1::work_service_client::WorkServiceClient;
 use proto::v1::{OpenRequest, OpenSubmit, OpenWatch, SubmitRequest, open_request, open_response};
-use tests::harness::{Child, Dev, Options, Output, Program, eventually};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tests::harness::{Child, Dev, Options, Output, Program, Raw, eventually};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -159,44 +158,6 @@ fn the_api_itself_refuses_what_is_too_large_and_says_what_is_allowed() {
         assert!(matches!(first.response, Some(open_response::Response::Accepted(_))), "{first:?}");
         check(&answers.message().await.unwrap_err());
     });
-}
-
-/// Sends and takes messages as they are.
-#[derive(Clone, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }
 
 #[test]
