@@ -136,6 +136,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_full_disk_left_of_a_line_swallows_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let tool = tool(&folder, true);
+        std::fs::write(folder.path().join("calls"), "a 3 1 17").unwrap();
+        assert_eq!(tool.reconcile(&call("a", 1)).await.unwrap(), Reconciled::NotDone);
+        assert!(tool.call(&call("a", 1)).await.is_err());
+        assert_eq!(tool.call(&call("b", 1)).await.unwrap(), Output("1".into()));
+    }
+
+    #[tokio::test]
     async fn what_it_said_was_not_done_is_refused_when_it_comes_late() {
         let folder = tempfile::tempdir().unwrap();
         let tool = tool(&folder, true);

@@ -85,10 +85,11 @@ fn parse(line: &str) -> Option<(Called, Mark)> {
     words.next().is_none().then_some((called, mark))
 }
 
-/// Adds a line, durably. One write with O_APPEND is never mixed with another process's.
+/// Adds a line, durably. One write with O_APPEND is never mixed with another process's. It begins with an end of line: what a
+/// full disk left of the line before must not swallow this one.
 pub(crate) fn add(path: &Path, call: &Call, mark: Mark, now_ms: u128) -> io::Result<()> {
     let Call { idempotency_key: key, epoch, attempt, .. } = call;
-    let line = format!("{key} {} {attempt} {now_ms} {}\n", epoch.0, mark.as_str());
+    let line = format!("\n{key} {} {attempt} {now_ms} {}\n", epoch.0, mark.as_str());
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     file.write_all(line.as_bytes())?;
     file.sync_all()
