@@ -6,8 +6,12 @@ use serde::Deserialize;
 
 use crate::Error;
 
-/// Of whatever can be counted or measured here.
+/// Of what is counted in bytes or milliseconds here.
 const MOST: u64 = u32::MAX as u64;
+/// Of what waits, or is asked at once.
+const MANY: u64 = 1_000_000;
+/// Workers are started with their pool, so many for each.
+const WORKERS_MAX: u64 = 4_096;
 
 /// Limits and times of the agents of one node.
 #[derive(Clone, Debug, Deserialize)]
@@ -52,18 +56,19 @@ impl Config {
     /// # Errors
     /// The field that is out of its range.
     pub fn check(&self) -> Result<(), Error> {
-        in_range("agents.idle_ms", self.idle_ms)?;
-        in_range("agents.queued_bytes_max", self.queued_bytes_max as u64)?;
-        in_range("agents.waiting_entries_max", self.waiting_entries_max as u64)?;
-        in_range("agents.recovering_bytes_max", self.recovering_bytes_max as u64)?;
-        in_range("agents.reads_max", self.reads_max as u64)?;
-        in_range("agents.phase_timeout_ms", self.phase_timeout_ms)?;
-        in_range("agents.tool_timeout_ms", self.tool_timeout_ms)
+        in_range("agents.idle_ms", self.idle_ms, MOST)?;
+        in_range("agents.queued_bytes_max", self.queued_bytes_max as u64, MOST)?;
+        in_range("agents.waiting_entries_max", self.waiting_entries_max as u64, MANY)?;
+        in_range("agents.recovering_max", self.recovering_max.get().into(), MANY)?;
+        in_range("agents.recovering_bytes_max", self.recovering_bytes_max as u64, MOST)?;
+        in_range("agents.reads_max", self.reads_max as u64, MANY)?;
+        in_range("agents.phase_timeout_ms", self.phase_timeout_ms, MOST)?;
+        in_range("agents.tool_timeout_ms", self.tool_timeout_ms, MOST)
     }
 }
 
-fn in_range(field: &'static str, value: u64) -> Result<(), Error> {
-    if (1..=MOST).contains(&value) { Ok(()) } else { Err(Error::Config { field, value }) }
+fn in_range(field: &'static str, value: u64, most: u64) -> Result<(), Error> {
+    if (1..=most).contains(&value) { Ok(()) } else { Err(Error::Config { field, value, most }) }
 }
 
 /// Which phases this node offers.
@@ -100,9 +105,9 @@ impl PhasesConfig {
     /// # Errors
     /// The field that is out of its range.
     pub fn check(&self) -> Result<(), Error> {
-        in_range("phases.workers", self.workers as u64)?;
-        in_range("phases.queue_max", self.queue_max as u64)?;
-        in_range("phases.stuck_ms", self.stuck_ms)
+        in_range("phases.workers", self.workers as u64, WORKERS_MAX)?;
+        in_range("phases.queue_max", self.queue_max as u64, MANY)?;
+        in_range("phases.stuck_ms", self.stuck_ms, MOST)
     }
 }
 
@@ -127,6 +132,7 @@ mod tests {
         named(Config { tool_timeout_ms: 0, ..agents() }.check(), "agents.tool_timeout_ms");
         let phases = PhasesConfig::default;
         named(PhasesConfig { workers: 0, ..phases() }.check(), "phases.workers");
+        named(PhasesConfig { workers: 4_097, ..phases() }.check(), "1 to 4096");
         named(PhasesConfig { queue_max: 0, ..phases() }.check(), "phases.queue_max");
         named(PhasesConfig { stuck_ms: 0, ..phases() }.check(), "phases.stuck_ms");
     }

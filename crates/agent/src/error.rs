@@ -4,8 +4,8 @@ use domain::{ErrorKind, Reason, ShardId};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("config has {field} = {value}: write 1 to 4294967295")]
-    Config { field: &'static str, value: u64 },
+    #[error("config has {field} = {value}: write 1 to {most}")]
+    Config { field: &'static str, value: u64, most: u64 },
     #[error("cannot start {what}")]
     Spawn {
         what: String,
