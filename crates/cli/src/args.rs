@@ -518,7 +518,7 @@ pub(crate) enum PkiCommand {
         #[arg(long, default_value = "stagedoor.local")]
         trust_domain: TrustDomain,
     },
-    /// Issue a key and a certificate
+    /// Issue a key and a certificate, in place of earlier ones of the same process
     #[command(after_help = example("stagedoor pki issue --dir pki --role client --name ann --out ann"))]
     Issue {
         /// The folder of the CA

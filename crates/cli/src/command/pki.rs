@@ -1,5 +1,6 @@
 //! `pki`: makes and reads certificates, without a cluster.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use domain::{ProcessName, Role};
@@ -42,10 +43,12 @@ fn issue(
     let ca = Ca::load(dir).map_err(|error| failure(&error))?;
     let id = SpiffeId { trust_domain: ca.trust_domain().clone(), role, name };
     let out = out.unwrap_or_else(|| dir.to_owned());
+    let trusted = out.join("ca.crt");
+    let is_trusted = trusts(&trusted, ca.certificate_pem())?;
+    keep_others(&out.join(format!("{stem}.crt")), &id)?;
     let issued = ca.issue(&id, validity).map_err(|error| failure(&error))?;
     let written = issued.write(&out, &stem).map_err(|error| failure(&error))?;
-    let trusted = out.join("ca.crt");
-    if !same_file(&trusted, &dir.join("ca.crt")) {
+    if !is_trusted {
         std::fs::write(&trusted, ca.certificate_pem()).map_err(|error| {
             Failure::other(format!("cannot write {}", trusted.display())).why(error)
         })?;
@@ -70,8 +73,30 @@ fn stem_of(role: Role, name: &ProcessName) -> Result<String, Failure> {
     }
 }
 
-fn same_file(one: &Path, other: &Path) -> bool {
-    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+/// Whether who has this file trusts the authority already, maybe with another beside it. One that trusts only others would
+/// lose them.
+fn trusts(file: &Path, authority: &str) -> Result<bool, Failure> {
+    match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Failure::other(format!("cannot read {}", file.display())).why(error)),
+        Ok(text) if text.contains(authority.trim()) => Ok(true),
+        Ok(_) => Err(Failure::usage(format!("{} is of another authority", file.display()))
+            .remedy("add this one's certificate to it, or choose another --out")),
+    }
+}
+
+/// A certificate is replaced by a later one of the same process only.
+fn keep_others(file: &Path, id: &SpiffeId) -> Result<(), Failure> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let known = pki::show(file).map_err(|error| failure(&error))?.spiffe;
+    if known.as_ref() == Some(id) {
+        return Ok(());
+    }
+    let whose = known.map_or("somebody else".to_owned(), |known| known.to_string());
+    let why = format!("{} is the certificate of {whose}", file.display());
+    Err(Failure::usage(why).remedy("choose another --out"))
 }
 
 fn failure(error: &net::Error) -> Failure {
@@ -133,6 +158,42 @@ mod tests {
         }
         assert_eq!(std::fs::read(dir.path().join("ca.key")).unwrap(), key);
         assert!(!dir.path().join("client.key").exists());
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_and_no_other_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+        for ca in [&one, &other] {
+            let trust_domain = "stagedoor.local".parse().unwrap();
+            run(PkiCommand::Init { dir: ca.clone(), trust_domain }).unwrap();
+        }
+        let out = dir.path().join("out");
+        let issue = |ca: &Path, role: Role, name: &str| {
+            let (dir, name, out) = (ca.to_owned(), name.parse().unwrap(), Some(out.clone()));
+            run(PkiCommand::Issue { dir, role, name, out, days: 1 })
+        };
+        issue(&one, Role::Client, "ann").unwrap();
+        issue(&one, Role::Node, "node-1").unwrap();
+        let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+        let (key, trusted) = (read("client.key"), read("ca.crt"));
+        for (ca, role, name, part) in [
+            (&one, Role::Client, "bob", "client/ann"),
+            (&one, Role::Control, "node-1", "node/node-1"),
+            (&other, Role::Client, "ann", "another authority"),
+        ] {
+            let failure = issue(ca, role, name).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            let text = failure.to_string();
+            assert!(text.contains(part) && text.contains("choose another --out"), "{text}");
+        }
+        assert_eq!((read("client.key"), read("ca.crt")), (key.clone(), trusted.clone()));
+        // Who trusts two, as while one authority replaces another, goes on doing so.
+        let both = trusted + &std::fs::read_to_string(other.join("ca.crt")).unwrap();
+        std::fs::write(out.join("ca.crt"), &both).unwrap();
+        issue(&other, Role::Client, "ann").unwrap();
+        assert_ne!(read("client.key"), key);
+        assert_eq!(read("ca.crt"), both);
     }
 
     #[test]
