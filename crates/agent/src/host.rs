@@ -95,8 +95,6 @@ const TICK: Duration = Duration::from_millis(200);
 const LEAVING_MAX: usize = 512;
 /// Ticks between two prunings: ten minutes.
 const PRUNE_TICKS: u64 = 3_000;
-/// Ticks between two attempts to end an overdue work of an agent in quarantine: ten seconds.
-const QUARANTINE_TICKS: u64 = 50;
 /// Messages that wait for an agent that is not running, or not recovered yet.
 const PARKED_MAX: usize = 2 * QUEUE_MAX;
 
@@ -471,16 +469,15 @@ impl State {
         if self.ticks.is_multiple_of(PRUNE_TICKS) {
             prune(shard.clone());
         }
+        let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         for (work, id) in shard.overdue(clock::now_ms()) {
-            // In quarantine all works are being ended. One that fails at that has no successor for every tick.
-            let slot = self.agents.get(&id);
-            let is_quarantined = slot.is_some_and(|slot| slot.stage == Stage::Quarantined);
-            if is_quarantined && !self.ticks.is_multiple_of(QUARANTINE_TICKS) {
+            let slot = self.agents.get_mut(&id).filter(|slot| slot.stage == Stage::Quarantined);
+            // There all works are being ended. One that fails at that has no successor for every tick.
+            if slot.is_some_and(|slot| !slot.rare().intensity.wakes(now_ms)) {
                 continue;
             }
             self.tell(id, AgentMessage::Overdue(work)).await?;
         }
-        let now_ms = u64::try_from(shard.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut leaving = 0;
         for slot in self.agents.values_mut() {
             if leaving == LEAVING_MAX {

@@ -9,6 +9,8 @@ use crate::Reason;
 pub struct Intensity {
     failures: VecDeque<u64>,
     total: u32,
+    /// When it was last woken in quarantine.
+    woken_at: Option<u64>,
 }
 
 /// What to do after a failure.
@@ -34,6 +36,17 @@ impl Intensity {
     pub const RESTARTS_MAX: usize = 5;
     pub const WINDOW_MS: u64 = 60_000;
     const BACKOFF_MS: u64 = 50;
+    /// Between two attempts to end what one in quarantine has overdue: it may fail at that, too.
+    pub const WAKE_MS: u64 = 10_000;
+
+    /// Whether one in quarantine is woken now, unasked, to end what is overdue.
+    pub fn wakes(&mut self, now_ms: u64) -> bool {
+        if self.woken_at.is_some_and(|at| now_ms.saturating_sub(at) < Self::WAKE_MS) {
+            return false;
+        }
+        self.woken_at = Some(now_ms);
+        true
+    }
 
     /// A failure at `now_ms` of a monotonic clock. `jitter` is random in 0..=1,000 and spreads restarts that many
     /// failures at once would bunch.
@@ -82,5 +95,13 @@ mod tests {
             assert!(matches!(verdict, Verdict::Restart { .. }));
         }
         assert_eq!(intensity.total(), 50);
+    }
+
+    #[test]
+    fn one_in_quarantine_is_woken_once_in_a_while() {
+        let mut intensity = Intensity::default();
+        let woken: Vec<u64> =
+            (0..200).map(|tick| tick * 200).filter(|now| intensity.wakes(*now)).collect();
+        assert_eq!(woken, [0, 10_000, 20_000, 30_000]);
     }
 }
