@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 use tokio::sync::mpsc;
 
 use cluster::beat::BeatSender;
 use cluster::{LinkEvent, Peer};
 use domain::hearing::Hearing;
+use domain::joining::Joining;
+use domain::time::Millis;
 use domain::view::{Version, View, Word};
 use domain::{Incarnation, Reason, Role, Term};
 use proto::kind;
@@ -37,10 +41,11 @@ impl Events {
     }
 }
 
+/// Of a control replica to a join.
+type Answer = Result<JoinResponse, cluster::Error>;
+
 const EVENTS_MAX: usize = 1_024;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
-/// After a join that failed; doubled with each, up to 64 times.
-const JOIN_PAUSE_MIN: Duration = Duration::from_millis(25);
 /// How often a node that is not a member tries again, and one that is looks whether it still is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const UNREACHABLE: &str = "control_unreachable";
@@ -65,16 +70,15 @@ pub(crate) struct Membership {
     pub health: Health,
 }
 
-#[derive(Default)]
 struct State {
+    began: Instant,
     /// The control replica that took this node in, and in which leadership. None: it is no member now.
     joined: Option<(Peer, Term)>,
     /// The version of the welcome: an older view does not say whether this run is a member.
     joined_at: Version,
-    /// Not before this is the next join tried: a refusal or a flapping link must not become a storm.
-    not_before: Option<Instant>,
-    /// Joins that failed one after another.
-    failures: u32,
+    joining: Joining,
+    /// The joins that are open.
+    asking: FuturesUnordered<BoxFuture<'static, (Peer, Answer)>>,
     /// Control replicas: those of the config, and those that views name.
     controls: Vec<Peer>,
     /// Nodes that the last view named.
@@ -86,6 +90,27 @@ struct State {
     welcomed_at: Option<Instant>,
 }
 
+impl State {
+    fn new(controls: Vec<Peer>) -> Self {
+        Self {
+            began: Instant::now(),
+            joined: None,
+            joined_at: Version::default(),
+            joining: Joining::default(),
+            asking: FuturesUnordered::new(),
+            controls,
+            nodes: Vec::new(),
+            is_draining: false,
+            hearing: Hearing::default(),
+            welcomed_at: None,
+        }
+    }
+
+    fn now(&self) -> Millis {
+        Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
 impl Membership {
     /// Until `shutdown` ends, or somebody wants this node to drain.
     pub(crate) async fn run(
@@ -93,7 +118,7 @@ impl Membership {
         mut events: mpsc::Receiver<Event>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> BeatSender {
-        let mut state = State { controls: self.configured(), ..State::default() };
+        let mut state = State::new(self.configured());
         self.agents.set_controls(state.controls.clone());
         let mut look = tokio::time::interval(LOOK_EVERY);
         tokio::pin!(shutdown);
@@ -105,9 +130,12 @@ impl Membership {
                         tracing::info!("asked to drain");
                         break;
                     }
-                    event @ (Event::Link(_) | Event::View(_)) => self.heard(event, &mut state).await,
+                    event @ (Event::Link(_) | Event::View(_)) => self.heard(event, &mut state),
                 },
-                _ = look.tick() => self.look(&mut state).await,
+                Some((control, answer)) = state.asking.next() => {
+                    self.answered(control, answer, &mut state);
+                }
+                _ = look.tick() => self.look(&mut state),
             }
         }
         self.health.set_not_ready("draining");
@@ -129,7 +157,7 @@ impl Membership {
         controls.into_iter().map(|(control, _)| control).collect()
     }
 
-    async fn look(&self, state: &mut State) {
+    fn look(&self, state: &mut State) {
         // Every replica answers beats, and says who leads: a later leadership has to hear of this node.
         let newer = self.beats.last_answer().map(|(_, answer)| (answer.leader, Term(answer.term)));
         let is_left = |(leader, term): &(String, Term)| {
@@ -138,9 +166,8 @@ impl Membership {
         if newer.as_ref().is_some_and(is_left) {
             state.joined = None;
         }
-        if state.joined.is_none() {
-            self.join(state).await;
-        }
+        state.joining.led(newer.map_or(Term(0), |(_, term)| term));
+        self.join(state);
         if !state.is_draining {
             self.tell_whether_heard(state);
         }
@@ -160,12 +187,10 @@ impl Membership {
         }
     }
 
-    async fn heard(&self, event: Event, state: &mut State) {
+    fn heard(&self, event: Event, state: &mut State) {
         match event {
             Event::Link(LinkEvent::Up { peer, .. }) if peer.role == Role::Control => {
-                if state.joined.is_none() {
-                    self.join(state).await;
-                }
+                self.join(state);
             }
             Event::Link(LinkEvent::Down { peer }) if peer.role == Role::Control => {
                 // A later leader has to hear of this node; the join is the same for one that knows it.
@@ -211,67 +236,56 @@ impl Membership {
             Word::JoinAgain => state.joined = None,
             Word::Dead => {
                 tracing::warn!(%me, "this node was declared dead: it drops its shards and joins anew");
-                self.agents.rejoin(me.incarnation.next());
+                self.begin_anew(me.incarnation, state);
                 state.joined = None;
             }
         }
     }
 
-    /// Asks the control replicas that are linked; the leader takes this node in, the others name it.
-    async fn join(&self, state: &mut State) {
-        if state.not_before.is_some_and(|not_before| Instant::now() < not_before) {
+    /// Asks the control replicas that are linked, if this node is no member; the leader takes it in.
+    fn join(&self, state: &mut State) {
+        if state.joined.is_some() {
             return;
         }
-        let mut candidates = state.controls.clone();
-        // Whoever is not linked is heard of when it is, and asked at once.
-        if !candidates.iter().any(|control| self.cluster.is_linked(control)) {
-            return;
+        let now = state.now();
+        let State { controls, joining, asking, .. } = state;
+        let linked = controls.iter().filter(|control| self.cluster.is_linked(control));
+        for control in linked.filter(|control| joining.asks(&control.name, now)) {
+            asking.push(join_at(self.cluster.clone(), control.clone(), self.request()).boxed());
         }
-        while let Some(control) = candidates.pop() {
-            if !self.cluster.is_linked(&control) {
-                continue;
-            }
-            // Who drains looks after its shards meanwhile.
-            let within = if state.is_draining { DRAIN_EVERY } else { JOIN_TIMEOUT };
-            match self.join_at(&control, within).await {
-                Ok(welcome) => return self.welcome(control, welcome, state),
-                Err(cluster::Error::Refused(refusal)) => {
-                    let reason = cluster::reason_of(&refusal);
-                    if reason == Some(Reason::Moved) {
-                        tracing::debug!(%control, leader = refusal.moved_node, "another replica leads");
-                        // Next of all, if it has not been asked yet.
-                        candidates.sort_by_key(|peer| peer.name.as_str() == refusal.moved_node);
-                        continue;
-                    }
-                    tracing::warn!(%control, ?reason, message = refusal.message, "the join was refused");
-                    if reason == Some(Reason::Replaced) {
-                        // The refusal names the incarnation that is known; only a larger one is taken in.
-                        let known =
-                            Incarnation(refusal.moved_epoch).max(self.agents.member().incarnation);
-                        self.agents.rejoin(known.next());
-                    }
-                }
-                Err(error) => tracing::warn!(%control, %error, "cannot join yet"),
-            }
-        }
-        state.failures = state.failures.saturating_add(1);
-        let pause = JOIN_PAUSE_MIN * 2_u32.pow(state.failures.min(6));
-        state.not_before = Some(Instant::now() + pause);
     }
 
-    async fn join_at(
-        &self,
-        control: &Peer,
-        within: Duration,
-    ) -> Result<JoinResponse, cluster::Error> {
-        let answer = self.ask(control, kind::JOIN, within).await?;
-        JoinResponse::decode(answer).map_err(|_| cluster::Error::PeerGone { peer: control.clone() })
+    fn answered(&self, control: Peer, answer: Answer, state: &mut State) {
+        let error = match answer {
+            Ok(welcome) => return self.welcome(control, welcome, state),
+            Err(error) => error,
+        };
+        let now = state.now();
+        state.joining.failed(&control.name, now);
+        let cluster::Error::Refused(refusal) = error else {
+            return tracing::warn!(%control, %error, "cannot join yet");
+        };
+        let reason = cluster::reason_of(&refusal);
+        if reason == Some(Reason::Moved) {
+            tracing::debug!(%control, leader = refusal.moved_node, "another replica leads");
+            return state.joining.led(Term(refusal.moved_epoch));
+        }
+        tracing::warn!(%control, ?reason, message = refusal.message, "the join was refused");
+        if reason == Some(Reason::Replaced) {
+            // The refusal names the incarnation that is known; only a larger one is taken in.
+            self.begin_anew(Incarnation(refusal.moved_epoch), state);
+        }
+    }
+
+    /// Goes on as the run after `known` and all that this node was.
+    fn begin_anew(&self, known: Incarnation, state: &mut State) {
+        self.agents.rejoin(known.max(self.agents.member().incarnation).next());
+        state.asking.clear();
+        state.joining.withdrawn();
     }
 
     async fn ask(&self, to: &Peer, kind: u32, within: Duration) -> Result<Bytes, cluster::Error> {
-        let payload = self.request().encode_to_vec().into();
-        let envelope = Envelope { kind, payload, ..Envelope::default() };
-        self.cluster.call(to, envelope, Instant::now() + within).await
+        ask(&self.cluster, to, kind, &self.request(), within).await
     }
 
     fn request(&self) -> JoinRequest {
@@ -289,8 +303,8 @@ impl Membership {
 
     fn welcome(&self, control: Peer, welcome: JoinResponse, state: &mut State) {
         tracing::info!(%control, cluster = welcome.cluster_id, "joined");
-        state.failures = 0;
-        state.not_before = None;
+        state.asking.clear();
+        state.joining.welcomed();
         self.beats.set_targets(welcome.beats);
         if let Some(view) = welcome.view {
             state.joined_at = Version { term: Term(view.term), number: view.number };
@@ -314,7 +328,10 @@ impl Membership {
         let mut belong = tokio::time::interval(LOOK_EVERY);
         while Instant::now() < deadline {
             tokio::select! {
-                Some(event) = events.recv() => self.heard(event, state).await,
+                Some(event) = events.recv() => self.heard(event, state),
+                Some((control, answer)) = state.asking.next() => {
+                    self.answered(control, answer, state);
+                }
                 _ = say.tick() => {
                     if !self.has_takers(state).await {
                         tracing::info!("nobody can take over what is here");
@@ -322,7 +339,7 @@ impl Membership {
                     }
                 }
                 // A leader that began meanwhile drains only its members.
-                _ = belong.tick() => self.look(state).await,
+                _ = belong.tick() => self.look(state),
                 _ = look.tick() => {
                     if self.agents.is_idle() {
                         return tracing::info!("everything is handed over");
@@ -357,4 +374,23 @@ impl Membership {
             }
         }
     }
+}
+
+async fn join_at(cluster: cluster::Handle, control: Peer, request: JoinRequest) -> (Peer, Answer) {
+    let answer = ask(&cluster, &control, kind::JOIN, &request, JOIN_TIMEOUT).await;
+    let gone = |_| cluster::Error::PeerGone { peer: control.clone() };
+    let answer = answer.and_then(|answer| JoinResponse::decode(answer).map_err(gone));
+    (control, answer)
+}
+
+async fn ask(
+    cluster: &cluster::Handle,
+    to: &Peer,
+    kind: u32,
+    request: &JoinRequest,
+    within: Duration,
+) -> Result<Bytes, cluster::Error> {
+    let payload = request.encode_to_vec().into();
+    let envelope = Envelope { kind, payload, ..Envelope::default() };
+    cluster.call(to, envelope, Instant::now() + within).await
 }

@@ -134,12 +134,12 @@ fn reset_links() -> bool {
     }
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.dead(), Vec::<String>::new());
-    is_as_before(&mesh, &heard, &before, late)
+    is_as_before(&mesh, &heard, &before, &late)
 }
 
 /// Where nobody was declared dead, everything is counted, too. Whether the machine was too busy for beats: nothing else
 /// excuses a death.
-fn is_as_before(mesh: &Mesh, heard: &Heard, before: &[i64], late: Lateness) -> bool {
+fn is_as_before(mesh: &Mesh, heard: &Heard, before: &[i64], late: &Lateness) -> bool {
     let deaths = deaths(mesh);
     let is_disturbed = incarnations(mesh) != before || !deaths.is_empty();
     mesh.assert_sound(heard, !is_disturbed);
@@ -147,7 +147,7 @@ fn is_as_before(mesh: &Mesh, heard: &Heard, before: &[i64], late: Lateness) -> b
 }
 
 /// Beats are missed after a second and a half.
-fn is_excused(deaths: &[String], late: Lateness) -> bool {
+fn is_excused(deaths: &[String], late: &Lateness) -> bool {
     let longest = late.longest();
     assert!(
         Duration::from_millis(500) <= longest,
@@ -173,7 +173,7 @@ fn late_links() -> bool {
     mesh.heal();
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.dead(), Vec::<String>::new());
-    is_as_before(&mesh, &heard, &before, late)
+    is_as_before(&mesh, &heard, &before, &late)
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn stalled_runtimes() -> bool {
     assert_eq!(stalled.len(), 1, "{stalled:?}, {others:?}");
     assert!(stalled[0].contains("node/node-3"), "{stalled:?}");
     let is_disturbed = !others.is_empty() || node(&mesh, "node-2").incarnation != slow.incarnation;
-    is_disturbed && is_excused(&others, late)
+    is_disturbed && is_excused(&others, &late)
 }
 
 #[test]

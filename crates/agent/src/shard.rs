@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
 
 use domain::turn::Turn;
@@ -269,22 +270,27 @@ impl Context {
         lock(&self.member).clone()
     }
 
+    /// From whichever control replica is first: one that was stopped keeps its links and answers nobody.
     async fn fetch_definition(&self, hash: DefinitionHash) -> Option<Bytes> {
-        const WAIT: std::time::Duration = std::time::Duration::from_secs(2);
         let controls = lock(&self.controls).clone();
-        for control in controls {
-            let request = DefinitionRequest { hash: Bytes::copy_from_slice(hash.as_bytes()) };
-            let payload = request.encode_to_vec().into();
-            let envelope = Envelope { kind: kind::DEFINITION, payload, ..Envelope::default() };
-            let Ok(answer) = self.wire.call(control, envelope, Instant::now() + WAIT).await else {
-                continue;
-            };
-            let Ok(answer) = DefinitionResponse::decode(answer) else { continue };
-            if !answer.body.is_empty() {
-                return Some(answer.body);
-            }
-        }
-        None
+        let asked = controls.into_iter().map(|control| self.fetch_definition_from(control, hash));
+        let answers: FuturesUnordered<_> = asked.collect();
+        let mut bodies = std::pin::pin!(answers.filter_map(std::future::ready));
+        bodies.next().await
+    }
+
+    async fn fetch_definition_from(
+        &self,
+        control: cluster::Peer,
+        hash: DefinitionHash,
+    ) -> Option<Bytes> {
+        const WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+        let request = DefinitionRequest { hash: Bytes::copy_from_slice(hash.as_bytes()) };
+        let payload = request.encode_to_vec().into();
+        let envelope = Envelope { kind: kind::DEFINITION, payload, ..Envelope::default() };
+        let answer = self.wire.call(control, envelope, Instant::now() + WAIT).await.ok()?;
+        let body = DefinitionResponse::decode(answer).ok()?.body;
+        (!body.is_empty()).then_some(body)
     }
 }
 

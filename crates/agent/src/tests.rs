@@ -16,9 +16,9 @@ use domain::{AgentId, Definition, Incarnation, Lsn, Member, Phase, Reason, Role,
 use model::{Chunk, Model, Request, Task, Usage};
 use proto::kind;
 use proto::link::{
-    AgentFailed, CancelAnswer, CancelCall, Envelope, Events, Fence, GetAnswer, GetCall, Grant,
-    Group, Held, LogRow, Provision, ReadHistory, Refusal, SubmitAnswer, SubmitCall, SubscribeCall,
-    WatchMode, WorkInfo, WorkRow,
+    AgentFailed, CancelAnswer, CancelCall, DefinitionResponse, Envelope, Events, Fence, GetAnswer,
+    GetCall, Grant, Group, Held, LogRow, Provision, ReadHistory, Refusal, SubmitAnswer, SubmitCall,
+    SubscribeCall, WatchMode, WorkInfo, WorkRow,
 };
 use store::{FileStore, Store};
 
@@ -82,11 +82,13 @@ impl Model for Scripted {
     }
 }
 
-/// Nobody else is there; what is cast to the API server is kept.
+/// Nobody else is there but two control replicas, the first of which hangs when it is asked for a definition; what is cast to
+/// the API server is kept.
 #[derive(Default)]
 struct Alone {
     events: Mutex<Vec<Events>>,
     failures: Mutex<Vec<AgentFailed>>,
+    definition: Mutex<Bytes>,
 }
 
 impl Wire for Alone {
@@ -99,6 +101,14 @@ impl Wire for Alone {
         if envelope.kind == kind::AGENT_FAILED {
             lock(&self.failures).push(AgentFailed::decode(envelope.payload).unwrap());
             return Box::pin(async { Ok(Bytes::new()) });
+        }
+        if envelope.kind == kind::DEFINITION {
+            if to.name.as_str() == "control-1" {
+                return Box::pin(std::future::pending());
+            }
+            let body = lock(&self.definition).clone();
+            let answer = DefinitionResponse { body, ..DefinitionResponse::default() };
+            return Box::pin(async move { Ok(answer.encode_to_vec().into()) });
         }
         Box::pin(async move { Err(cluster::Error::NoAddress { peer: to }) })
     }
@@ -315,6 +325,21 @@ async fn a_new_owner_goes_on_from_the_last_committed_step() {
         (answer.lsn, true),
         "the key is known to the new owner"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_comes_from_whoever_answers() {
+    let bench = bench(Arc::new(Scripted::new())).await;
+    let other = Definition { cycles_max: 1, ..Definition::postchain() };
+    let (hash, body) = proto::convert::canonical(&other);
+    *lock(&bench.wire.definition) = body;
+    let controls = ["control-1", "control-2"].map(|name| name.parse().unwrap());
+    bench.node.set_controls(controls.map(|name| Peer::new(Role::Control, name)).to_vec());
+    let definition = Bytes::copy_from_slice(hash.as_bytes());
+    let submit = SubmitCall { definition: definition.clone(), ..call(A, "text", "k") };
+    let answer = bench.submit_with(submit).await.unwrap();
+    let work = bench.ended(answer.lsn).await;
+    assert_eq!((state(&work), work.definition), (WorkState::Succeeded, definition));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -43,33 +42,30 @@ pub fn eventually_true(within: Duration, what: &str, mut holds: impl FnMut() -> 
 #[derive(Debug)]
 pub struct Lateness {
     is_over: Arc<AtomicBool>,
-    watching: Option<JoinHandle<Duration>>,
+    longest_ms: Arc<AtomicU64>,
 }
 
 impl Lateness {
     const PAUSE: Duration = Duration::from_millis(50);
 
     pub fn watch() -> Self {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let over = is_over.clone();
-        let watching = std::thread::spawn(move || {
-            let mut longest = Duration::ZERO;
-            while !over.load(Ordering::Relaxed) {
+        let late = Self { is_over: Arc::default(), longest_ms: Arc::default() };
+        let (is_over, longest_ms) = (late.is_over.clone(), late.longest_ms.clone());
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
                 let began = Instant::now();
                 std::thread::sleep(Self::PAUSE);
-                longest = longest.max(began.elapsed().saturating_sub(Self::PAUSE));
+                let late = began.elapsed().saturating_sub(Self::PAUSE).as_millis();
+                let late_ms = u64::try_from(late).unwrap_or(u64::MAX);
+                longest_ms.fetch_max(late_ms, Ordering::Relaxed);
             }
-            longest
         });
-        Self { is_over, watching: Some(watching) }
+        late
     }
 
-    /// # Panics
-    /// Its thread did.
-    pub fn longest(mut self) -> Duration {
-        self.is_over.store(true, Ordering::Relaxed);
-        let watching = self.watching.take().expect("it is taken once");
-        watching.join().expect("it only sleeps")
+    /// Until now.
+    pub fn longest(&self) -> Duration {
+        Duration::from_millis(self.longest_ms.load(Ordering::Relaxed))
     }
 }
 
