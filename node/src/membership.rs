@@ -8,11 +8,12 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use cluster::beat::BeatSender;
 use cluster::{LinkEvent, Peer};
 use domain::hearing::Hearing;
-use domain::joining::Joining;
+use domain::joins::Joins;
 use domain::time::Millis;
 use domain::view::{Version, View, Word};
 use domain::{Incarnation, Reason, Role, Term};
@@ -76,7 +77,7 @@ struct State {
     joined: Option<(Peer, Term)>,
     /// The version of the welcome: an older view does not say whether this run is a member.
     joined_at: Version,
-    joining: Joining,
+    joins: Joins,
     /// The joins that are open.
     asking: FuturesUnordered<BoxFuture<'static, (Peer, Answer)>>,
     /// Control replicas: those of the config, and those that views name.
@@ -96,7 +97,7 @@ impl State {
             began: Instant::now(),
             joined: None,
             joined_at: Version::default(),
-            joining: Joining::default(),
+            joins: Joins::default(),
             asking: FuturesUnordered::new(),
             controls,
             nodes: Vec::new(),
@@ -166,7 +167,7 @@ impl Membership {
         if newer.as_ref().is_some_and(is_left) {
             state.joined = None;
         }
-        state.joining.led(newer.map_or(Term(0), |(_, term)| term));
+        state.joins.led(newer.map_or(Term(0), |(_, term)| term));
         self.join(state);
         if !state.is_draining {
             self.tell_whether_heard(state);
@@ -229,7 +230,8 @@ impl Membership {
             self.beats.set_targets(beats);
         }
         if state.joined.is_none() {
-            return;
+            state.joins.led(view.version.term);
+            return self.join(state);
         }
         match view.word_to(&me, state.joined_at) {
             Word::Nothing => {}
@@ -248,9 +250,9 @@ impl Membership {
             return;
         }
         let now = state.now();
-        let State { controls, joining, asking, .. } = state;
+        let State { controls, joins, asking, .. } = state;
         let linked = controls.iter().filter(|control| self.cluster.is_linked(control));
-        for control in linked.filter(|control| joining.asks(&control.name, now)) {
+        for control in linked.filter(|control| joins.asks(&control.name, now)) {
             asking.push(join_at(self.cluster.clone(), control.clone(), self.request()).boxed());
         }
     }
@@ -261,14 +263,15 @@ impl Membership {
             Err(error) => error,
         };
         let now = state.now();
-        state.joining.failed(&control.name, now);
+        state.joins.failed(&control.name, now);
         let cluster::Error::Refused(refusal) = error else {
             return tracing::warn!(%control, %error, "cannot join yet");
         };
         let reason = cluster::reason_of(&refusal);
         if reason == Some(Reason::Moved) {
             tracing::debug!(%control, leader = refusal.moved_node, "another replica leads");
-            return state.joining.led(Term(refusal.moved_epoch));
+            state.joins.led(Term(refusal.moved_epoch));
+            return self.join(state);
         }
         tracing::warn!(%control, ?reason, message = refusal.message, "the join was refused");
         if reason == Some(Reason::Replaced) {
@@ -281,11 +284,23 @@ impl Membership {
     fn begin_anew(&self, known: Incarnation, state: &mut State) {
         self.agents.rejoin(known.max(self.agents.member().incarnation).next());
         state.asking.clear();
-        state.joining.withdrawn();
+        state.joins.withdrawn();
     }
 
-    async fn ask(&self, to: &Peer, kind: u32, within: Duration) -> Result<Bytes, cluster::Error> {
-        ask(&self.cluster, to, kind, &self.request(), within).await
+    /// What the control replicas that are linked answer, as it comes: one of them leads.
+    fn ask_controls(
+        &self,
+        kind: u32,
+        within: Duration,
+        state: &State,
+    ) -> FuturesUnordered<impl Future<Output = Result<Bytes, cluster::Error>>> {
+        let linked = state.controls.iter().filter(|control| self.cluster.is_linked(control));
+        let asked = linked.map(|control| {
+            let (cluster, control, request) =
+                (self.cluster.clone(), control.clone(), self.request());
+            async move { ask(&cluster, &control, kind, &request, within).await }
+        });
+        asked.collect()
     }
 
     fn request(&self) -> JoinRequest {
@@ -304,8 +319,9 @@ impl Membership {
     fn welcome(&self, control: Peer, welcome: JoinResponse, state: &mut State) {
         tracing::info!(%control, cluster = welcome.cluster_id, "joined");
         state.asking.clear();
-        state.joining.welcomed();
-        self.beats.set_targets(welcome.beats);
+        state.joins.welcomed();
+        // A leader that has just begun knows few of the others; its views name all of them.
+        self.beats.add_targets(welcome.beats);
         if let Some(view) = welcome.view {
             state.joined_at = Version { term: Term(view.term), number: view.number };
             self.agents.view_message(control.clone(), view.encode_to_vec().into());
@@ -324,6 +340,7 @@ impl Membership {
     async fn drain(&self, events: &mut mpsc::Receiver<Event>, state: &mut State) {
         let deadline = Instant::now() + Duration::from_millis(self.config.drain_timeout_ms);
         let mut say = tokio::time::interval(DRAIN_EVERY);
+        say.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(DRAIN_LOOK);
         let mut belong = tokio::time::interval(LOOK_EVERY);
         while Instant::now() < deadline {
@@ -352,11 +369,10 @@ impl Membership {
 
     /// Says that this node drains, to whoever leads now. Whether there is anybody for its shards, or may be.
     async fn has_takers(&self, state: &State) -> bool {
-        let linked = state.controls.iter().filter(|control| self.cluster.is_linked(control));
-        let mut is_reached = false;
-        for control in linked {
-            is_reached = true;
-            if let Ok(answer) = self.ask(control, kind::DRAIN, DRAIN_EVERY).await
+        let mut answers = self.ask_controls(kind::DRAIN, DRAIN_EVERY, state);
+        let is_reached = !answers.is_empty();
+        while let Some(answer) = answers.next().await {
+            if let Ok(answer) = answer
                 && let Ok(answer) = DrainAnswer::decode(answer)
             {
                 return 0 < answer.targets;
@@ -368,8 +384,9 @@ impl Membership {
     /// Tells the leader that this node goes, so that nobody has to find out.
     async fn leave(&self, state: &State) {
         const WAIT: Duration = Duration::from_millis(500);
-        for control in state.controls.iter().filter(|control| self.cluster.is_linked(control)) {
-            if self.ask(control, kind::LEAVE, WAIT).await.is_ok() {
+        let mut answers = self.ask_controls(kind::LEAVE, WAIT, state);
+        while let Some(answer) = answers.next().await {
+            if answer.is_ok() {
                 return;
             }
         }

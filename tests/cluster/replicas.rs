@@ -129,8 +129,8 @@ fn a_killed_leader_costs_nothing_and_moves_nothing() {
 
 /// Whether the machine was too busy.
 fn killed_leader() -> bool {
-    let late = Lateness::watch();
     let (mut mesh, clients) = start(&replicas());
+    let late = Lateness::watch();
     let (first, term) = leader(&mesh);
     let before = epochs(&mesh);
     mesh.kill(&first);
@@ -192,8 +192,8 @@ fn a_leader_that_was_stopped_for_10_s_does_nothing_when_it_wakes() {
 
 /// Whether the machine was too busy.
 fn stopped_leader() -> bool {
-    let late = Lateness::watch();
     let (mut mesh, clients) = start(&replicas());
+    let late = Lateness::watch();
     // Its links hold, and it answers nobody: whichever of the replicas it is, nodes do not wait for it to join the next.
     let (first, term) = until_leads(&mut mesh, "control-3");
     let before = epochs(&mesh);
@@ -227,8 +227,8 @@ fn a_leader_that_hears_few_nodes_steps_back_for_one_that_hears_more() {
 
 /// Whether the machine was too busy.
 fn deaf_leader() -> bool {
-    let late = Lateness::watch();
     let (mesh, clients) = start(&replicas());
+    let late = Lateness::watch();
     let (first, _) = leader(&mesh);
     let before = epochs(&mesh);
     for node in ["node-1", "node-2"] {

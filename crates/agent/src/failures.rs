@@ -2,9 +2,10 @@
 //!
 //! Told until somebody leads and has taken it, for a while; so many at once. What is left out is counted.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 
 use domain::Reason;
@@ -12,7 +13,7 @@ use proto::kind;
 use proto::link::{AgentFailed, Envelope};
 
 use crate::metrics;
-use crate::shard::{Context, Shard};
+use crate::shard::{Context, Shard, lock};
 
 /// Of all agents of a node that wait for the leader to take note.
 pub(crate) const WAITING_MAX: usize = 1_024;
@@ -47,15 +48,20 @@ pub(crate) fn tell(shard: &Shard, agent: String, reason: Reason, failures: u32, 
     });
 }
 
-/// Whether one of the control replicas leads, and has it or never will.
+/// Whether one of the control replicas leads, and has it or never will. All are asked at once: one that was stopped answers
+/// nobody.
 async fn is_taken(node: &Arc<Context>, failed: &AgentFailed) -> bool {
-    let controls = node.controls.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    for control in controls {
+    let controls = lock(&node.controls).clone();
+    let asked = controls.into_iter().map(|control| {
         let payload = failed.encode_to_vec().into();
         let envelope = Envelope { kind: kind::AGENT_FAILED, payload, ..Envelope::default() };
-        match node.wire.call(control, envelope, Instant::now() + CALL_MAX).await {
+        node.wire.call(control, envelope, Instant::now() + CALL_MAX)
+    });
+    let mut answers: FuturesUnordered<_> = asked.collect();
+    let mut is_malformed = false;
+    while let Some(answer) = answers.next().await {
+        match answer {
             Ok(_) => return true,
-            // Asking again changes nothing: it is of another version.
             Err(cluster::Error::Refused(refusal))
                 if cluster::reason_of(&refusal) == Some(Reason::Malformed) =>
             {
@@ -64,13 +70,16 @@ async fn is_taken(node: &Arc<Context>, failed: &AgentFailed) -> bool {
                     message = refusal.message,
                     "the leader does not take note of a failure"
                 );
-                metrics::FAILURES_UNTOLD.inc();
-                return true;
+                is_malformed = true;
             }
             Err(error) => {
                 tracing::debug!(agent = failed.agent, %error, "a failure is not told yet")
             }
         }
     }
-    false
+    if is_malformed {
+        // Asking again changes nothing: it is of another version.
+        metrics::FAILURES_UNTOLD.inc();
+    }
+    is_malformed
 }

@@ -70,27 +70,27 @@ impl Client {
         proto::trace::inject(request.metadata_mut(), telemetry::current_traceparent().as_deref());
         match timeout_at(deadline, rpc(link.channel.clone(), request)).await {
             Ok(Ok(answer)) => Ok((answer.into_inner(), link)),
-            Ok(Err(status)) => Err(self.failed(&link, status).await),
+            Ok(Err(status)) => Err(self.failed(&link, status)),
             Err(_) => {
                 // Whoever did not answer in time is not asked first the next time.
-                self.pool.drop_link(&link).await;
+                self.pool.drop_link(&link);
                 Err(Error::Deadline { after: self.timeouts.call })
             }
         }
     }
 
     /// What a failed attempt means; after it the next one goes to the next address, unless this one had an answer.
-    pub(crate) async fn failed(&self, link: &Link, status: Status) -> Error {
+    pub(crate) fn failed(&self, link: &Link, status: Status) -> Error {
         if is_timeout(&status) {
             return Error::Deadline { after: self.timeouts.call };
         }
         if is_transport(&status) {
-            self.pool.drop_link(link).await;
+            self.pool.drop_link(link);
             let addresses = self.addresses().to_vec();
             return Error::NotReached { addresses, source: status.into() };
         }
         if status.code() == tonic::Code::Unavailable {
-            self.pool.drop_link(link).await;
+            self.pool.drop_link(link);
         }
         Error::refused(status)
     }

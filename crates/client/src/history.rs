@@ -77,7 +77,7 @@ impl History {
                 Err(status) => {
                     let link = link.clone();
                     self.stream = None;
-                    return Err(self.client.failed(&link, status).await);
+                    return Err(self.client.failed(&link, status));
                 }
             }
         }

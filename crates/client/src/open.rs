@@ -257,7 +257,7 @@ impl Driver {
                     self.backlog.extend(self.ledger.repeat(due.1));
                 }
                 heard = receive(&responses, &mut lane.stream) => {
-                    if let Some(end) = self.hear(heard, &lane).await {
+                    if let Some(end) = self.hear(heard, &lane) {
                         return end;
                     }
                     self.backlog.extend(self.ledger.freed());
@@ -282,7 +282,7 @@ impl Driver {
         let _ = taken.send(answer);
     }
 
-    async fn hear(&mut self, heard: Received<'_>, lane: &Lane) -> Option<End> {
+    fn hear(&mut self, heard: Received<'_>, lane: &Lane) -> Option<End> {
         let Some((place, message)) = heard else { return Some(End::Done) };
         let status = match message {
             Ok(Some(response)) => {
@@ -311,7 +311,7 @@ impl Driver {
             Err(status) => status,
         };
         self.patience.lasted(lane.since);
-        Some(End::Broken(self.client.failed(&lane.link, status).await))
+        Some(End::Broken(self.client.failed(&lane.link, status)))
     }
 }
 

@@ -1,12 +1,14 @@
-//! The connection: one at a time, to the first address that answers; after a failure the next one is tried.
+//! The connection: one at a time, to the first address that answers; after a failure, or when it has not answered for a
+//! moment, the next one is tried.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use domain::Role;
+use futures::stream::{FuturesUnordered, StreamExt};
 use net::grpc::Connector;
-use tokio::sync::Mutex;
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{Config, Error};
@@ -14,6 +16,8 @@ use crate::{Config, Error};
 // A server that was stopped is left after two seconds, about when another replica leads in its place.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// What an address has before the next one is tried beside it: one that was stopped takes connections and says nothing.
+const HEAD_START: Duration = Duration::from_millis(250);
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
@@ -23,6 +27,8 @@ pub(crate) struct Pool {
     endpoints: Vec<Endpoint>,
     connector: Connector,
     state: Mutex<State>,
+    /// Who has it connects; the others take what it finds.
+    turn: tokio::sync::Mutex<()>,
     reached: AtomicBool,
 }
 
@@ -50,9 +56,14 @@ impl Pool {
         let dialer =
             net::Dialer::new(&identity, net::Protocol::Grpc).with_timeout(config.timeouts.connect);
         let connector = net::grpc::connector(dialer, net::Expected::any(Role::Control));
-        let state = Mutex::default();
-        let reached = AtomicBool::new(false);
-        Ok(Self { addresses, endpoints: endpoints?, connector, state, reached })
+        Ok(Self {
+            addresses,
+            endpoints: endpoints?,
+            connector,
+            state: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            reached: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn addresses(&self) -> &[String] {
@@ -76,43 +87,67 @@ impl Pool {
     }
 
     async fn link_in_turn(&self) -> Result<Link, Error> {
-        let mut state = self.state.lock().await;
-        if let Some(channel) = &state.channel {
-            return Ok(Link { channel: channel.clone(), number: state.number });
+        let _turn = self.turn.lock().await;
+        let (link, first) = self.look();
+        if let Some(link) = link {
+            return Ok(link);
         }
-        let mut failure = None;
-        for _ in 0..self.endpoints.len() {
-            match self.connect(state.next).await {
-                Ok(channel) => {
-                    self.reached.store(true, Ordering::Relaxed);
-                    return Ok(state.install(channel));
+        let count = self.endpoints.len();
+        let mut untried = (0..count).map(|turn| (first + turn) % count);
+        let (mut dials, mut failure) = (FuturesUnordered::new(), None);
+        loop {
+            match untried.next() {
+                Some(index) => dials.push(self.connect(index)),
+                None if dials.is_empty() => {
+                    let origin = || "the given addresses".to_owned();
+                    return Err(failure.unwrap_or_else(|| Error::NoAddress { origin: origin() }));
                 }
-                Err(error) => failure = Some(more_telling(failure, error)),
+                None => {}
             }
-            state.next = (state.next + 1) % self.endpoints.len();
+            let wait = if untried.len() == 0 { Duration::MAX } else { HEAD_START };
+            match timeout(wait, dials.next()).await {
+                Ok(Some(Ok((index, channel)))) => return Ok(self.install(index, channel)),
+                Ok(Some(Err(error))) => failure = Some(more_telling(failure, error)),
+                Ok(None) | Err(_) => {}
+            }
         }
-        Err(failure.unwrap_or(Error::NoAddress { origin: "the given addresses".to_owned() }))
+    }
+
+    /// The connection, if there is one, and the address to try first.
+    fn look(&self) -> (Option<Link>, usize) {
+        let state = self.state();
+        let link = |channel: &Channel| Link { channel: channel.clone(), number: state.number };
+        (state.channel.as_ref().map(link), state.next)
+    }
+
+    fn install(&self, index: usize, channel: Channel) -> Link {
+        self.reached.store(true, Ordering::Relaxed);
+        let mut state = self.state();
+        state.next = index;
+        state.number += 1;
+        state.channel = Some(channel.clone());
+        Link { channel, number: state.number }
     }
 
     /// Gives a connection up that has failed; the next one goes to the next address.
-    pub(crate) async fn drop_link(&self, link: &Link) {
-        let mut state = self.state.lock().await;
+    pub(crate) fn drop_link(&self, link: &Link) {
+        let mut state = self.state();
         if state.number == link.number && state.channel.take().is_some() {
             state.next = (state.next + 1) % self.endpoints.len();
         }
     }
 
-    async fn connect(&self, index: usize) -> Result<Channel, Error> {
+    async fn connect(&self, index: usize) -> Result<(usize, Channel), Error> {
+        // Also where nobody waits for the outcome any more, the next attempt begins with another.
+        self.state().next = (index + 1) % self.endpoints.len();
         let connecting = self.endpoints[index].connect_with_connector(self.connector.clone());
-        connecting.await.map_err(|source| Error::of_connect(&self.addresses, source))
+        let channel = connecting.await;
+        let channel = channel.map_err(|source| Error::of_connect(&self.addresses, source))?;
+        Ok((index, channel))
     }
-}
 
-impl State {
-    fn install(&mut self, channel: Channel) -> Link {
-        self.number += 1;
-        self.channel = Some(channel.clone());
-        Link { channel, number: self.number }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -347,6 +347,19 @@ async fn a_cluster_that_is_not_there_is_not_reached_and_its_addresses_are_named(
     assert!(began.elapsed() < Duration::from_secs(10), "it waited for the whole deadline");
 }
 
+/// A server that was stopped takes connections and says nothing.
+#[tokio::test]
+async fn one_that_says_nothing_holds_nobody_up_who_can_have_the_next() {
+    let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
+    let stopped = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let served = fixture.serve(&fake);
+    let api = vec![stopped.local_addr().unwrap().to_string(), served.address.clone()];
+    let timeouts = Timeouts { connect: Duration::from_secs(600), ..Timeouts::default() };
+    let config = Config { api, credentials: fixture.dir.path().to_owned(), timeouts };
+    let client = Client::connect(&config).unwrap();
+    client.cancel("1").await.unwrap();
+}
+
 #[tokio::test]
 async fn the_next_address_is_tried() {
     let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));

@@ -100,7 +100,7 @@ impl Watch {
         let Some(connected) = self.stream.take() else { return Ok(None) };
         self.patience.lasted(connected.since);
         let link = connected.link;
-        Err(self.client.failed(&link, status).await)
+        Err(self.client.failed(&link, status))
     }
 
     async fn begin(&self) -> Result<Connected, Error> {

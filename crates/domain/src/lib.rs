@@ -14,7 +14,7 @@ pub mod error;
 pub mod heads;
 pub mod hearing;
 pub mod id;
-pub mod joining;
+pub mod joins;
 pub mod leadership;
 pub mod loads;
 pub mod membership;

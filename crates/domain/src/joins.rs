@@ -19,12 +19,12 @@ struct Asked {
 
 /// The questions of a node that is no member. Has as many entries as there are control replicas.
 #[derive(Debug, Default)]
-pub struct Joining {
+pub struct Joins {
     asked: BTreeMap<ProcessName, Asked>,
     term: Term,
 }
 
-impl Joining {
+impl Joins {
     /// Whether this replica, which is linked, is asked now; then its question is open.
     pub fn asks(&mut self, replica: &ProcessName, now: Millis) -> bool {
         let asked = self.asked.entry(replica.clone()).or_default();
@@ -70,44 +70,44 @@ mod tests {
 
     #[test]
     fn one_that_does_not_answer_keeps_nobody_from_asking_the_others() {
-        let mut joining = Joining::default();
-        assert!(joining.asks(&name(1), Millis(0)));
-        assert!(joining.asks(&name(2), Millis(0)));
-        assert!(!joining.asks(&name(1), Millis(60_000)), "its question is open");
-        joining.failed(&name(2), Millis(10));
-        assert!(!joining.asks(&name(2), Millis(59)));
-        assert!(joining.asks(&name(2), Millis(60)));
+        let mut joins = Joins::default();
+        assert!(joins.asks(&name(1), Millis(0)));
+        assert!(joins.asks(&name(2), Millis(0)));
+        assert!(!joins.asks(&name(1), Millis(60_000)), "its question is open");
+        joins.failed(&name(2), Millis(10));
+        assert!(!joins.asks(&name(2), Millis(59)));
+        assert!(joins.asks(&name(2), Millis(60)));
     }
 
     #[test]
     fn pauses_double_up_to_64_times() {
-        let mut joining = Joining::default();
+        let mut joins = Joins::default();
         for pause in [50, 100, 200, 400, 800, 1_600, 1_600, 1_600] {
-            joining.failed(&name(1), Millis(0));
-            assert!(!joining.asks(&name(1), Millis(pause - 1)));
-            assert!(joining.asks(&name(1), Millis(pause)));
+            joins.failed(&name(1), Millis(0));
+            assert!(!joins.asks(&name(1), Millis(pause - 1)));
+            assert!(joins.asks(&name(1), Millis(pause)));
         }
-        joining.welcomed();
-        assert!(joining.asks(&name(1), Millis(0)));
-        joining.failed(&name(1), Millis(0));
-        assert!(joining.asks(&name(1), Millis(50)), "it begins anew");
+        joins.welcomed();
+        assert!(joins.asks(&name(1), Millis(0)));
+        joins.failed(&name(1), Millis(0));
+        assert!(joins.asks(&name(1), Millis(50)), "it begins anew");
     }
 
     #[test]
     fn a_later_leader_is_asked_at_once() {
-        let mut joining = Joining::default();
-        joining.led(Term(3));
+        let mut joins = Joins::default();
+        joins.led(Term(3));
         for _ in 0..10 {
-            joining.failed(&name(1), Millis(0));
+            joins.failed(&name(1), Millis(0));
         }
-        joining.led(Term(3));
-        joining.led(Term(2));
-        assert!(!joining.asks(&name(1), Millis(1_000)));
-        joining.led(Term(4));
-        assert!(joining.asks(&name(1), Millis(1_000)));
-        joining.led(Term(5));
-        assert!(!joining.asks(&name(1), Millis(1_000)), "its question is open");
-        joining.withdrawn();
-        assert!(joining.asks(&name(1), Millis(1_000)));
+        joins.led(Term(3));
+        joins.led(Term(2));
+        assert!(!joins.asks(&name(1), Millis(1_000)));
+        joins.led(Term(4));
+        assert!(joins.asks(&name(1), Millis(1_000)));
+        joins.led(Term(5));
+        assert!(!joins.asks(&name(1), Millis(1_000)), "its question is open");
+        joins.withdrawn();
+        assert!(joins.asks(&name(1), Millis(1_000)));
     }
 }
