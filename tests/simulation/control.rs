@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domain::leadership::{self, LeaderRow, Leadership, Taken};
-use domain::membership::{Effect, Membership, Probe};
+use domain::membership::{Effect, Membership, NodeView, Probe};
 use domain::ownership::{self, FenceResult, Ownership, Settings, ShardStanding};
-use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
 use domain::{Epoch, Member, ProcessName, Reason, ShardId, Term};
@@ -224,12 +223,15 @@ impl Control {
             (Purpose::Beat { sent }, Answer::Led) => self.leadership.beat_written(sent),
             (Purpose::Note, Answer::Led) => {}
             (Purpose::Beat { .. } | Purpose::Note, Answer::NotLeader) => self.depose(world),
-            (Purpose::Known { term }, Answer::Known { buried, shards }) => {
+            (Purpose::Known { term }, Answer::Known { alive, buried, shards }) => {
                 let Some(lead) = self.lead.as_mut().filter(|lead| lead.term == term) else {
                     return;
                 };
                 for member in &buried {
                     lead.membership.buried(member);
+                }
+                for joining in alive {
+                    lead.membership.inherited(joining, now);
                 }
                 for (shard, remembered) in shards {
                     lead.ownership.recall(shard, remembered, now);
@@ -340,6 +342,7 @@ impl Control {
                     world.tell(from, from, Message::Probed { member, probe });
                 }
                 Effect::Dead { member, .. } => self.bury(world, member),
+                Effect::Alive { member, reason: Reason::Joined } => self.admit(world, &member),
                 Effect::Alive { reason: Reason::BeatsAgain, .. } => {
                     world.happen(Fault::SuspectCameBack);
                 }
@@ -352,16 +355,16 @@ impl Control {
     fn candidates_changed(&mut self, world: &mut World) {
         let now = self.clock(world);
         let Some(lead) = self.acting(world) else { return };
-        let candidates = lead.membership.nodes().map(|node| Candidate {
-            member: node.member().clone(),
-            zone: node.joining.zone.clone(),
-            capacity: node.joining.capacity,
-            standing: node.standing,
-            admission: node.admission,
-        });
-        let candidates = candidates.collect();
+        let candidates = lead.membership.nodes().map(NodeView::candidate).collect();
         let actions = lead.ownership.view(candidates, now);
         self.own(world, actions);
+    }
+
+    fn admit(&mut self, world: &mut World, member: &Member) {
+        let Some(lead) = &self.lead else { return };
+        let Some(node) = lead.membership.node(member) else { return };
+        let (name, term, joining) = (self.name.clone(), lead.term, node.joining.clone());
+        self.ask(world, Ask::Admit { name, term, joining }, Purpose::Note);
     }
 
     fn bury(&mut self, world: &mut World, member: Member) {

@@ -177,6 +177,11 @@ pub(crate) enum Ask {
         name: ProcessName,
         term: Term,
     },
+    Admit {
+        name: ProcessName,
+        term: Term,
+        joining: Joining,
+    },
     Bury {
         name: ProcessName,
         term: Term,
@@ -207,7 +212,7 @@ pub(crate) enum Answer {
     Taken(Taken),
     Led,
     NotLeader,
-    Known { buried: Vec<Member>, shards: Vec<(ShardId, Remembered)> },
+    Known { alive: Vec<Joining>, buried: Vec<Member>, shards: Vec<(ShardId, Remembered)> },
 }
 
 #[derive(Clone, Debug)]

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use domain::leadership::{LeaderRow, Taken};
+use domain::membership::Joining;
 use domain::ownership::{FenceResult, OwnerRow, Remembered};
-use domain::{Epoch, IdempotencyKey, Lsn, Member, ShardId, Term, WorkState};
+use domain::{Epoch, IdempotencyKey, Lsn, Member, ProcessName, ShardId, Term, WorkState};
 
 use crate::config::{Break, Fault};
 use crate::message::{AgentRow, Answer, Ask, Group, Mark, Message, Recovery, Row};
@@ -27,6 +28,7 @@ struct Shard {
 pub(crate) struct Store {
     shards: Vec<Shard>,
     leader: LeaderRow,
+    alive: BTreeMap<ProcessName, Joining>,
     buried: Vec<Member>,
     remembered: BTreeMap<ShardId, Remembered>,
     pub(crate) is_down: bool,
@@ -35,8 +37,8 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn new(shards: u16) -> Self {
         let shards = (0..shards).map(|_| Shard::default()).collect();
-        let (leader, buried, remembered) = Default::default();
-        Self { shards, leader, buried, remembered, is_down: false }
+        let (leader, alive, buried, remembered) = Default::default();
+        Self { shards, leader, alive, buried, remembered, is_down: false }
     }
 
     pub(crate) fn handle(&mut self, world: &mut World, from: Address, id: u64, ask: Ask) {
@@ -88,15 +90,20 @@ impl Store {
                 Answer::Taken(Taken::Won)
             }
             Ask::RaiseBeat { name, term } => self.lead(&name, term, |store| store.leader.beat += 1),
-            Ask::Bury { name, term, member } => {
-                self.lead(&name, term, |store| store.buried.push(member))
-            }
+            Ask::Admit { name, term, joining } => self.lead(&name, term, |store| {
+                store.alive.insert(joining.member.name.clone(), joining);
+            }),
+            Ask::Bury { name, term, member } => self.lead(&name, term, |store| {
+                store.alive.retain(|_, joining| joining.member != member);
+                store.buried.push(member);
+            }),
             Ask::Remember { name, term, shard, remembered } => self.lead(&name, term, |store| {
                 store.remembered.insert(shard, remembered);
             }),
             Ask::Known => {
                 let shards = self.remembered.iter().map(|(shard, it)| (*shard, *it)).collect();
-                Answer::Known { buried: self.buried.clone(), shards }
+                let alive = self.alive.values().cloned().collect();
+                Answer::Known { alive, buried: self.buried.clone(), shards }
             }
         }
     }

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::place::Admission;
+use crate::brake::ASK_MS;
+use crate::place::{Admission, Candidate};
 use crate::time::Millis;
 use crate::{CapabilitySet, Epoch, Incarnation, Member, ProcessName, Reason, ShardId};
 
@@ -13,7 +14,7 @@ use crate::{CapabilitySet, Epoch, Incarnation, Member, ProcessName, Reason, Shar
 pub const BEAT_MS: u64 = 500;
 /// Three missed beats make a suspect.
 pub const SUSPECT_MS: u64 = 1_500;
-/// So long after its last beat a suspect is dead.
+/// So long after its last beat a suspect is dead; where most fall silent, only after the other replicas were asked.
 pub const DEAD_MS: u64 = 2_000;
 /// A node whose runtime stood still for longer is dead, however well its heartbeat is.
 pub const STALLED_MS: u64 = 30_000;
@@ -128,6 +129,8 @@ pub struct NodeView {
     pub loads: Vec<Load>,
     pub hot_agents: u32,
     pub runtime_silent_ms: u64,
+    /// False: it was in under the leader before us, and has not joined here.
+    has_joined: bool,
     /// The result of an [`Effect::Probe`] is awaited.
     pub is_probed: bool,
     /// None while a link to it works.
@@ -176,6 +179,27 @@ impl Membership {
         *dead = (*dead).max(member.incarnation);
     }
 
+    /// A node that was in under the leader before us. It keeps what it has, as long as it beats here and a link to it works;
+    /// it gets nothing new until it joins.
+    pub fn inherited(&mut self, joining: Joining, now: Millis) {
+        let member = joining.member.clone();
+        let is_dead = |dead: &Incarnation| member.incarnation <= *dead;
+        if self.dead.get(&member.name).is_some_and(is_dead) {
+            return;
+        }
+        let mut node = self.new_node(joining, now);
+        node.has_joined = false;
+        self.nodes.insert(member.name, node);
+    }
+
+    fn new_node(&self, joining: Joining, now: Millis) -> NodeView {
+        let mut node = NodeView::new(joining, now);
+        if self.cordoned.contains(&node.member().name) {
+            node.admission = Admission::Cordoned;
+        }
+        node
+    }
+
     /// A node joins, or joins again at a new leader.
     ///
     /// # Errors
@@ -195,16 +219,15 @@ impl Membership {
             }
             if member.incarnation == incarnation {
                 known.joining = joining;
-                return Ok(self.heard(&member, now));
+                let is_new = !std::mem::replace(&mut known.has_joined, true);
+                let effects = self.heard(&member, now);
+                let joined = Effect::Alive { member, reason: Reason::Joined };
+                return Ok(if is_new { vec![joined] } else { effects });
             }
             let old = known.joining.member.clone();
             effects.extend(self.bury(&old, Reason::Replaced));
         }
-        let mut node = NodeView::new(joining, now);
-        if self.cordoned.contains(&member.name) {
-            node.admission = Admission::Cordoned;
-        }
-        self.nodes.insert(member.name.clone(), node);
+        self.nodes.insert(member.name.clone(), self.new_node(joining, now));
         effects.push(Effect::Alive { member, reason: Reason::Joined });
         Ok(effects)
     }
@@ -311,11 +334,16 @@ impl Membership {
             .filter(|(_, silent_ms)| SUSPECT_MS <= *silent_ms)
             .collect();
         let mut effects = Vec::new();
-        for (member, silent_ms) in silent {
-            effects.extend(self.suspect(&member, Reason::BeatsMissed, now));
-            if DEAD_MS <= silent_ms {
-                effects.extend(self.bury(&member, Reason::Silent));
-            }
+        for (member, _) in &silent {
+            effects.extend(self.suspect(member, Reason::BeatsMissed, now));
+        }
+        // A verdict cannot be taken back: whoever hears more of them leads by then.
+        let dead_ms = match self.brake(now) {
+            Brake::Off => DEAD_MS,
+            Brake::On { .. } => DEAD_MS + ASK_MS,
+        };
+        for (member, _) in silent.iter().filter(|(_, silent_ms)| dead_ms <= *silent_ms) {
+            effects.extend(self.bury(member, Reason::Silent));
         }
         for member in self.suspects() {
             effects.extend(self.probe(&member));
@@ -439,6 +467,7 @@ impl NodeView {
             loads: Vec::new(),
             hot_agents: 0,
             runtime_silent_ms: 0,
+            has_joined: true,
             is_probed: false,
             unlinked: None,
         }
@@ -446,6 +475,22 @@ impl NodeView {
 
     pub fn member(&self) -> &Member {
         &self.joining.member
+    }
+
+    /// False: it is known from the leader before us only.
+    pub fn has_joined(&self) -> bool {
+        self.has_joined
+    }
+
+    /// To whoever places shards: who has not joined is not there for it.
+    pub fn candidate(&self) -> Candidate {
+        Candidate {
+            member: self.member().clone(),
+            zone: self.joining.zone.clone(),
+            capacity: self.joining.capacity,
+            standing: if self.has_joined { self.standing } else { Standing::Suspect },
+            admission: self.admission,
+        }
     }
 }
 

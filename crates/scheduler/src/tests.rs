@@ -385,6 +385,36 @@ async fn whom_a_new_leader_awaits_in_vain_is_dead() {
     second.shutdown().await;
 }
 
+/// Its links to the new leader may not work yet: it is one of the nodes as long as it beats.
+#[tokio::test]
+async fn who_beats_and_comes_late_to_a_new_leader_keeps_what_it_has() {
+    let world = World::new();
+    let first = world.leader("control-1").await;
+    let nodes = world.three_nodes(&first).await;
+    let [ann, bob, eve] = &nodes;
+    let before = world.owners().await;
+    first.shutdown().await;
+    let config = Config { nodes_expected: 3, settle_ms: 100, tick_ms: 10, ..Config::default() };
+    let second = world.scheduler_with("control-2", config).await;
+    eventually("the second leads", async || second.is_leading().then_some(())).await;
+    let began = std::time::Instant::now();
+    let all = [ann, bob, eve];
+    while_beating(&second, &all, "it has waited for long", async || {
+        (Duration::from_secs(3) <= began.elapsed()).then_some(())
+    })
+    .await;
+    for node in all {
+        node.join(&second).await.unwrap();
+        assert_eq!(state_of(&second, node.name.as_str()).await.unwrap().0, "alive");
+    }
+    while_beating(&second, &all, "all is as before", async || {
+        let owners = world.owners().await;
+        (owners == before).then_some(())
+    })
+    .await;
+    second.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_clean_shutdown_hands_over_at_once() {
     let world = World::new();

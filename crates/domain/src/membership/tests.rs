@@ -42,16 +42,17 @@ fn with(members: &[&Member]) -> Membership {
 
 #[test]
 fn three_missed_beats_make_a_suspect_and_two_seconds_a_dead_node() {
-    let ann = member("ann", 1);
-    let mut membership = with(&[&ann]);
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut membership = with(&[&ann, &bob]);
     assert_eq!(membership.beat(beat(&ann, 1, 0), Millis(500)), Some(vec![]));
+    assert_eq!(membership.beat(beat(&bob, 1, 0), Millis(1_500)), Some(vec![]));
     assert_eq!(membership.tick(Millis(1_999)), []);
     assert_eq!(membership.tick(Millis(2_000)), suspect(&ann, Reason::BeatsMissed));
     assert_eq!(membership.probe_result(&ann, Probe::Connected), []);
     let again = [Effect::Probe { member: ann.clone() }];
     assert_eq!(membership.tick(Millis(2_499)), again);
     assert_eq!(membership.tick(Millis(2_500)), [dead(&ann, Reason::Silent)]);
-    assert_eq!(membership.nodes().count(), 0);
+    assert_eq!(membership.nodes().count(), 1);
 }
 
 #[test]
@@ -202,6 +203,48 @@ fn the_brake_holds_when_more_than_half_fall_silent_together() {
     check(&[(0, 10), (1, 20)], 30, Brake::Off);
     check(&[(0, 10), (1, 20), (2, 30)], 40, Brake::On { silent: 3, of: 4 });
     check(&[(0, 10), (1, 20), (2, 3_000)], 3_010, Brake::Off);
+}
+
+#[test]
+fn where_most_fall_silent_the_others_are_asked_before_one_is_dead() {
+    let (ann, bob, eve) = (member("ann", 1), member("bob", 1), member("eve", 1));
+    let mut membership = with(&[&ann, &bob, &eve]);
+    membership.beat(beat(&bob, 1, 0), Millis(300)).unwrap();
+    membership.beat(beat(&eve, 1, 0), Millis(1_400)).unwrap();
+    membership.tick(Millis(1_500));
+    membership.tick(Millis(1_800));
+    assert_eq!(membership.brake(Millis(1_800)), Brake::On { silent: 2, of: 3 });
+    membership.tick(Millis(2_100));
+    assert_eq!(membership.nodes().count(), 3, "only who leads next knows whether ann is dead");
+    assert_eq!(membership.tick(Millis(2_500)), [dead(&ann, Reason::Silent)]);
+}
+
+#[test]
+fn who_is_inherited_keeps_what_it_has_while_it_beats_and_gets_nothing_new_until_it_joins() {
+    let (ann, bob, eve) = (member("ann", 1), member("bob", 1), member("eve", 2));
+    let mut membership = Membership::new();
+    membership.buried(&eve);
+    membership.cordon(&bob.name, true);
+    for member in [&ann, &bob, &eve] {
+        membership.inherited(joining(member), Millis(0));
+    }
+    let standing = |membership: &Membership, member| {
+        membership.node(member).map(|node| node.candidate().standing)
+    };
+    assert_eq!(standing(&membership, &eve), None, "it is dead");
+    assert_eq!(membership.node(&bob).unwrap().admission, Admission::Cordoned);
+    for number in 1..=40 {
+        let at = Millis(number * 500);
+        assert_eq!(membership.beat(beat(&ann, number, 0), at), Some(vec![]));
+        membership.tick(at);
+    }
+    assert_eq!(standing(&membership, &bob), None, "it was silent");
+    assert_eq!(standing(&membership, &ann), Some(Standing::Suspect));
+    assert!(!membership.node(&ann).unwrap().has_joined());
+    let joined = membership.joined(joining(&ann), Millis(20_000));
+    assert_eq!(joined, Ok(vec![alive(&ann, Reason::Joined)]));
+    assert_eq!(standing(&membership, &ann), Some(Standing::Answering));
+    assert_eq!(membership.joined(joining(&ann), Millis(20_000)), Ok(vec![]));
 }
 
 #[test]

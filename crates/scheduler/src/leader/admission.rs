@@ -127,7 +127,8 @@ impl Leader {
         // Also those that are suspected: most of them answer again in a moment.
         let takers = self.membership.nodes().filter(|node| node.admission == Admission::Open);
         let targets = u32::try_from(takers.count()).unwrap_or(u32::MAX);
-        if targets == 0 && !self.is_settled {
+        let is_settled = self.hands.shared.config.settle_ms <= now.since(self.began);
+        if targets == 0 && !is_settled {
             return Err(refusal(Reason::NoTarget, "the nodes have not all joined yet"));
         }
         Ok(encoded(&DrainAnswer { targets }))

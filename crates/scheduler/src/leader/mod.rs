@@ -21,7 +21,6 @@ use cluster::Peer;
 use domain::brake::Brakes;
 use domain::membership::{self, Beat, Held, Membership};
 use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership, Remembered};
-use domain::place::Candidate;
 use domain::slot::ShardTable;
 use domain::time::Millis;
 use domain::view::{MemberInfo, View};
@@ -72,7 +71,6 @@ pub(crate) struct Leader {
     brakes: Brakes,
     successor: Option<ProcessName>,
     began: Millis,
-    is_settled: bool,
     outranked: Option<Term>,
 }
 
@@ -101,6 +99,9 @@ impl Leader {
         for name in roster.cordoned() {
             membership.cordon(&name, true);
         }
+        for joining in roster.alive() {
+            membership.inherited(joining, now);
+        }
         let version = domain::view::Version { term: hands.term, number: 0 };
         let mut leader = Self {
             view: Arc::new(View::new(version, loaded.table.clone())),
@@ -122,7 +123,6 @@ impl Leader {
             brakes: Brakes::new(),
             successor: None,
             began: now,
-            is_settled: false,
             outranked: None,
             hands,
         };
@@ -130,7 +130,10 @@ impl Leader {
         leader.tick(now);
         leader.publish(None);
         // Whose link outlived the leader before us would not know that another term began.
-        leader.behind.extend(leader.roster.expected().map(node_peer));
+        let inherited: Vec<Member> =
+            leader.membership.nodes().map(|node| node.member().clone()).collect();
+        leader.behind.extend(inherited.iter().map(|member| node_peer(&member.name)));
+        inherited.iter().for_each(|member| leader.drain_on(member));
         leader.catch_up();
         leader
     }
@@ -172,10 +175,6 @@ impl Leader {
         let mut effects = self.membership.tick(now);
         effects.extend(self.look_at_links(now));
         self.carry(effects, now);
-        let is_over = self.hands.shared.config.settle_ms <= now.since(self.began);
-        if is_over && !std::mem::replace(&mut self.is_settled, true) {
-            self.give_up_waiting();
-        }
         self.brake(now);
         self.tell_drains(now);
         let actions = self.ownership.tick(now);
@@ -197,19 +196,6 @@ impl Leader {
             (false, false) | (true, true) => {}
         }
         effects
-    }
-
-    /// Nodes of the leader before us that did not come: nobody will hear of them again under this incarnation.
-    fn give_up_waiting(&mut self) {
-        for member in self.roster.give_up() {
-            warn!(%member, "node did not join the new leader in time: counted as dead");
-            self.membership.buried(&member);
-            self.record(&member, DEAD, Reason::Silent);
-            self.behind.remove(&node_peer(&member.name));
-            self.is_dirty = true;
-            // If it lives, it comes back over another link, and learns that it has to be a new run.
-            self.hands.shared.links.forget(node_peer(&member.name));
-        }
     }
 
     pub(crate) fn join(
@@ -267,6 +253,9 @@ impl Leader {
             }
             return;
         };
+        if self.membership.node(&member).is_some_and(|node| !node.has_joined()) {
+            self.behind.insert(node_peer(&member.name));
+        }
         self.carry(effects, now);
         if self.membership.node(&member).is_some() {
             let held = self.reports.beat(&member, &held, now);
@@ -465,14 +454,8 @@ impl Leader {
         // Before anything is fenced.
         self.brake(now);
         self.count_members();
-        let candidates = self.membership.nodes().map(|node| Candidate {
-            member: node.member().clone(),
-            zone: node.joining.zone.clone(),
-            capacity: node.joining.capacity,
-            standing: node.standing,
-            admission: node.admission,
-        });
-        let actions = self.ownership.view(candidates.collect(), now);
+        let candidates = self.membership.nodes().map(membership::NodeView::candidate).collect();
+        let actions = self.ownership.view(candidates, now);
         self.act(actions, now);
     }
 

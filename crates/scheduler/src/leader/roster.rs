@@ -63,8 +63,6 @@ pub(crate) fn read_join(request: JoinRequest) -> Result<Joined, Refusal> {
 pub(crate) struct Roster {
     pub(crate) members: BTreeMap<ProcessName, MemberInfo>,
     pub(crate) rows: BTreeMap<ProcessName, PutNode>,
-    /// Alive under the leader before us, and not heard of yet.
-    expected: BTreeMap<ProcessName, Member>,
     /// Who is to drain and has not said that it does, and when it was told last.
     drains: BTreeMap<Member, Option<Millis>>,
 }
@@ -86,7 +84,6 @@ impl Roster {
                     offers: offers.filter_map(Result::ok).collect(),
                 };
                 roster.members.insert(name.clone(), info);
-                roster.expected.insert(name.clone(), Member { name: name.clone(), incarnation });
             }
             roster.rows.insert(name, row);
         }
@@ -98,6 +95,21 @@ impl Roster {
         let is_gone = |row: &&PutNode| row.state == DEAD || row.state == LEFT;
         self.rows.values().filter(is_gone).filter_map(|row| {
             Some(Member { name: row.name.parse().ok()?, incarnation: Incarnation(row.incarnation) })
+        })
+    }
+
+    /// Who was in under the leader before us.
+    pub(crate) fn alive(&self) -> impl Iterator<Item = Joining> + '_ {
+        self.members.iter().filter_map(|(name, info)| {
+            let row = self.rows.get(name)?;
+            let offers = info.offers.iter().map(|offer| offer.capability.clone());
+            Some(Joining {
+                member: Member { name: name.clone(), incarnation: info.incarnation },
+                zone: row.zone.clone(),
+                capacity: row.capacity.max(1),
+                capabilities: domain::CapabilitySet(offers.collect()),
+                address: row.address.clone(),
+            })
         })
     }
 
@@ -142,7 +154,6 @@ impl Roster {
 
     pub(crate) fn joined(&mut self, joined: &Joined) {
         let Joining { member, zone, capacity, address, .. } = &joined.joining;
-        self.expected.remove(&member.name);
         let info = MemberInfo {
             role: Role::Node,
             incarnation: member.incarnation,
@@ -200,23 +211,6 @@ impl Roster {
         {
             self.members.remove(&member.name);
         }
-        if self.expected.get(&member.name) == Some(member) {
-            self.expected.remove(&member.name);
-        }
-    }
-
-    /// Who is awaited.
-    pub(crate) fn expected(&self) -> impl Iterator<Item = &ProcessName> {
-        self.expected.keys()
-    }
-
-    /// Whoever has not come until now is not waited for.
-    pub(crate) fn give_up(&mut self) -> Vec<Member> {
-        let expected: Vec<Member> = std::mem::take(&mut self.expected).into_values().collect();
-        for member in &expected {
-            self.members.remove(&member.name);
-        }
-        expected
     }
 
     /// What is known of the end of this run: `node-1#7 dead port_refused`.
