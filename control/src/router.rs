@@ -21,6 +21,9 @@ use crate::refusal;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// So long an owner may be out of reach from here and go on owning. Longer than a dead one does: then the fault lies between
+/// us and it, and another API server may reach it.
+const UNREACHED_MAX: Duration = Duration::from_secs(5);
 
 static RETRIES: LazyLock<IntCounter> = LazyLock::new(|| {
     counter("stagedoor_control_route_retries_total", "Calls to owners that were tried again.")
@@ -93,6 +96,8 @@ struct Obstacle {
 enum Outcome {
     Answer(Bytes),
     Again(Obstacle),
+    /// No word gets to the owner.
+    Unreached(Obstacle),
     Over(Failure),
 }
 
@@ -148,6 +153,7 @@ impl Router {
         let begun = Instant::now();
         let mut views = self.network.views();
         let mut pause = PAUSE_MIN;
+        let mut unreached = Unreached::default();
         loop {
             let seat = seat(&views.borrow_and_update(), call.at);
             let obstacle = match seat {
@@ -160,6 +166,10 @@ impl Router {
                     }
                     Outcome::Over(failure) => return Err(failure),
                     Outcome::Again(obstacle) => obstacle,
+                    Outcome::Unreached(obstacle) => match unreached.is_for_long(seat) {
+                        true => return Err(out_of_reach(&obstacle)),
+                        false => obstacle,
+                    },
                 },
                 Err(Missing::Shard) => return Err(no_shard(call.at)),
                 Err(Missing::Stopped(shard)) => return Err(stopped(shard)),
@@ -205,11 +215,14 @@ impl Router {
                 Ok(bytes) => return Outcome::Answer(bytes),
                 Err(missed) => missed,
             },
-            () = unseated(seat, views) => Missed::Gone("its shard has moved".to_owned()),
+            () = unseated(seat, views) => {
+                let text = format!("{}, which owned shard {}, has not answered", seat.node, seat.shard);
+                return Outcome::Again(Obstacle { reason: Reason::Unowned, text });
+            }
         };
         let Seat { shard, node, .. } = seat;
         match missed {
-            Missed::Gone(text) => Outcome::Again(Obstacle {
+            Missed::Gone(text) => Outcome::Unreached(Obstacle {
                 reason: Reason::Unowned,
                 text: format!("{node}, which owns shard {shard}, does not answer: {text}"),
             }),
@@ -226,6 +239,28 @@ impl Router {
             },
         }
     }
+}
+
+/// Which owner no word gets to, and since when.
+#[derive(Default)]
+struct Unreached(Option<(Seat, Instant)>);
+
+impl Unreached {
+    /// Whether it is this one for longer than it may be.
+    fn is_for_long(&mut self, seat: Seat) -> bool {
+        match &self.0 {
+            Some((before, since)) if *before == seat => UNREACHED_MAX <= since.elapsed(),
+            Some(_) | None => {
+                self.0 = Some((seat, Instant::now()));
+                false
+            }
+        }
+    }
+}
+
+fn out_of_reach(obstacle: &Obstacle) -> Failure {
+    let failure = Failure::new(ErrorKind::Unavailable, obstacle.reason, obstacle.text.clone());
+    failure.retry_after(PAUSE_MAX)
 }
 
 /// Resolves when the view has the shard elsewhere.
@@ -356,6 +391,23 @@ mod tests {
             if network.calls().len() < 2 { Err(Missed::Gone("reset".to_owned())) } else { answer() }
         });
         assert!(get(&network, Duration::from_secs(5)).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_only_this_server_cannot_reach_is_left_to_another_server() {
+        let begun = Instant::now();
+        let network = FakeNetwork::new(view(1, &[("node-1", 1)]), |network, _, _| {
+            // It comes back as another owner, which has its time, too.
+            if network.calls().len() == 20 {
+                network.set_view(view(2, &[("node-1", 2)]));
+            }
+            Err(Missed::Gone("reset".to_owned()))
+        });
+        let failure = get(&network, Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!((failure.kind, failure.reason), (ErrorKind::Unavailable, Reason::Unowned));
+        assert!(failure.message.contains("node-1, which owns shard 0"), "{}", failure.message);
+        let (early, late) = (Duration::from_millis(6_500), Duration::from_secs(9));
+        assert!(early < begun.elapsed() && begun.elapsed() < late, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

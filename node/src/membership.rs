@@ -320,8 +320,7 @@ impl Membership {
         tracing::info!(%control, cluster = welcome.cluster_id, "joined");
         state.asking.clear();
         state.joins.welcomed();
-        // A leader that has just begun knows few of the others; its views name all of them.
-        self.beats.add_targets(welcome.beats);
+        self.beats.set_targets(welcome.beats);
         if let Some(view) = welcome.view {
             state.joined_at = Version { term: Term(view.term), number: view.number };
             self.agents.view_message(control.clone(), view.encode_to_vec().into());

@@ -143,7 +143,7 @@ fn killed_leader() -> bool {
     assert!(after == before || is_too_busy(&mesh, &first, &late), "{after:?}: a shard was moved");
     mesh.start_again(&first);
     more_end(&clients, 20);
-    let leads = leader(&mesh);
+    let leads = next_leader(&mesh, "");
     assert!(leads == (second, later) || is_too_busy(&mesh, &first, &late), "{leads:?} came back");
     let heard = clients.finish(&mesh, REST_MAX);
     let last = epochs(&mesh);

@@ -43,7 +43,8 @@ impl ClusterService for Cluster {
             cluster_id: cluster_id.map(|id| id.to_string()).unwrap_or_default(),
             leader: Some(Leader { name, term: term.0.cast_signed() }),
             nodes,
-            shards,
+            // Whoever asks sees that nobody leads.
+            shards: shards.unwrap_or_default(),
             store: Some(Store {
                 name: store.name,
                 url: self.store_url.clone(),
@@ -67,7 +68,7 @@ impl ClusterService for Cluster {
         &self,
         _: Request<ListShardsRequest>,
     ) -> Result<Response<ListShardsResponse>, Status> {
-        let shards = self.scheduler.shards().await;
+        let shards = self.scheduler.shards().await.map_err(Failure::from)?;
         Ok(Response::new(ListShardsResponse { shards }))
     }
 

@@ -20,7 +20,8 @@ impl RegistryService for Registry {
         check_name(&name)?;
         let version_min = edge::count("version_min", version_min)?;
         let query = Query { name, version_min, attributes: attributes.into_iter().collect() };
-        Ok(Response::new(FindResponse { capabilities: self.scheduler.find(query).await }))
+        let capabilities = self.scheduler.find(query).await.map_err(Failure::from)?;
+        Ok(Response::new(FindResponse { capabilities }))
     }
 }
 

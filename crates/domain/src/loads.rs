@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use crate::ProcessName;
 use crate::time::Millis;
 
-/// After a node was found gone it is passed over for this long, or until it answers again.
+/// After a node was found gone it is passed over for this long, or until it answers again; doubled each time, up to 8 times:
+/// each step that is sent there all the same waits until the attempt to reach it is given up.
 pub const GONE_MS: u64 = 1_000;
+const DOUBLINGS_MAX: u32 = 3;
 /// After a pool had no room for a step it is passed over for this long, or until it answers again: others may have some.
 pub const FULL_MS: u64 = 100;
 /// For so long counts what an answer told of the jobs of others.
@@ -20,7 +22,9 @@ pub struct Loads<P>(BTreeMap<ProcessName, Node<P>>);
 
 #[derive(Debug)]
 struct Node<P> {
-    gone_at: Option<Millis>,
+    gone_until: Option<Millis>,
+    /// How often, since it answered last.
+    gone: u32,
     pools: BTreeMap<P, Pool>,
 }
 
@@ -53,14 +57,21 @@ impl<P: Ord + Clone> Loads<P> {
 
     /// It answered a job that is back, and has `left` jobs still, ours among them.
     pub fn answered(&mut self, node: &ProcessName, pool: &P, left: u32, now: Millis) {
-        self.node(node).gone_at = None;
+        let known = self.node(node);
+        (known.gone_until, known.gone) = (None, 0);
         let pool = self.pool(node, pool);
         pool.full_at = None;
         pool.others = Some((left.saturating_sub(pool.jobs), now));
     }
 
     pub fn gone(&mut self, node: &ProcessName, now: Millis) {
-        self.node(node).gone_at = Some(now);
+        let known = self.node(node);
+        // Jobs that were on their way there together say it once.
+        if known.gone_until.is_some_and(|until| now < until) {
+            return;
+        }
+        known.gone_until = Some(now.plus(GONE_MS << known.gone.min(DOUBLINGS_MAX)));
+        known.gone = known.gone.saturating_add(1);
     }
 
     pub fn full(&mut self, node: &ProcessName, pool: &P, now: Millis) {
@@ -97,7 +108,7 @@ impl<P: Ord + Clone> Loads<P> {
     fn jobs(&self, node: &ProcessName, pool: &P, now: Millis) -> Option<u64> {
         let within = |at: Millis, span| now.since(at) < span;
         let Some(node) = self.0.get(node) else { return Some(0) };
-        if node.gone_at.is_some_and(|at| within(at, GONE_MS)) {
+        if node.gone_until.is_some_and(|until| now < until) {
             return None;
         }
         let Some(pool) = node.pools.get(pool) else { return Some(0) };
@@ -109,7 +120,7 @@ impl<P: Ord + Clone> Loads<P> {
     }
 
     fn node(&mut self, node: &ProcessName) -> &mut Node<P> {
-        let unknown = || Node { gone_at: None, pools: BTreeMap::new() };
+        let unknown = || Node { gone_until: None, gone: 0, pools: BTreeMap::new() };
         self.0.entry(node.clone()).or_insert_with(unknown)
     }
 
@@ -207,6 +218,24 @@ mod tests {
         loads.gone(&name("node-1"), Millis(2_000 + GONE_MS));
         loads.gone(&name("node-2"), Millis(2_000 + GONE_MS));
         assert_eq!(chosen(&loads, 2_000 + GONE_MS, |_| 0).as_deref(), Some("node-3"));
+    }
+
+    #[test]
+    fn who_is_gone_again_and_again_is_passed_over_for_longer() {
+        let (mut loads, mut now) = (Loads::default(), 0);
+        let only = name("node-1");
+        let chosen = |loads: &Loads<&'static str>, now| {
+            loads.least(&POOL, std::iter::once((&only, 1)), Millis(now), |_| 0).is_some()
+        };
+        for longer in [1, 2, 4, 8, 8, 8] {
+            loads.gone(&only, Millis(now));
+            loads.gone(&only, Millis(now + 1));
+            now += longer * GONE_MS;
+            assert!(!chosen(&loads, now - 1) && chosen(&loads, now));
+        }
+        loads.answered(&only, &POOL, 0, Millis(now));
+        loads.gone(&only, Millis(now));
+        assert!(chosen(&loads, now + GONE_MS), "it begins anew");
     }
 
     #[test]

@@ -37,19 +37,27 @@ impl Handle {
     }
 
     /// Every shard. Where no leader can be asked, as this replica last led them.
-    pub async fn shards(&self) -> Vec<v1::Shard> {
-        if !self.is_leading() {
-            let asked = v1::ListShardsRequest {};
-            let answer = self.ask_leader::<v1::ListShardsResponse>(kind::ASK_SHARDS, "", &asked);
-            if let Ok(answer) = answer.await {
-                return answer.shards;
-            }
+    ///
+    /// # Errors
+    /// No leader can be asked, and this replica has not led.
+    pub async fn shards(&self) -> Result<Vec<v1::Shard>, Error> {
+        if self.is_leading() {
+            return self.ask(Message::Shards).await;
         }
-        self.ask(Message::Shards).await.unwrap_or_default()
+        let asked = v1::ListShardsRequest {};
+        let answer = self.ask_leader::<v1::ListShardsResponse>(kind::ASK_SHARDS, "", &asked).await;
+        match (answer, self.ask(Message::Shards).await?) {
+            (Ok(answer), _) => Ok(answer.shards),
+            (Err(error), known) if known.is_empty() => Err(error),
+            (Err(_), known) => Ok(known),
+        }
     }
 
-    /// The live offers that meet `query`; none while nobody leads.
-    pub async fn find(&self, query: Query) -> Vec<v1::Capability> {
+    /// The live offers that meet `query`.
+    ///
+    /// # Errors
+    /// Nobody leads, or the leader does not answer.
+    pub async fn find(&self, query: Query) -> Result<Vec<v1::Capability>, Error> {
         if !self.is_leading() {
             let asked = v1::FindRequest {
                 name: query.name,
@@ -57,9 +65,9 @@ impl Handle {
                 attributes: query.attributes.into_iter().collect(),
             };
             let answer = self.ask_leader::<v1::FindResponse>(kind::ASK_FIND, "", &asked).await;
-            return answer.map(|answer| answer.capabilities).unwrap_or_default();
+            return Ok(answer?.capabilities);
         }
-        self.ask(|reply| Message::Find(query, reply)).await.unwrap_or_default()
+        self.ask(|reply| Message::Find(query, reply)).await
     }
 
     /// How the place of a shard is chosen now, for people; nothing while nobody leads.
@@ -165,7 +173,10 @@ impl Handle {
         let LeaderCall { actor, payload } = read_message(payload)?;
         Ok(match kind {
             kind::ASK_NODES => encoded(&v1::ListNodesResponse { nodes: self.nodes().await }),
-            kind::ASK_SHARDS => encoded(&v1::ListShardsResponse { shards: self.shards().await }),
+            kind::ASK_SHARDS => {
+                let shards = self.shards().await.map_err(refused)?;
+                encoded(&v1::ListShardsResponse { shards })
+            }
             kind::ASK_FIND => {
                 let asked: v1::FindRequest = read_message(payload)?;
                 let query = Query {
@@ -173,7 +184,8 @@ impl Handle {
                     version_min: u32::try_from(asked.version_min).unwrap_or(0),
                     attributes: asked.attributes.into_iter().collect(),
                 };
-                encoded(&v1::FindResponse { capabilities: self.find(query).await })
+                let capabilities = self.find(query).await.map_err(refused)?;
+                encoded(&v1::FindResponse { capabilities })
             }
             kind::ASK_PLACEMENT => {
                 let asked: v1::ExplainRequest = read_message(payload)?;

@@ -53,7 +53,7 @@ async fn the_first_leader_makes_the_cluster_and_its_shards() {
     assert_eq!(shards.len(), usize::from(SHARDS));
     assert_eq!((shards[3].store.as_str(), shards[3].database.as_str()), ("main", "shard-3"));
     assert!(world.owners().await.iter().all(|owner| owner.epoch == 0 && owner.node.is_empty()));
-    assert_eq!(leader.shards().await.len(), usize::from(SHARDS));
+    assert_eq!(leader.shards().await.unwrap().len(), usize::from(SHARDS));
     assert_eq!(leader.view().unwrap().members.len(), 1);
     let store = leader.store_check().await;
     assert!(store.reachable && store.durability == "full", "{store:?}");
@@ -74,7 +74,7 @@ async fn every_shard_is_granted_once_and_evenly() {
         assert!(notes.grants.iter().all(|grant| grant.epoch == 1 && grant.store == "main"));
     }
     assert!(world.owners().await.iter().all(|owner| owner.epoch == 1));
-    let shards = leader.shards().await;
+    let shards = leader.shards().await.unwrap();
     assert!(shards.iter().all(|shard| shard.state == "open" && shard.reason == "shard_opened"));
     leader.shutdown().await;
 }
@@ -437,7 +437,7 @@ async fn a_leader_without_its_store_stops_acting_and_says_so() {
     world.store.close().await;
     eventually("it does not lead", async || (!leader.is_leading()).then_some(())).await;
     assert_eq!(leader.beat_answer().0, None);
-    let (known, shards) = (leader.nodes().await, leader.shards().await);
+    let (known, shards) = (leader.nodes().await, leader.shards().await.unwrap());
     assert_eq!((known.len(), shards.len()), (nodes.len(), usize::from(SHARDS)));
     assert!(shards.iter().all(|shard| shard.state == "open"), "as it last led them");
     let check = leader.store_check().await;
@@ -504,7 +504,7 @@ async fn offers_are_found_with_their_load() {
     let query = Query { name: "phase/*".into(), ..Query::default() };
     let all: Vec<&Node> = nodes.iter().collect();
     let found = while_beating(&leader, &all, "the loads are known", async || {
-        let found = leader.find(query.clone()).await;
+        let found = leader.find(query.clone()).await.unwrap();
         found.iter().all(|offer| offer.load == 3).then_some(found)
     })
     .await;

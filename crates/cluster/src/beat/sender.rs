@@ -52,14 +52,6 @@ impl BeatSender {
         self.targets.send_replace(targets);
     }
 
-    /// From now on these, too.
-    pub fn add_targets(&self, targets: Vec<String>) {
-        self.targets.send_modify(|known| {
-            let new = targets.into_iter().filter(|target| !known.contains(target));
-            known.extend(new.collect::<Vec<_>>());
-        });
-    }
-
     /// The newest answer, and when it came.
     pub fn last_answer(&self) -> Option<(Instant, BeatAnswer)> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()

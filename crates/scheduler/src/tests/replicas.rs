@@ -35,9 +35,9 @@ async fn who_stands_by_serves_what_the_leader_knows() {
     assert!(!standby.is_leading());
     assert_eq!(standby.leader(), leader.leader());
     assert_eq!(standby.nodes().await, leader.nodes().await);
-    assert_eq!(standby.shards().await, leader.shards().await);
-    let offers = standby.find(Query::default()).await;
-    assert_eq!((offers.len(), &offers), (3, &leader.find(Query::default()).await));
+    assert_eq!(standby.shards().await.unwrap(), leader.shards().await.unwrap());
+    let offers = standby.find(Query::default()).await.unwrap();
+    assert_eq!((offers.len(), &offers), (3, &leader.find(Query::default()).await.unwrap()));
     let placement = standby.explain("shard", "3").await.unwrap().placement;
     assert_eq!(placement.len(), 4);
     let applied = standby.apply_definition("ann".into(), "acme".parse().unwrap(), support("x"));
@@ -124,7 +124,7 @@ async fn a_node_that_drains_gives_everything_away_and_offers_nothing() {
     let transitions = leader.explain("node", "node-1").await.unwrap().transitions;
     let last = transitions.last().unwrap();
     assert_eq!((last.to.as_str(), last.reason), ("draining", Reason::DrainRequested.code().into()));
-    let moved = leader.shards().await.into_iter().filter(|shard| shard.epoch == 2);
+    let moved = leader.shards().await.unwrap().into_iter().filter(|shard| shard.epoch == 2);
     assert_eq!(moved.count(), 4);
     leader.shutdown().await;
     standby.shutdown().await;

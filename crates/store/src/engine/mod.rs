@@ -31,7 +31,8 @@ use queue::{Queue, Refused};
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Threads that own the connections that write; each database belongs to one.
+    /// Threads that own the connections that write; each shard's database belongs to one. The control database has one more
+    /// to itself.
     pub write_threads: usize,
     /// Threads that read.
     pub read_threads: usize,
@@ -55,6 +56,8 @@ type Job = Box<dyn FnOnce(&mut Connections) + Send>;
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     writers: Vec<Arc<Queue<Job>>>,
+    /// A leader's beats wait for no shard.
+    control: Arc<Queue<Job>>,
     readers: Arc<Queue<Job>>,
     /// Backups and checks: minutes, not milliseconds.
     slow: Arc<Queue<Job>>,
@@ -114,18 +117,19 @@ impl Engine {
         };
         let queue = || Arc::new(Queue::new(config.queue_max));
         let writers: Vec<_> = (0..config.write_threads).map(|_| queue()).collect();
-        let (readers, slow) = (queue(), queue());
+        let (control, readers, slow) = (queue(), queue(), queue());
         let shared = Arc::new(Shared {
             directory,
             config,
             ready: RwLock::default(),
             open: AtomicUsize::new(0),
         });
-        let engine =
-            Self { shared: shared.clone(), writers, readers, slow, threads: Mutex::default() };
+        let threads = Mutex::default();
+        let engine = Self { shared: shared.clone(), writers, control, readers, slow, threads };
         for (number, queue) in engine.writers.iter().enumerate() {
             engine.start(format!("store-write-{number}"), queue, Access::ReadWrite)?;
         }
+        engine.start("store-control".to_owned(), &engine.control, Access::ReadWrite)?;
         for number in 0..shared.config.read_threads {
             engine.start(format!("store-read-{number}"), &engine.readers, Access::ReadOnly)?;
         }
@@ -165,12 +169,18 @@ impl Engine {
         missing: Missing,
         work: impl FnOnce(&mut Sql) -> Result<T, Error> + Send + 'static,
     ) -> Result<Pending<T>, Error> {
+        let run = move |connections: &mut Connections| connections.write(database, missing, work);
+        push(self.writer_of(database), lane, Lost::Unknown, run)
+    }
+
+    fn writer_of(&self, database: Database) -> &Arc<Queue<Job>> {
+        if database == Database::Control {
+            return &self.control;
+        }
         let mut hasher = DefaultHasher::new();
         database.hash(&mut hasher);
         let number = hasher.finish() % self.writers.len() as u64;
-        let queue = &self.writers[number as usize];
-        let run = move |connections: &mut Connections| connections.write(database, missing, work);
-        push(queue, lane, Lost::Unknown, run)
+        &self.writers[number as usize]
     }
 
     /// Puts a read in line. It sees every write that was answered before.
@@ -219,6 +229,7 @@ impl Engine {
         for queue in &self.writers {
             queue.close();
         }
+        self.control.close();
         self.readers.close();
         self.slow.close();
     }
@@ -425,4 +436,25 @@ fn divide(config: &Config, access: Access, sql: &Sql, shares: usize) -> Result<(
         sql.batch(&format!("PRAGMA wal_autocheckpoint={pages}"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_control_database_waits_for_no_shard() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { write_threads: 1, ..Config::default() };
+        let engine = Engine::open(folder.path(), config).unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let hold = move |_: &mut Sql| Ok(held.recv().is_ok());
+        let (shard, create) = (Database::Shard(domain::ShardId(0)), Missing::Create);
+        let shard = engine.write(shard, Lane::Urgent, create, hold).unwrap();
+        let beat = engine.write(Database::Control, Lane::Normal, create, |_| Ok(()));
+        beat.unwrap().wait().await.unwrap();
+        release.send(()).unwrap();
+        assert!(shard.wait().await.unwrap());
+        engine.close();
+    }
 }
