@@ -77,6 +77,7 @@ impl Desk {
             tenant: agent.tenant.to_string(),
             agent: agent.to_string(),
             traceparent: traceparent.unwrap_or_default(),
+            is_repeatable: request.key.is_some(),
             ..Call::new(kind::SUBMIT, At::agent(agent), deadline)
         };
         // A key that was made here and never sent need not be looked up; after the first attempt it may be known.

@@ -22,7 +22,7 @@ use crate::refusal;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// So long an owner may be out of reach from here and go on owning. Longer than a dead one does: then the fault lies between
-/// us and it, and another API server may reach it.
+/// us and it, and a client that calls another API server may reach it.
 const UNREACHED_MAX: Duration = Duration::from_secs(5);
 
 static RETRIES: LazyLock<IntCounter> = LazyLock::new(|| {
@@ -78,12 +78,14 @@ pub(crate) struct Call {
     pub(crate) work: u64,
     pub(crate) traceparent: String,
     pub(crate) deadline: Instant,
+    /// The caller may make it again: it is the same call then.
+    pub(crate) is_repeatable: bool,
 }
 
 impl Call {
     pub(crate) fn new(kind: u32, at: At, deadline: Instant) -> Self {
         let (tenant, agent, traceparent) = (String::new(), String::new(), String::new());
-        Self { at, kind, tenant, agent, work: 0, traceparent, deadline }
+        Self { at, kind, tenant, agent, work: 0, traceparent, deadline, is_repeatable: true }
     }
 }
 
@@ -165,10 +167,13 @@ impl Router {
                         return Ok((answer, seat));
                     }
                     Outcome::Over(failure) => return Err(failure),
-                    Outcome::Again(obstacle) => obstacle,
+                    Outcome::Again(obstacle) => {
+                        unreached = Unreached::default();
+                        obstacle
+                    }
                     Outcome::Unreached(obstacle) => match unreached.is_for_long(seat) {
-                        true => return Err(out_of_reach(&obstacle)),
-                        false => obstacle,
+                        true if call.is_repeatable => return Err(out_of_reach(&obstacle)),
+                        true | false => obstacle,
                     },
                 },
                 Err(Missing::Shard) => return Err(no_shard(call.at)),

@@ -252,7 +252,7 @@ impl Membership {
         let now = state.now();
         let State { controls, joins, asking, .. } = state;
         let linked = controls.iter().filter(|control| self.cluster.is_linked(control));
-        for control in linked.filter(|control| joins.asks(&control.name, now)) {
+        for control in linked.filter(|control| joins.ask(&control.name, now)) {
             asking.push(join_at(self.cluster.clone(), control.clone(), self.request()).boxed());
         }
     }

@@ -49,7 +49,8 @@ fn wait_until_replaced_for(mesh: &Mesh, name: &str, patience: Duration) {
             let is_elsewhere =
                 |shard: &&proto::v1::Shard| shard.state == "open" && shard.node != name;
             let left = status.shards.iter().filter(|shard| !is_elsewhere(shard)).count();
-            if left == 0 { Ok(()) } else { Err(format!("{left} are not")) }
+            let all = status.shards.len();
+            if all == 12 && left == 0 { Ok(()) } else { Err(format!("{left} of {all} are not")) }
         }
         Err(error) => Err(error.to_string()),
     });
@@ -174,6 +175,22 @@ fn late_links() -> bool {
     let heard = clients.finish(&mesh, REST_MAX);
     assert_eq!(mesh.dead(), Vec::<String>::new());
     is_as_before(&mesh, &heard, &before, &late)
+}
+
+/// Nobody notices that by itself: an operator lets it go.
+#[test]
+fn a_node_that_does_not_reach_the_store_can_be_drained() {
+    let (mut mesh, clients) = start();
+    mesh.fault(VICTIM, "store-1", Port::Main, Fault::HALF_OPEN);
+    let request = proto::v1::DrainRequest { name: VICTIM.to_owned() };
+    mesh.block_on(mesh.client().drain(request)).unwrap();
+    assert_eq!(mesh.wait_until_over(VICTIM).code(), Some(0), "{}", mesh.log(VICTIM));
+    wait_until_replaced(&mesh, VICTIM);
+    more_end(&clients, 60);
+    mesh.heal();
+    mesh.start_again(VICTIM);
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, false);
 }
 
 #[test]

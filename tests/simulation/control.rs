@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domain::leadership::{self, LeaderRow, Leadership, Taken};
-use domain::membership::{Effect, Membership, NodeView, Probe};
+use domain::membership::{DEAD_MS, Effect, Membership, NodeView, Probe};
 use domain::ownership::{self, FenceResult, Ownership, Settings, ShardStanding};
 use domain::slot::ShardTable;
 use domain::time::Millis;
@@ -231,7 +231,7 @@ impl Control {
                     lead.membership.buried(member);
                 }
                 for joining in alive {
-                    lead.membership.inherited(joining, now);
+                    lead.membership.inherited(joining, DEAD_MS, now);
                 }
                 for (shard, remembered) in shards {
                     lead.ownership.recall(shard, remembered, now);

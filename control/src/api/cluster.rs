@@ -43,7 +43,7 @@ impl ClusterService for Cluster {
             cluster_id: cluster_id.map(|id| id.to_string()).unwrap_or_default(),
             leader: Some(Leader { name, term: term.0.cast_signed() }),
             nodes,
-            // Whoever asks sees that nobody leads.
+            // No leader could be asked for them; what else is known is told.
             shards: shards.unwrap_or_default(),
             store: Some(Store {
                 name: store.name,

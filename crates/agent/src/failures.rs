@@ -68,7 +68,7 @@ async fn is_taken(node: &Arc<Context>, failed: &AgentFailed) -> bool {
                 tracing::warn!(
                     agent = failed.agent,
                     message = refusal.message,
-                    "the leader does not take note of a failure"
+                    "a control replica cannot read what it is told of a failure"
                 );
                 is_malformed = true;
             }

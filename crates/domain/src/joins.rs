@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use crate::time::Millis;
 use crate::{ProcessName, Term};
 
-/// After a question that failed; doubled with each, up to 64 times: a refusal or a flapping link must not become a storm.
-pub const PAUSE_MIN_MS: u64 = 25;
-const DOUBLINGS_MAX: u32 = 6;
+/// After a question that failed; doubled with each, up to 32 times: a refusal or a flapping link must not become a storm.
+pub const PAUSE_MIN_MS: u64 = 50;
+const DOUBLINGS_MAX: u32 = 5;
 
 #[derive(Debug, Default)]
 struct Asked {
@@ -26,7 +26,7 @@ pub struct Joins {
 
 impl Joins {
     /// Whether this replica, which is linked, is asked now; then its question is open.
-    pub fn asks(&mut self, replica: &ProcessName, now: Millis) -> bool {
+    pub fn ask(&mut self, replica: &ProcessName, now: Millis) -> bool {
         let asked = self.asked.entry(replica.clone()).or_default();
         let is_due = !asked.is_open && asked.not_before <= now;
         asked.is_open |= is_due;
@@ -37,8 +37,8 @@ impl Joins {
     pub fn failed(&mut self, replica: &ProcessName, now: Millis) {
         let asked = self.asked.entry(replica.clone()).or_default();
         asked.is_open = false;
-        asked.failures = asked.failures.saturating_add(1);
         asked.not_before = now.plus(PAUSE_MIN_MS << asked.failures.min(DOUBLINGS_MAX));
+        asked.failures = asked.failures.saturating_add(1);
     }
 
     /// Somebody leads in this term. If it is a later one than was known, whoever did not take the node in may do so now.
@@ -71,26 +71,26 @@ mod tests {
     #[test]
     fn one_that_does_not_answer_keeps_nobody_from_asking_the_others() {
         let mut joins = Joins::default();
-        assert!(joins.asks(&name(1), Millis(0)));
-        assert!(joins.asks(&name(2), Millis(0)));
-        assert!(!joins.asks(&name(1), Millis(60_000)), "its question is open");
+        assert!(joins.ask(&name(1), Millis(0)));
+        assert!(joins.ask(&name(2), Millis(0)));
+        assert!(!joins.ask(&name(1), Millis(60_000)), "its question is open");
         joins.failed(&name(2), Millis(10));
-        assert!(!joins.asks(&name(2), Millis(59)));
-        assert!(joins.asks(&name(2), Millis(60)));
+        assert!(!joins.ask(&name(2), Millis(59)));
+        assert!(joins.ask(&name(2), Millis(60)));
     }
 
     #[test]
-    fn pauses_double_up_to_64_times() {
+    fn pauses_double_up_to_32_times() {
         let mut joins = Joins::default();
         for pause in [50, 100, 200, 400, 800, 1_600, 1_600, 1_600] {
             joins.failed(&name(1), Millis(0));
-            assert!(!joins.asks(&name(1), Millis(pause - 1)));
-            assert!(joins.asks(&name(1), Millis(pause)));
+            assert!(!joins.ask(&name(1), Millis(pause - 1)));
+            assert!(joins.ask(&name(1), Millis(pause)));
         }
         joins.welcomed();
-        assert!(joins.asks(&name(1), Millis(0)));
+        assert!(joins.ask(&name(1), Millis(0)));
         joins.failed(&name(1), Millis(0));
-        assert!(joins.asks(&name(1), Millis(50)), "it begins anew");
+        assert!(joins.ask(&name(1), Millis(50)), "it begins anew");
     }
 
     #[test]
@@ -102,12 +102,12 @@ mod tests {
         }
         joins.led(Term(3));
         joins.led(Term(2));
-        assert!(!joins.asks(&name(1), Millis(1_000)));
+        assert!(!joins.ask(&name(1), Millis(1_000)));
         joins.led(Term(4));
-        assert!(joins.asks(&name(1), Millis(1_000)));
+        assert!(joins.ask(&name(1), Millis(1_000)));
         joins.led(Term(5));
-        assert!(!joins.asks(&name(1), Millis(1_000)), "its question is open");
+        assert!(!joins.ask(&name(1), Millis(1_000)), "its question is open");
         joins.withdrawn();
-        assert!(joins.asks(&name(1), Millis(1_000)));
+        assert!(joins.ask(&name(1), Millis(1_000)));
     }
 }

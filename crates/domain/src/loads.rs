@@ -22,7 +22,7 @@ pub struct Loads<P>(BTreeMap<ProcessName, Node<P>>);
 
 #[derive(Debug)]
 struct Node<P> {
-    gone_until: Option<Millis>,
+    gone_at: Option<Millis>,
     /// How often, since it answered last.
     gone: u32,
     pools: BTreeMap<P, Pool>,
@@ -35,6 +35,13 @@ struct Pool {
     /// Jobs of others, when it was told.
     others: Option<(u32, Millis)>,
     full_at: Option<Millis>,
+}
+
+impl<P> Node<P> {
+    fn is_gone(&self, doublings_max: u32, now: Millis) -> bool {
+        let pause = GONE_MS << self.gone.saturating_sub(1).min(doublings_max);
+        self.gone_at.is_some_and(|at| now.since(at) < pause)
+    }
 }
 
 impl<P> Default for Loads<P> {
@@ -58,7 +65,7 @@ impl<P: Ord + Clone> Loads<P> {
     /// It answered a job that is back, and has `left` jobs still, ours among them.
     pub fn answered(&mut self, node: &ProcessName, pool: &P, left: u32, now: Millis) {
         let known = self.node(node);
-        (known.gone_until, known.gone) = (None, 0);
+        (known.gone_at, known.gone) = (None, 0);
         let pool = self.pool(node, pool);
         pool.full_at = None;
         pool.others = Some((left.saturating_sub(pool.jobs), now));
@@ -67,11 +74,10 @@ impl<P: Ord + Clone> Loads<P> {
     pub fn gone(&mut self, node: &ProcessName, now: Millis) {
         let known = self.node(node);
         // Jobs that were on their way there together say it once.
-        if known.gone_until.is_some_and(|until| now < until) {
-            return;
+        if !known.is_gone(0, now) {
+            known.gone_at = Some(now);
+            known.gone = known.gone.saturating_add(1);
         }
-        known.gone_until = Some(now.plus(GONE_MS << known.gone.min(DOUBLINGS_MAX)));
-        known.gone = known.gone.saturating_add(1);
     }
 
     pub fn full(&mut self, node: &ProcessName, pool: &P, now: Millis) {
@@ -88,13 +94,26 @@ impl<P: Ord + Clone> Loads<P> {
     pub fn least<'a>(
         &self,
         pool: &P,
-        offers: impl Iterator<Item = (&'a ProcessName, u32)>,
+        offers: impl Iterator<Item = (&'a ProcessName, u32)> + Clone,
         now: Millis,
         mut random: impl FnMut(u32) -> u32,
     ) -> Option<&'a ProcessName> {
+        let longest = self.least_with(pool, offers.clone(), DOUBLINGS_MAX, now, &mut random);
+        // Where no other is left, it is asked earlier.
+        longest.or_else(|| self.least_with(pool, offers, 0, now, &mut random))
+    }
+
+    fn least_with<'a>(
+        &self,
+        pool: &P,
+        offers: impl Iterator<Item = (&'a ProcessName, u32)>,
+        doublings_max: u32,
+        now: Millis,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<&'a ProcessName> {
         let (mut best, mut least, mut equals) = (None, u64::MAX, 0);
         for (name, capacity) in offers {
-            let Some(jobs) = self.jobs(name, pool, now) else { continue };
+            let Some(jobs) = self.jobs(name, pool, doublings_max, now) else { continue };
             let share = jobs * 1_000 / u64::from(capacity.max(1));
             equals = if share < least { 1 } else { equals + u32::from(share == least) };
             if share < least || share == least && random(equals) == 0 {
@@ -105,10 +124,10 @@ impl<P: Ord + Clone> Loads<P> {
     }
 
     /// None: it is passed over.
-    fn jobs(&self, node: &ProcessName, pool: &P, now: Millis) -> Option<u64> {
+    fn jobs(&self, node: &ProcessName, pool: &P, doublings_max: u32, now: Millis) -> Option<u64> {
         let within = |at: Millis, span| now.since(at) < span;
         let Some(node) = self.0.get(node) else { return Some(0) };
-        if node.gone_until.is_some_and(|until| now < until) {
+        if node.is_gone(doublings_max, now) {
             return None;
         }
         let Some(pool) = node.pools.get(pool) else { return Some(0) };
@@ -120,7 +139,7 @@ impl<P: Ord + Clone> Loads<P> {
     }
 
     fn node(&mut self, node: &ProcessName) -> &mut Node<P> {
-        let unknown = || Node { gone_until: None, gone: 0, pools: BTreeMap::new() };
+        let unknown = || Node { gone_at: None, gone: 0, pools: BTreeMap::new() };
         self.0.entry(node.clone()).or_insert_with(unknown)
     }
 
@@ -223,19 +242,26 @@ mod tests {
     #[test]
     fn who_is_gone_again_and_again_is_passed_over_for_longer() {
         let (mut loads, mut now) = (Loads::default(), 0);
-        let only = name("node-1");
-        let chosen = |loads: &Loads<&'static str>, now| {
-            loads.least(&POOL, std::iter::once((&only, 1)), Millis(now), |_| 0).is_some()
+        let (gone, busy) = (name("node-1"), name("node-2"));
+        (0..8).for_each(|_| loads.sent(&busy, &POOL));
+        let both = [(&gone, 1), (&busy, 1)];
+        let chosen = |loads: &Loads<&'static str>, offers: &[(&ProcessName, u32)], now| {
+            let chosen = loads.least(&POOL, offers.iter().copied(), Millis(now), |_| 0);
+            chosen.map(ToString::to_string)
         };
         for longer in [1, 2, 4, 8, 8, 8] {
-            loads.gone(&only, Millis(now));
-            loads.gone(&only, Millis(now + 1));
+            loads.gone(&gone, Millis(now));
+            loads.gone(&gone, Millis(now + 1));
+            // As far as there is another.
+            assert_eq!(chosen(&loads, &both[..1], now + GONE_MS - 1), None);
+            assert_eq!(chosen(&loads, &both[..1], now + GONE_MS).as_deref(), Some("node-1"));
             now += longer * GONE_MS;
-            assert!(!chosen(&loads, now - 1) && chosen(&loads, now));
+            assert_eq!(chosen(&loads, &both, now - 1).as_deref(), Some("node-2"));
+            assert_eq!(chosen(&loads, &both, now).as_deref(), Some("node-1"));
         }
-        loads.answered(&only, &POOL, 0, Millis(now));
-        loads.gone(&only, Millis(now));
-        assert!(chosen(&loads, now + GONE_MS), "it begins anew");
+        loads.answered(&gone, &POOL, 0, Millis(now));
+        loads.gone(&gone, Millis(now));
+        assert_eq!(chosen(&loads, &both, now + GONE_MS).as_deref(), Some("node-1"), "anew");
     }
 
     #[test]

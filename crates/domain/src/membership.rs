@@ -121,7 +121,7 @@ pub enum Standing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
     pub joining: Joining,
-    pub standing: Standing,
+    standing: Standing,
     pub admission: Admission,
     pub last_beat: Millis,
     pub beat_number: u64,
@@ -179,9 +179,9 @@ impl Membership {
         *dead = (*dead).max(member.incarnation);
     }
 
-    /// A node that was in under the leader before us. It keeps what it has, as long as it beats here and a link to it works;
-    /// it gets nothing new until it joins.
-    pub fn inherited(&mut self, joining: Joining, now: Millis) {
+    /// A node that was in under the leader before us. It keeps what it has, as long as it beats here; it gets nothing new
+    /// until it joins. Until it is heard for the first time it has `patience_ms`, if that is more than others have.
+    pub fn inherited(&mut self, joining: Joining, patience_ms: u64, now: Millis) {
         let member = joining.member.clone();
         let is_dead = |dead: &Incarnation| member.incarnation <= *dead;
         if self.dead.get(&member.name).is_some_and(is_dead) {
@@ -189,6 +189,7 @@ impl Membership {
         }
         let mut node = self.new_node(joining, now);
         node.has_joined = false;
+        node.last_beat = now.plus(patience_ms.saturating_sub(DEAD_MS));
         self.nodes.insert(member.name, node);
     }
 
@@ -250,7 +251,7 @@ impl Membership {
     fn heard(&mut self, member: &Member, now: Millis) -> Vec<Effect> {
         self.silences.retain(|(_, silent)| silent != member);
         let Some(node) = self.node_mut(member) else { return Vec::new() };
-        node.last_beat = node.last_beat.max(now);
+        node.last_beat = now;
         match std::mem::replace(&mut node.standing, Standing::Answering) {
             Standing::Answering => Vec::new(),
             Standing::Suspect => {
@@ -351,12 +352,12 @@ impl Membership {
         effects
     }
 
-    /// To which of the nodes a link works now. Called with every tick. If none worked to more than half of them, the fault is
-    /// rather ours than theirs, and no verdict follows.
+    /// To which of the nodes a link works now; to one that has not joined over it none does. Called with every tick. If none
+    /// worked to more than half of them, the fault is rather ours than theirs, and no verdict follows.
     pub fn links(&mut self, is_linked: impl Fn(&ProcessName) -> bool, now: Millis) -> Vec<Effect> {
         let mut effects = Vec::new();
         for (name, node) in &mut self.nodes {
-            if is_linked(name) {
+            if node.has_joined && is_linked(name) {
                 node.unlinked = None;
                 continue;
             }
@@ -482,13 +483,23 @@ impl NodeView {
         self.has_joined
     }
 
-    /// To whoever places shards: who has not joined is not there for it.
+    /// Who has not joined yet is suspected, however well it beats.
+    pub fn standing(&self) -> Standing {
+        if self.has_joined { self.standing } else { Standing::Suspect }
+    }
+
+    /// Whether it beats here.
+    pub fn is_heard(&self) -> bool {
+        self.standing == Standing::Answering && (self.has_joined || 0 < self.beat_number)
+    }
+
+    /// What whoever places shards is to know of it.
     pub fn candidate(&self) -> Candidate {
         Candidate {
             member: self.member().clone(),
             zone: self.joining.zone.clone(),
             capacity: self.joining.capacity,
-            standing: if self.has_joined { self.standing } else { Standing::Suspect },
+            standing: self.standing(),
             admission: self.admission,
         }
     }

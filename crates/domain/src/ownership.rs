@@ -12,6 +12,7 @@ mod standing;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::membership::Held;
+use crate::membership::Standing;
 use crate::place::{Candidate, Decision, Placement, place};
 use crate::time::Millis;
 use crate::{Epoch, Member, ProcessName, Reason, ShardId, Term};
@@ -190,7 +191,7 @@ impl Ownership {
         let before: Vec<Member> = self.view.values().map(|seen| seen.member.clone()).collect();
         self.view = members.into_iter().map(|seen| (seen.member.name.clone(), seen)).collect();
         self.gone.extend(before.into_iter().filter(|member| !is_in(&self.view, member)));
-        if self.first_join.is_none() && !self.view.is_empty() {
+        if self.first_join.is_none() && 0 < self.answering() {
             self.first_join = Some(now);
         }
         self.may_move = true;
@@ -392,6 +393,11 @@ impl Ownership {
         actions
     }
 
+    /// How many nodes may get something.
+    fn answering(&self) -> usize {
+        self.view.values().filter(|seen| seen.standing == Standing::Answering).count()
+    }
+
     /// The shards that need an owner, and why.
     fn homeless(&self, now: Millis) -> Vec<(ShardId, Reason)> {
         let known = self.shards.iter().filter(|(_, shard)| matches!(shard.stage, Stage::Known));
@@ -405,7 +411,7 @@ impl Ownership {
         }
         let settled = |since: Millis| self.settings.settle_ms <= now.since(since);
         let Some(owner) = &row.member else {
-            let is_complete = self.settings.nodes_expected <= self.view.len();
+            let is_complete = self.settings.nodes_expected <= self.answering();
             let is_ready = is_complete || self.first_join.is_some_and(settled);
             return is_ready.then_some(Reason::FirstPlacement);
         };

@@ -180,7 +180,7 @@ impl View {
     pub fn offers<'a>(
         &'a self,
         query: &'a CapabilityQuery,
-    ) -> impl Iterator<Item = (&'a ProcessName, &'a Offer)> {
+    ) -> impl Iterator<Item = (&'a ProcessName, &'a Offer)> + Clone {
         self.members.iter().flat_map(move |(name, info)| {
             info.offers
                 .iter()
@@ -195,7 +195,7 @@ impl View {
 pub enum Word {
     /// All is as it was, or the view is older than what is known.
     Nothing,
-    /// Another leadership began: it awaits everybody, and counts as dead who does not come.
+    /// Another leadership began: whoever does not come gets nothing new.
     JoinAgain,
     /// It was declared dead.
     Dead,

@@ -56,7 +56,7 @@ pub(crate) enum Message {
     Done(Term, Outcome),
     Nodes(RpcReplyPort<Vec<v1::Node>>),
     Shards(RpcReplyPort<Vec<v1::Shard>>),
-    Find(Query, RpcReplyPort<Vec<v1::Capability>>),
+    Find(Query, RpcReplyPort<Result<Vec<v1::Capability>, Error>>),
     Placement(ShardId, RpcReplyPort<Vec<String>>),
     /// Who wants what of which node.
     Admit(String, ProcessName, Admit, RpcReplyPort<Result<v1::Node, Error>>),
@@ -182,8 +182,8 @@ impl Actor for Scheduler {
                 _ = reply.send(state.leader().map_or_else(last, Leader::shards));
             }
             Message::Find(query, reply) => {
-                _ = reply
-                    .send(state.leader().map(|leader| leader.find(&query)).unwrap_or_default());
+                let nobody = || Error::NotLeader { leader: String::new() };
+                _ = reply.send(state.leader().map(|leader| leader.find(&query)).ok_or_else(nobody));
             }
             Message::Placement(shard, reply) => {
                 _ = reply

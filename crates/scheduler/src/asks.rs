@@ -45,11 +45,12 @@ impl Handle {
             return self.ask(Message::Shards).await;
         }
         let asked = v1::ListShardsRequest {};
-        let answer = self.ask_leader::<v1::ListShardsResponse>(kind::ASK_SHARDS, "", &asked).await;
-        match (answer, self.ask(Message::Shards).await?) {
-            (Ok(answer), _) => Ok(answer.shards),
-            (Err(error), known) if known.is_empty() => Err(error),
-            (Err(_), known) => Ok(known),
+        match self.ask_leader::<v1::ListShardsResponse>(kind::ASK_SHARDS, "", &asked).await {
+            Ok(answer) => Ok(answer.shards),
+            Err(error) => match self.ask(Message::Shards).await? {
+                known if known.is_empty() => Err(error),
+                known => Ok(known),
+            },
         }
     }
 
@@ -67,7 +68,7 @@ impl Handle {
             let answer = self.ask_leader::<v1::FindResponse>(kind::ASK_FIND, "", &asked).await;
             return Ok(answer?.capabilities);
         }
-        self.ask(|reply| Message::Find(query, reply)).await
+        self.ask(|reply| Message::Find(query, reply)).await?
     }
 
     /// How the place of a shard is chosen now, for people; nothing while nobody leads.

@@ -407,6 +407,7 @@ async fn who_beats_and_comes_late_to_a_new_leader_keeps_what_it_has() {
         node.join(&second).await.unwrap();
         assert_eq!(state_of(&second, node.name.as_str()).await.unwrap().0, "alive");
     }
+    assert!(all.iter().all(|node| node.played.notes().empty_views == 0));
     while_beating(&second, &all, "all is as before", async || {
         let owners = world.owners().await;
         (owners == before).then_some(())

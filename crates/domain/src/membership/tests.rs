@@ -226,7 +226,7 @@ fn who_is_inherited_keeps_what_it_has_while_it_beats_and_gets_nothing_new_until_
     membership.buried(&eve);
     membership.cordon(&bob.name, true);
     for member in [&ann, &bob, &eve] {
-        membership.inherited(joining(member), Millis(0));
+        membership.inherited(joining(member), DEAD_MS, Millis(0));
     }
     let standing = |membership: &Membership, member| {
         membership.node(member).map(|node| node.candidate().standing)
@@ -240,11 +240,45 @@ fn who_is_inherited_keeps_what_it_has_while_it_beats_and_gets_nothing_new_until_
     }
     assert_eq!(standing(&membership, &bob), None, "it was silent");
     assert_eq!(standing(&membership, &ann), Some(Standing::Suspect));
-    assert!(!membership.node(&ann).unwrap().has_joined());
+    assert!(membership.node(&ann).unwrap().is_heard());
     let joined = membership.joined(joining(&ann), Millis(20_000));
     assert_eq!(joined, Ok(vec![alive(&ann, Reason::Joined)]));
     assert_eq!(standing(&membership, &ann), Some(Standing::Answering));
     assert_eq!(membership.joined(joining(&ann), Millis(20_000)), Ok(vec![]));
+}
+
+#[test]
+fn who_is_inherited_has_time_to_find_the_new_leader() {
+    let (ann, bob, eve) = (member("ann", 1), member("bob", 1), member("eve", 1));
+    let mut membership = Membership::new();
+    for member in [&ann, &bob, &eve] {
+        membership.inherited(joining(member), 10_000, Millis(0));
+        assert!(!membership.node(member).unwrap().is_heard());
+    }
+    membership.beat(beat(&bob, 7, 0), Millis(500)).unwrap();
+    membership.tick(Millis(2_499));
+    assert_eq!(membership.nodes().count(), 3);
+    assert_eq!(membership.tick(Millis(2_500)), [dead(&bob, Reason::Silent)], "it was heard once");
+    for number in 1..=20 {
+        membership.beat(beat(&eve, number, 0), Millis(number * 500)).unwrap();
+    }
+    membership.tick(Millis(9_999));
+    assert_eq!(membership.nodes().count(), 2);
+    assert_eq!(membership.tick(Millis(10_000)), [dead(&ann, Reason::Silent)]);
+    let replaced = membership.joined(joining(&member("eve", 2)), Millis(10_000)).unwrap();
+    assert_eq!(replaced, [dead(&eve, Reason::Replaced), alive(&member("eve", 2), Reason::Joined)]);
+}
+
+#[test]
+fn who_beats_and_never_joins_is_unlinked_in_the_end() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut membership = with(&[&ann]);
+    membership.inherited(joining(&bob), DEAD_MS, Millis(0));
+    let reach = Effect::Reach { member: bob.clone() };
+    assert_eq!(membership.links(|_| true, Millis(0)), std::slice::from_ref(&reach));
+    assert_eq!(membership.links(|_| true, Millis(29_999)), std::slice::from_ref(&reach));
+    let last = [reach, dead(&bob, Reason::Unlinked)];
+    assert_eq!(membership.links(|_| true, Millis(32_000)), last);
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Leader {
 
     pub(super) fn count_members(&self) {
         let of =
-            |standing| self.membership.nodes().filter(|node| node.standing == standing).count();
+            |standing| self.membership.nodes().filter(|node| node.standing() == standing).count();
         for (state, standing) in [(ALIVE, Standing::Answering), (SUSPECT, Standing::Suspect)] {
             metrics::MEMBERS.with_label_values(&[state]).set(signed(of(standing)).into());
         }
@@ -124,7 +124,7 @@ impl Leader {
 pub(crate) fn api_node(row: &PutNode, alive: Option<&NodeView>, shards: Vec<i32>) -> v1::Node {
     let is_alive = row.state == ALIVE || row.state == SUSPECT;
     // It was alive under the leader before this one, and has not come yet.
-    let is_awaited = is_alive && alive.is_none();
+    let is_awaited = is_alive && alive.is_none_or(|node| !node.has_joined());
     let reason = u16::try_from(row.reason).ok().and_then(Reason::from_code).filter(|_| !is_awaited);
     v1::Node {
         name: row.name.clone(),

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cluster::Peer;
 use domain::brake::Brakes;
-use domain::membership::{self, Beat, Held, Membership};
+use domain::membership::{self, Beat, Held, Joining, Membership};
 use domain::ownership::{self, Action, FenceResult, OwnerRow, Ownership, Remembered};
 use domain::slot::ShardTable;
 use domain::time::Millis;
@@ -100,7 +100,7 @@ impl Leader {
             membership.cordon(&name, true);
         }
         for joining in roster.alive() {
-            membership.inherited(joining, now);
+            membership.inherited(joining, config.settle_ms, now);
         }
         let version = domain::view::Version { term: hands.term, number: 0 };
         let mut leader = Self {
@@ -127,15 +127,23 @@ impl Leader {
             hands,
         };
         leader.recall(now);
+        leader.inherit(now);
         leader.tick(now);
         leader.publish(None);
-        // Whose link outlived the leader before us would not know that another term began.
-        let inherited: Vec<Member> =
-            leader.membership.nodes().map(|node| node.member().clone()).collect();
-        leader.behind.extend(inherited.iter().map(|member| node_peer(&member.name)));
-        inherited.iter().for_each(|member| leader.drain_on(member));
         leader.catch_up();
         leader
+    }
+
+    /// Takes the nodes of the leader before us for members.
+    fn inherit(&mut self, now: Millis) {
+        let nodes = self.membership.nodes().map(|node| node.joining.clone());
+        for Joining { member, address, .. } in nodes.collect::<Vec<_>>() {
+            self.hands.shared.links.learn(node_peer(&member.name), vec![address]);
+            // Whose link outlived the leader before us would not know that another term began.
+            self.behind.insert(node_peer(&member.name));
+            self.drain_on(&member);
+        }
+        self.candidates_changed(now);
     }
 
     /// What the leaders before us wrote down of the shards. A standing of a later version is one that is not known.
@@ -253,9 +261,6 @@ impl Leader {
             }
             return;
         };
-        if self.membership.node(&member).is_some_and(|node| !node.has_joined()) {
-            self.behind.insert(node_peer(&member.name));
-        }
         self.carry(effects, now);
         if self.membership.node(&member).is_some() {
             let held = self.reports.beat(&member, &held, now);

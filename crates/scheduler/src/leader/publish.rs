@@ -98,6 +98,10 @@ impl Leader {
 
     /// Sends the whole view to those who missed a part.
     pub(crate) fn catch_up(&mut self) {
+        // Before its first view is out a leader has nothing to say: an empty one would end links and runs.
+        if self.view.version.number == 0 {
+            return;
+        }
         for peer in self.behind.clone() {
             self.send_view(peer, whole(&self.view));
         }

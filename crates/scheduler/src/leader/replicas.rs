@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cluster::Peer;
 use domain::brake::{self, ASK_MS};
-use domain::membership::Standing;
 use domain::time::Millis;
 use domain::view::MemberInfo;
 use domain::{Incarnation, ProcessName, Role};
@@ -88,7 +87,7 @@ impl Leader {
 
     /// How many nodes beat here.
     pub(crate) fn answering(&self) -> usize {
-        self.membership.nodes().filter(|node| node.standing == Standing::Answering).count()
+        self.membership.nodes().filter(|node| node.is_heard()).count()
     }
 
     fn apply_brake(&mut self, actions: Vec<brake::Action>) {

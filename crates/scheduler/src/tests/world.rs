@@ -187,6 +187,8 @@ pub(super) struct Notes {
     /// So many grants get no answer.
     pub(super) ignores: usize,
     pub(super) view: Option<View>,
+    /// Views that a leader sent before it had published one.
+    pub(super) empty_views: usize,
     pub(super) is_forgotten: bool,
     pub(super) is_wanted_to_drain: bool,
     beats: u64,
@@ -357,7 +359,9 @@ impl Links for LinksOf {
         let message = proto::link::View::decode(envelope.payload).unwrap();
         let delta = proto::view::from_message(message).unwrap();
         if let Some(node) = self.links.node(to) {
-            View::apply(&mut node.notes().view, delta);
+            let mut notes = node.notes();
+            notes.empty_views += usize::from(delta.version.number == 0);
+            View::apply(&mut notes.view, delta);
         }
         Ok(())
     }
