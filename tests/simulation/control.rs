@@ -237,6 +237,7 @@ impl Control {
                     lead.ownership.recall(shard, remembered, now);
                 }
                 lead.is_ready = true;
+                self.candidates_changed(world);
             }
             (Purpose::Owner { term, shard }, Answer::Owner { mut row }) => {
                 let is_blind = world.breaks(Break::OldLeaderFences);

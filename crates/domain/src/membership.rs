@@ -379,9 +379,9 @@ impl Membership {
         self.nodes.len() < self.lost(now).len() * 2
     }
 
-    /// Nodes to which no link works, as last seen.
+    /// Nodes that joined and to which no link works, as last seen.
     pub fn unlinked(&self) -> usize {
-        self.nodes.values().filter(|node| node.unlinked.is_some()).count()
+        self.nodes.values().filter(|node| node.has_joined && node.unlinked.is_some()).count()
     }
 
     fn lost(&self, now: Millis) -> Vec<Member> {

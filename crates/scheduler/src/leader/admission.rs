@@ -93,8 +93,11 @@ impl Leader {
 
     /// What this very run was doing under the leader before.
     pub(super) fn drain_on(&mut self, member: &Member) {
-        if self.roster.is_draining(member) && self.membership.drain(member) {
-            self.roster.withdraw(member);
+        if !self.roster.is_draining(member) {
+            return;
+        }
+        self.roster.withdraw(member);
+        if self.membership.drain(member) {
             self.roster.drains(member.clone());
         }
     }

@@ -523,7 +523,8 @@ impl Leader {
 
     fn grant(&mut self, shard: ShardId, epoch: Epoch, to: Member) {
         // A later run of that name must not take this for its own.
-        if self.hands.shared.is_linked_to_another(&to) {
+        let has_joined = self.membership.node(&to).is_some_and(membership::NodeView::has_joined);
+        if !has_joined || self.hands.shared.is_linked_to_another(&to) {
             return;
         }
         let Some(facts) = self.shards.get(&shard) else { return };

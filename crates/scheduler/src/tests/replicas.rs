@@ -196,6 +196,8 @@ async fn a_node_is_told_to_drain_until_it_says_that_it_does_also_by_the_next_lea
     is_told();
     while_beating(&standby, &all, "it is told", async || is_told().then_some(())).await;
     assert!(standby.view().unwrap().members[&ann.name].offers.is_empty());
+    ann.join(&standby).await.unwrap();
+    assert!(standby.view().unwrap().members[&ann.name].offers.is_empty());
     let drain = || envelope(kind::DRAIN, &ann.join_request());
     let answer = super::ask(&standby, ann.peer(), drain()).await.unwrap();
     let answer = <proto::link::DrainAnswer as prost::Message>::decode(answer).unwrap();
