@@ -7,6 +7,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use domain::reach::Unreached;
+use domain::time::Millis;
 use domain::view::View;
 use domain::{AgentId, Class, Epoch, ErrorKind, ProcessName, Reason, ShardId, Slot, WorkId};
 use prost::Message;
@@ -21,9 +23,6 @@ use crate::refusal;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
-/// So long an owner may be out of reach from here and go on owning. Longer than a dead one does, even if its leader died with
-/// it: then the fault lies between us and it, and a client that calls another API server may reach it.
-const UNREACHED_MAX: Duration = Duration::from_secs(8);
 
 static RETRIES: LazyLock<IntCounter> = LazyLock::new(|| {
     counter("stagedoor_control_route_retries_total", "Calls to owners that were tried again.")
@@ -168,10 +167,10 @@ impl Router {
                     }
                     Outcome::Over(failure) => return Err(failure),
                     Outcome::Again(obstacle) => {
-                        unreached = Unreached::default();
+                        unreached.reached();
                         obstacle
                     }
-                    Outcome::Unreached(obstacle) => match unreached.is_for_long(seat) {
+                    Outcome::Unreached(obstacle) => match unreached.missed(seat, since(begun)) {
                         true if call.is_repeatable => return Err(out_of_reach(&obstacle)),
                         true | false => obstacle,
                     },
@@ -246,23 +245,12 @@ impl Router {
     }
 }
 
-/// Which owner no word gets to, and since when.
-#[derive(Default)]
-struct Unreached(Option<(Seat, Instant)>);
-
-impl Unreached {
-    /// Whether it is this one for longer than it may be.
-    fn is_for_long(&mut self, seat: Seat) -> bool {
-        match &self.0 {
-            Some((before, since)) if *before == seat => UNREACHED_MAX <= since.elapsed(),
-            Some(_) | None => {
-                self.0 = Some((seat, Instant::now()));
-                false
-            }
-        }
-    }
+/// Counted from the begin of the call.
+fn since(begun: Instant) -> Millis {
+    Millis(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The client may reach it through another API server.
 fn out_of_reach(obstacle: &Obstacle) -> Failure {
     let failure = Failure::new(ErrorKind::Unavailable, obstacle.reason, obstacle.text.clone());
     failure.retry_after(PAUSE_MAX)

@@ -22,6 +22,7 @@ pub mod ownership;
 pub mod pace;
 pub mod place;
 pub mod position;
+pub mod reach;
 pub mod restart;
 pub mod retention;
 pub mod round;
