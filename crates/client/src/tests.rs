@@ -360,6 +360,26 @@ async fn one_that_says_nothing_holds_nobody_up_who_can_have_the_next() {
     client.cancel("1").await.unwrap();
 }
 
+/// Its calls are over before the next address is tried beside the first.
+#[tokio::test]
+async fn who_has_little_time_begins_with_another_address_the_next_time() {
+    let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
+    let stopped = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let served = fixture.serve(&fake);
+    let api = vec![stopped.local_addr().unwrap().to_string(), served.address.clone()];
+    let call = Duration::from_millis(150);
+    let timeouts = Timeouts { call, connect: Duration::from_secs(600), ..Timeouts::default() };
+    let config = Config { api, credentials: fixture.dir.path().to_owned(), timeouts };
+    let client = Client::connect(&config).unwrap();
+    assert!(client.cancel("1").await.is_err(), "nobody answers there");
+    for _ in 0..100 {
+        if client.cancel("1").await.is_ok() {
+            return;
+        }
+    }
+    panic!("the other address is never tried");
+}
+
 #[tokio::test]
 async fn the_next_address_is_tried() {
     let (fixture, fake) = (Fixture::new(), Arc::new(Fake::default()));
