@@ -8,7 +8,7 @@ pub struct Config {
     pub shards: u16,
     /// Shards that were never owned are placed as soon as so many nodes are in, or after `settle_ms`.
     pub nodes_expected: u32,
-    /// How long a new leader waits for owners that have not joined it yet, milliseconds.
+    /// How long a new leader waits for nodes that it has not heard yet, milliseconds; two seconds at least.
     pub settle_ms: u64,
     /// Shards that may be on their way from one live node to another at once.
     pub moves_max: usize,
