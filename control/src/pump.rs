@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::ErrorKind;
+use domain::{ErrorKind, Reason};
 use proto::status::Failure;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -145,8 +145,13 @@ impl<O: Outlet> Pump<O> {
         }
     }
 
+    /// Whoever does not read is waited for until the server stops.
     async fn send(&self, response: Result<O::Response, Status>) -> Result<(), Gone> {
-        self.out.send(response).await.map_err(|_| Gone)
+        tokio::select! {
+            biased;
+            sent = self.out.send(response) => sent.map_err(|_| Gone),
+            () = self.desk.stop.cancelled() => Err(Gone),
+        }
     }
 }
 
@@ -158,7 +163,8 @@ impl<O: Outlet> Drop for Pump<O> {
     }
 }
 
-/// Does not give up while the client is there and its work may be found: slower, never lost.
+/// Does not give up while the client is there and its work may be found: slower, never lost. Where only this server does
+/// not reach the owner, the client is told, and may go on at another.
 async fn follow_again(desk: Desk, inbox: Arc<Inbox>, follow: Follow, slots: Arc<Semaphore>) {
     let Ok(_slot) = slots.acquire().await else { return };
     let mut pause = PAUSE;
@@ -166,6 +172,9 @@ async fn follow_again(desk: Desk, inbox: Arc<Inbox>, follow: Follow, slots: Arc<
         sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
         match desk.subscribe(&inbox, &follow, deadline::by_default()).await {
             Ok(ticket) => return ticket.release(&inbox, follow),
+            Err(failure) if failure.reason == Reason::OwnerUnreached => {
+                return inbox.push(Item::Failed(follow.tag, failure));
+            }
             Err(failure) if failure.kind.is_retryable() || failure.kind == ErrorKind::Deadline => {
                 pause = failure.retry_after.unwrap_or(pause);
             }

@@ -34,6 +34,7 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::AnswerLost
         | Reason::Restarted => ErrorKind::Fenced,
         Reason::StoreUnavailable
+        | Reason::OwnerUnreached
         | Reason::ModelUnavailable
         | Reason::NoOffer
         | Reason::NoTarget
@@ -75,6 +76,8 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::Silent
         | Reason::RuntimeStalled
         | Reason::Unlinked
+        | Reason::Storeless
+        | Reason::StoreAnswers
         | Reason::Replaced
         | Reason::BeatsAgain
         | Reason::DrainRequested
@@ -86,6 +89,7 @@ pub(crate) fn kind(reason: Reason) -> ErrorKind {
         | Reason::ShardOpened
         | Reason::Rebalanced
         | Reason::OwnerDraining
+        | Reason::OwnerStoreless
         | Reason::Released
         | Reason::Inherited
         | Reason::Restored

@@ -171,7 +171,7 @@ impl Router {
                         obstacle
                     }
                     Outcome::Unreached(obstacle) => match unreached.missed(seat, since(begun)) {
-                        true if call.is_repeatable => return Err(out_of_reach(&obstacle)),
+                        true if call.is_repeatable => return Err(out_of_reach(obstacle)),
                         true | false => obstacle,
                     },
                 },
@@ -251,8 +251,9 @@ fn since(begun: Instant) -> Millis {
 }
 
 /// The client may reach it through another API server.
-fn out_of_reach(obstacle: &Obstacle) -> Failure {
-    let failure = Failure::new(ErrorKind::Unavailable, obstacle.reason, obstacle.text.clone());
+fn out_of_reach(obstacle: Obstacle) -> Failure {
+    let reason = Reason::OwnerUnreached;
+    let failure = Failure::new(refusal::kind(reason), reason, obstacle.text);
     failure.retry_after(PAUSE_MAX)
 }
 
@@ -397,7 +398,8 @@ mod tests {
             Err(Missed::Gone("reset".to_owned()))
         });
         let failure = get(&network, Duration::from_secs(60)).await.unwrap_err();
-        assert_eq!((failure.kind, failure.reason), (ErrorKind::Unavailable, Reason::Unowned));
+        let told = (failure.kind, failure.reason);
+        assert_eq!(told, (ErrorKind::Unavailable, Reason::OwnerUnreached));
         assert!(failure.message.contains("node-1, which owns shard 0"), "{}", failure.message);
         let (early, late) = (Duration::from_millis(9_500), Duration::from_secs(12));
         assert!(early < begun.elapsed() && begun.elapsed() < late, "{:?}", begun.elapsed());

@@ -181,6 +181,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_watch_whose_owner_this_server_does_not_reach_ends_so_that_another_takes_it_up() {
+        let answers = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let reached = answers.clone();
+        let network = FakeNetwork::new(view(1, &[("node-1", 1)]), move |_, _, _| {
+            match reached.load(Ordering::Relaxed) {
+                true => Ok(SubscribeAnswer {}.encode_to_vec().into()),
+                false => Err(Missed::Gone("reset".to_owned())),
+            }
+        });
+        let hub = Hub::spawn(network.clone());
+        let desk = Desk::new(network.clone(), hub, Arc::new(FakeCatalog));
+        let request = WatchRequest { id: work().to_string(), cursor: String::new() };
+        let mut stream = watch(&desk, &request, crate::deadline::by_default()).await.unwrap();
+        answers.store(false, Ordering::Relaxed);
+        let lost = Instant::now();
+        desk.hub.link_down(Role::Node, &name("node-1"));
+        let status = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(proto::status::reason_of(&status), Some(Reason::OwnerUnreached));
+        assert!(domain::reach::UNREACHED_MS <= lost.elapsed().as_millis() as u64, "too early");
+        assert!(stream.next().await.is_none());
+        // Asked for anew, it is refused before the stream begins.
+        let refused = watch(&desk, &request, crate::deadline::by_default()).await;
+        assert_eq!(refused.err().map(|failure| failure.reason), Some(Reason::OwnerUnreached));
+        assert_eq!(desk.hub.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_slow_client_misses_nothing() {
         const COUNT: u64 = 5_000;
         let fixture = Fixture::new();

@@ -50,6 +50,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a node that is not a member tries again, and one that is looks whether it still is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const UNREACHABLE: &str = "control_unreachable";
+/// So long a node that drains looks for a control replica when none is linked: one may be just restarting.
+const UNLINKED_MAX: Duration = Duration::from_secs(3);
 /// How often a node that drains says so again: the leader may be another one by then.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -69,6 +71,15 @@ pub(crate) struct Membership {
     pub agents: agent::Handle,
     pub beats: BeatSender,
     pub health: Health,
+}
+
+/// Whether there is anybody for the shards of a node that drains.
+enum Takers {
+    /// Somebody, or nobody has said yet.
+    MayBe,
+    None,
+    /// No control replica is linked.
+    Unknown,
 }
 
 struct State {
@@ -342,18 +353,21 @@ impl Membership {
         say.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(DRAIN_LOOK);
         let mut belong = tokio::time::interval(LOOK_EVERY);
+        let mut unlinked: Option<Instant> = None;
         while Instant::now() < deadline {
             tokio::select! {
                 Some(event) = events.recv() => self.heard(event, state),
                 Some((control, answer)) = state.asking.next() => {
                     self.answered(control, answer, state);
                 }
-                _ = say.tick() => {
-                    if !self.has_takers(state).await {
-                        tracing::info!("nobody can take over what is here");
-                        return;
+                _ = say.tick() => match self.takers(state).await {
+                    Takers::MayBe => unlinked = None,
+                    Takers::Unknown
+                        if unlinked.get_or_insert_with(Instant::now).elapsed() < UNLINKED_MAX => {}
+                    Takers::None | Takers::Unknown => {
+                        return tracing::info!("nobody can take over what is here");
                     }
-                }
+                },
                 // A leader that began meanwhile drains only its members.
                 _ = belong.tick() => self.look(state),
                 _ = look.tick() => {
@@ -366,18 +380,20 @@ impl Membership {
         tracing::warn!("not everything was handed over in time");
     }
 
-    /// Says that this node drains, to whoever leads now. Whether there is anybody for its shards, or may be.
-    async fn has_takers(&self, state: &State) -> bool {
+    /// Says that this node drains, to whoever leads now.
+    async fn takers(&self, state: &State) -> Takers {
         let mut answers = self.ask_controls(kind::DRAIN, DRAIN_EVERY, state);
-        let is_reached = !answers.is_empty();
+        if answers.is_empty() {
+            return Takers::Unknown;
+        }
         while let Some(answer) = answers.next().await {
             if let Ok(answer) = answer
                 && let Ok(answer) = DrainAnswer::decode(answer)
             {
-                return 0 < answer.targets;
+                return if 0 < answer.targets { Takers::MayBe } else { Takers::None };
             }
         }
-        is_reached
+        Takers::MayBe
     }
 
     /// Tells the leader that this node goes, so that nobody has to find out.

@@ -69,7 +69,7 @@ fn list(value: &Value) -> &[Value] {
 }
 
 /// Runs a trial again that says that the machine was too busy for what it shows: that has to be shown once.
-fn until_not_too_busy(trial: fn() -> bool) {
+fn until_not_too_busy(trial: impl Fn() -> bool) {
     let trials = 3;
     let is_shown = (0..trials).any(|_| !trial());
     assert!(is_shown, "the machine was too busy {trials} times");

@@ -4,8 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use proto::v1::{CordonRequest, DrainRequest, Shard, StatusResponse, Transition, UncordonRequest};
+use proto::v1::open_response::Response;
+use proto::v1::work_event::Event;
+use proto::v1::{
+    CordonRequest, DrainRequest, OpenWatch, Shard, StatusResponse, SubmitRequest, Transition,
+    UncordonRequest, Work, WorkEvent,
+};
 use rustix::process::Signal;
+use telemetry::fault::{LEADER_POINTS, VARIABLE};
 use tests::harness::{
     Clients, Fault, Lateness, Load, Mesh, MeshOptions, PATIENCE, Port, eventually, eventually_true,
     placed_at_once,
@@ -150,6 +156,46 @@ fn killed_leader() -> bool {
 }
 
 #[test]
+fn a_move_that_was_under_way_when_the_leader_died_is_finished_by_the_next_one() {
+    for point in LEADER_POINTS {
+        until_not_too_busy(|| interrupted_move(point));
+    }
+}
+
+/// The leader dies at `point` of the first move away from a node that drains. Whether the machine was too busy.
+fn interrupted_move(point: &str) -> bool {
+    let plan = format!("control-*:{point}:13:kill");
+    let env = vec![(VARIABLE.to_owned(), plan), placed_at_once()];
+    let (mut mesh, clients) = start_with(&MeshOptions { env, ..replicas() }, Load::default().limit);
+    let late = Lateness::watch();
+    let request = DrainRequest { name: "node-2".to_owned() };
+    // Whoever is asked may be the one that dies of it.
+    _ = mesh.block_on(mesh.client().with_timeout(Duration::from_secs(5)).drain(request));
+    let first = eventually(PATIENCE, &format!("a leader dies at {point}"), || {
+        let dead = mesh.dead();
+        let control = dead.iter().find(|name| name.starts_with("control"));
+        control.cloned().ok_or_else(|| format!("{dead:?}"))
+    });
+    next_leader(&mesh, &first);
+    assert_eq!(mesh.wait_until_over("node-2").code(), Some(0), "{}", mesh.log("node-2"));
+    eventually(PATIENCE, "every shard is open elsewhere", || {
+        let status = status(&mesh);
+        let is_open = |shard: &&Shard| shard.state == "open" && shard.node != "node-2";
+        let open = status.shards.iter().filter(is_open).count();
+        if open == 12 { Ok(()) } else { Err(format!("{open} are")) }
+    });
+    // What was fenced is granted as it was fenced, not fenced once more.
+    let twice: Vec<_> = epochs(&mesh).into_iter().filter(|(_, epoch)| 2 < *epoch).collect();
+    let is_busy = Duration::from_millis(250) <= late.longest();
+    assert!(twice.is_empty() || is_busy, "{point}: moved twice: {twice:?}");
+    mesh.start_again("node-2");
+    more_end(&clients, 20);
+    let heard = clients.finish(&mesh, REST_MAX);
+    mesh.assert_sound(&heard, false);
+    is_busy
+}
+
+#[test]
 fn what_a_leader_had_fenced_and_not_granted_the_next_one_grants() {
     // A leader that places all twelve shards dies at the next fence: of a shard that moves to a node that came late, or of
     // one whose node died.
@@ -222,14 +268,32 @@ fn a_leader_that_hears_few_nodes_steps_back_for_one_that_hears_more() {
     until_not_too_busy(deaf_leader);
 }
 
-/// Whether the machine was too busy.
 fn deaf_leader() -> bool {
-    let (mesh, clients) = start(&replicas());
+    few_nodes_are_heard(&replicas(), |mesh, node, first| {
+        mesh.fault(node, first, Port::Beat, Fault::DEAF_UP);
+    })
+}
+
+#[test]
+fn a_leader_that_is_cut_off_from_half_of_the_nodes_steps_back_and_nothing_is_fenced() {
+    until_not_too_busy(|| {
+        let four = MeshOptions { nodes: 4, ..replicas() };
+        few_nodes_are_heard(&four, |mesh, node, first| {
+            for port in [Port::Beat, Port::Main] {
+                mesh.fault(node, first, port, Fault::HALF_OPEN);
+            }
+        })
+    });
+}
+
+/// Two nodes are not heard by the leader any more. Whether the machine was too busy.
+fn few_nodes_are_heard(options: &MeshOptions, deafen: fn(&Mesh, &str, &str)) -> bool {
+    let (mesh, clients) = start(options);
     let late = Lateness::watch();
     let (first, _) = leader(&mesh);
     let before = epochs(&mesh);
     for node in ["node-1", "node-2"] {
-        mesh.fault(node, &first, Port::Beat, Fault::DEAF_UP);
+        deafen(&mesh, node, &first);
     }
     let (second, _) = next_leader(&mesh, &first);
     more_end(&clients, 40);
@@ -327,40 +391,77 @@ fn a_cordoned_node_gets_nothing_new_and_one_that_joins_gets_its_share_bit_by_bit
     mesh.assert_sound(&heard, false);
 }
 
+/// How soon a shard moves again in the test below.
+const SOON: Duration = Duration::from_millis(100);
+/// So often it is tried to be as soon as that.
+const TRIES_MAX: usize = 6;
+
 #[test]
-fn shards_that_move_twice_at_once_end_on_the_node_that_is_left() {
-    let (mut mesh, clients) = start_with(&placed(), Load::default().limit);
-    let drain = |node: &str| {
-        let request = DrainRequest { name: node.to_owned() };
-        mesh.block_on(mesh.client().drain(request)).unwrap();
-    };
-    drain("node-1");
-    // One of its shards goes to the next that has to go.
-    let twice = eventually(PATIENCE, "a shard has moved once", || {
-        let shards = status(&mesh).shards;
-        let moved = shards.iter().find(|shard| shard.epoch == 2 && shard.node == "node-2");
-        moved.map(|shard| shard.id).ok_or_else(|| format!("{shards:?}"))
-    });
-    drain("node-2");
-    let told = eventually(PATIENCE, "it has moved twice", || {
-        let told = mesh.why("shard", &twice.to_string());
-        let last = told.iter().rfind(|one| one.to == "granted");
-        let is_last = last.is_some_and(|one| one.epoch == 3 && one.node == "node-3");
-        if is_last { Ok(told) } else { Err(format!("{told:?}")) }
-    });
-    let granted = told.iter().filter(|one| one.to == "granted");
-    let why: Vec<_> = granted.map(|one| (one.epoch, one.reason.as_str())).collect();
-    let leaving = "owner_draining";
-    assert_eq!(why, [(1, "first_placement"), (2, leaving), (3, leaving)], "{told:?}");
-    // One node leaves phases out, so what is left waits until the others are back.
-    for node in ["node-1", "node-2"] {
-        assert_eq!(mesh.wait_until_over(node).code(), Some(0), "{}", mesh.log(node));
-        mesh.start_again(node);
+fn shards_that_move_twice_within_100_ms_end_on_the_node_that_is_left() {
+    let late = Lateness::watch();
+    let mut after = Duration::MAX;
+    for _ in 0..TRIES_MAX {
+        after = after.min(moved_twice());
+        if after < SOON {
+            return;
+        }
     }
+    // On a busy machine what is shown is that moves one after the other lose nothing.
+    if SOON <= late.longest() {
+        return eprintln!("the machine is too busy: late by {:?}", late.longest());
+    }
+    panic!("the second move came {after:?} after the first at the earliest");
+}
+
+/// A node drains, and who gets something from it dies at once. How soon a shard went on.
+fn moved_twice() -> Duration {
+    let (mut mesh, clients) = start_with(&placed(), Load::default().limit);
+    let request = DrainRequest { name: "node-1".to_owned() };
+    mesh.block_on(mesh.client().drain(request)).unwrap();
+    // One of its shards goes to the next that has to go.
+    let began = Instant::now();
+    loop {
+        let shards = status(&mesh).shards;
+        if shards.iter().any(|shard| shard.epoch == 2 && shard.node == "node-2") {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "no shard has moved: {shards:?}");
+    }
+    mesh.kill("node-2");
+    eventually(PATIENCE, "all are on the node that is left", || {
+        let shards = status(&mesh).shards;
+        let left = shards.iter().filter(|shard| shard.node == "node-3" && shard.state == "open");
+        if left.count() == 12 { Ok(()) } else { Err(format!("{shards:?}")) }
+    });
+    let mut gaps = Vec::new();
+    for shard in 0..12 {
+        let told = eventually(PATIENCE, "its moves are told", || {
+            let told = mesh.why("shard", &shard.to_string());
+            let granted: Vec<_> = told.into_iter().filter(|one| one.to == "granted").collect();
+            let last = granted.last();
+            let is_last = last.is_some_and(|one| one.node == "node-3");
+            if is_last { Ok(granted) } else { Err(format!("{granted:?}")) }
+        });
+        let why: Vec<_> = told.iter().map(|one| (one.epoch, one.reason.as_str())).collect();
+        let (leaving, died) = ("owner_draining", "owner_died");
+        let moves = [(1, "first_placement"), (2, leaving), (3, died)];
+        assert!(why == moves[..why.len()] || why == [moves[0], (2, died)], "{told:?}");
+        if let [_, second, third] = &told[..] {
+            let time = |one: &Transition| {
+                let time = one.time.expect("every transition has one");
+                Duration::new(time.seconds.cast_unsigned(), time.nanos.cast_unsigned())
+            };
+            gaps.push(time(third).saturating_sub(time(second)));
+        }
+    }
+    // One node leaves phases out, so what is left waits until the others are back.
+    assert_eq!(mesh.wait_until_over("node-1").code(), Some(0), "{}", mesh.log("node-1"));
+    ["node-1", "node-2"].into_iter().for_each(|node| mesh.start_again(node));
     mesh.wait_until_ready();
     more_end(&clients, 40);
     let heard = clients.finish(&mesh, REST_MAX);
     mesh.assert_sound(&heard, false);
+    gaps.into_iter().min().expect("a shard moved twice")
 }
 
 #[test]
@@ -376,4 +477,64 @@ fn a_rolling_restart_of_every_process_but_the_store_fails_no_call() {
         more_end(&clients, 10);
     }
     finish_without_an_error(&mesh, clients);
+}
+
+/// One replica does not reach a node that owns shards, which goes on for all others.
+#[test]
+fn who_asks_a_replica_that_does_not_reach_an_owner_goes_on_at_another() {
+    let mesh = Mesh::start(PROGRAM, &MeshOptions { controls: 2, ..MeshOptions::default() });
+    let (leads, _) = leader(&mesh);
+    let other = if leads == "control-1" { "control-2" } else { "control-1" };
+    for (from, to) in [("node-2", other), (other, "node-2")] {
+        mesh.fault(from, to, Port::Main, Fault::CUT);
+        mesh.reset(from, to, Port::Main);
+    }
+    let before = epochs(&mesh);
+    let client = mesh.client_at(other);
+    let heard: Vec<_> = mesh.block_on(async {
+        let mut open = client.open();
+        for tag in 0..12 {
+            let request = SubmitRequest {
+                agent: format!("default/postchain/k{tag}"),
+                input: "Who is there?".to_owned(),
+                ..SubmitRequest::default()
+            };
+            open.sender().submit(tag, request, OpenWatch::All).await.unwrap();
+        }
+        let mut results = Vec::new();
+        while results.len() < 12 {
+            let response = open.next().await.unwrap().unwrap();
+            match response.response {
+                Some(Response::Event(event)) => results.extend(result_in(event)),
+                Some(Response::Accepted(_)) | None => {}
+                Some(Response::Refused(refused)) => panic!("{refused:?}"),
+            }
+        }
+        results
+    });
+    let owned: Vec<_> =
+        status(&mesh).nodes.into_iter().find(|node| node.name == "node-2").unwrap().shards;
+    assert!(!owned.is_empty(), "node-2 owned nothing all the time");
+    // A watch of each that begins where it is not reached.
+    for work in &heard {
+        let client = mesh.client_at(other);
+        let told = mesh.block_on(async {
+            let mut watch = client.watch(&work.id, "");
+            let mut told = Vec::new();
+            while let Some(event) = watch.next().await {
+                told.push(event.unwrap().cursor);
+            }
+            told
+        });
+        // Its acceptance, the begin of its turn, six phases, its end.
+        assert_eq!(told.len(), 9, "{told:?}");
+    }
+    assert_eq!(epochs(&mesh), before, "nobody else noticed");
+}
+
+fn result_in(event: WorkEvent) -> Option<Work> {
+    match event.event {
+        Some(Event::Result(work)) => Some(work),
+        _ => None,
+    }
 }

@@ -176,7 +176,7 @@ fn the_demo_shows_phases_while_others_are_still_to_come() {
     let mark = format!("STAGEDOOR_TEST_MARK={}", dir.path().display());
     let (name, value) = mark.split_once('=').unwrap();
     // Whoever owns the agent stands still in the middle of its turn, and another goes on seconds later.
-    let plan = ["node-1", "node-2", "node-3"].map(|node| format!("{node}:turn-answered:5:stop"));
+    let plan = ["node-1", "node-2", "node-3"].map(|node| format!("{node}:step-answered:5:stop"));
     let mut command = PROGRAM.command();
     command.env("TMPDIR", dir.path()).env(name, value).env(VARIABLE, plan.join(","));
     let starting = starting();

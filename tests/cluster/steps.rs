@@ -22,6 +22,9 @@ const WORKS: usize = 9;
 /// A program with one call.
 const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"got {results}"}"#;
 
+/// How many calls a node makes at once.
+const WORKERS: &str = "STAGEDOOR_NODE__PHASES__WORKERS";
+
 /// A cluster whose nodes have the counting tool.
 pub(crate) struct Desk {
     pub(crate) dev: Dev,
@@ -47,19 +50,25 @@ impl Desk {
         timeout_ms: u64,
         variables: Vec<(String, String)>,
     ) -> Self {
+        let options = Options { env: variables, ..Options::default() };
+        Self::start_on(options, tool, timeout_ms)
+    }
+
+    fn start_on(mut options: Options, tool: Tool, timeout_ms: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("calls").display().to_string();
         let set = |name: &str, value: String| (format!("STAGEDOOR_NODE__{name}"), value);
-        let mut env = vec![
+        options.env.extend([
             set("TOOLS__COUNT__FILE", file),
             set("TOOLS__COUNT__RECONCILE", tool.reconcile.to_string()),
             set("TOOLS__COUNT__DELAY_MS", tool.delay_ms.to_string()),
             set("TOOLS__COUNT__DELAY_BEFORE_MS", tool.delay_before_ms.to_string()),
             set("AGENTS__TOOL_TIMEOUT_MS", timeout_ms.to_string()),
-            set("PHASES__WORKERS", "16".to_owned()),
-        ];
-        env.extend(variables);
-        Self { dev: Dev::start_with(PROGRAM, &Options { env, ..Options::default() }), folder }
+        ]);
+        if !options.env.iter().any(|(name, _)| name == WORKERS) {
+            options.env.push((WORKERS.to_owned(), "16".to_owned()));
+        }
+        Self { dev: Dev::start_with(PROGRAM, &options), folder }
     }
 
     pub(crate) fn apply(&self, name: &str, rest: &str) {
@@ -91,6 +100,14 @@ impl Desk {
     /// and only the tool can know that it comes late.
     pub(crate) fn made_of(&self, work: &str) -> usize {
         self.begun_of(work).iter().filter(|called| called.is_made).count()
+    }
+
+    /// What a work answers whose one call counted.
+    pub(crate) fn answer_of(&self, work: &str) -> String {
+        let prefix = format!("{work}/");
+        let mut made = self.calls().into_iter().filter(|called| called.is_made);
+        let number = made.position(|called| called.key.starts_with(&prefix));
+        number.map_or("no call".to_owned(), |number| format!("got {}", number + 1))
     }
 
     /// Submits works to many agents at once: their ids.
@@ -193,18 +210,39 @@ impl Desk {
     }
 
     /// Of each node.
-    fn incarnations(&self) -> BTreeMap<String, String> {
+    pub(crate) fn incarnations(&self) -> BTreeMap<String, String> {
         let nodes = self.dev.run(&["nodes"]).document();
         let told = |node: &Value, field: &str| text(&node[field]).to_owned();
         let all = list(&nodes["nodes"]).iter();
         all.map(|node| (told(node, "name"), told(node, "incarnation"))).collect()
     }
 
-    fn await_return(&self, node: &str, before: &BTreeMap<String, String>) {
+    pub(crate) fn await_return(&self, node: &str, before: &BTreeMap<String, String>) {
         eventually(PATIENCE, &format!("{node} is back as another"), || {
             let now = self.incarnations();
             if now[node] == before[node] { Err(format!("{now:?}")) } else { Ok(()) }
         });
+    }
+
+    /// Lets a node drain that has calls under way: the works, and the node.
+    fn drain_in_the_middle(&self) -> (Vec<String>, String) {
+        let works = self.submit_many("clerk");
+        self.await_calls(WORKS);
+        let (node, _) = self.busiest(&works);
+        let output = self.dev.run(&["drain", &node]);
+        assert_eq!(output.code, Some(0), "{output}");
+        (works, node)
+    }
+
+    fn await_left(&self, node: &str, last_words: &str) {
+        eventually(PATIENCE, &format!("{node} has left"), || {
+            let nodes = self.dev.run(&["nodes"]).document();
+            let found = list(&nodes["nodes"]).iter().find(|found| found["name"] == *node).cloned();
+            let has_left = found.as_ref().is_some_and(|found| found["state"] == "left");
+            if has_left { Ok(()) } else { Err(format!("{found:?}")) }
+        });
+        let log = self.dev.log(node);
+        assert!(log.contains(last_words), "{log}");
     }
 
     fn in_doubt(&self) -> Vec<String> {
@@ -383,8 +421,77 @@ fn a_definition_settles_doubts_by_itself() {
         let (is_cut, is_eager) = (cut.contains(id), eager.contains(id));
         let state = if is_cut && !is_eager { "WORK_STATE_FAILED" } else { "WORK_STATE_SUCCEEDED" };
         assert_eq!(work["state"], state, "{work}");
-        assert_eq!(desk.calls_of(id), 1 + usize::from(is_cut && is_eager), "{work}");
+        let begun = desk.begun_of(id);
+        assert_eq!(begun.len(), 1 + usize::from(is_cut && is_eager), "{work}");
+        if let [first, second] = &begun[..] {
+            // The call's own time begins with its intent, a moment before it.
+            let until_ms = first.time_ms + TOOL_TIMEOUT_MS + 5_000 - 1_000;
+            assert!(until_ms <= second.time_ms, "{begun:?}");
+        }
     }
+}
+
+#[test]
+fn a_node_that_drains_leaves_when_the_last_call_has_answered() {
+    let desk = Desk::start(Tool { delay_ms: DELAY_MS, ..Tool::default() });
+    desk.apply("clerk", "");
+    let (works, node) = desk.drain_in_the_middle();
+    for id in &works {
+        assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
+        assert_eq!(desk.calls_of(id), 1, "{id}");
+        let why = desk.why(id);
+        assert!(why.iter().all(|(to, _)| to != "in_doubt"), "{why:?}");
+    }
+    desk.await_left(&node, "everything is handed over");
+}
+
+#[test]
+fn a_node_that_may_not_wait_for_its_calls_leaves_and_their_doubts_are_settled() {
+    let limit = ("STAGEDOOR_NODE__DRAIN_TIMEOUT_MS".to_owned(), "1000".to_owned());
+    let tool = Tool { delay_ms: DELAY_MS, reconcile: true, ..Tool::default() };
+    let desk = Desk::start_with(tool, TOOL_TIMEOUT_MS, vec![limit]);
+    desk.apply("clerk", "");
+    let (works, node) = desk.drain_in_the_middle();
+    desk.await_left(&node, "not everything was handed over in time");
+    let mut doubted = 0;
+    for id in &works {
+        assert_eq!(desk.ended(id)["state"], "WORK_STATE_SUCCEEDED");
+        assert_eq!(desk.calls_of(id), 1, "{id}");
+        doubted += usize::from(desk.why(id).iter().any(|(to, _)| to == "in_doubt"));
+    }
+    assert_ne!(doubted, 0, "no call was under way");
+}
+
+/// As many replicas as are asked for; the command line goes on at another.
+#[test]
+fn a_watch_of_the_command_line_goes_on_when_the_replica_that_serves_it_is_killed() {
+    let tool = Tool { delay_ms: DELAY_MS, ..Tool::default() };
+    let desk = Desk::start_on(Options { controls: 3, ..Options::default() }, tool, TOOL_TIMEOUT_MS);
+    desk.apply("clerk", "");
+    let args = ["submit", "--agent", "clerk", "--key", "k", "--text", ONE_CALL, "--watch"];
+    let events = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| desk.dev.run(&args).documents());
+        desk.await_calls(1);
+        // The first of the addresses: it serves the watch, and may lead, too.
+        desk.dev.signal("control-1", Signal::KILL);
+        watch.join().unwrap()
+    });
+    let result = crate::result_of(&events);
+    assert_eq!(result["state"], "WORK_STATE_SUCCEEDED", "{result}");
+    let cursors: Vec<_> = events.iter().filter_map(|event| event["cursor"].as_str()).collect();
+    let different: std::collections::BTreeSet<_> = cursors.iter().collect();
+    assert_eq!(different.len(), cursors.len(), "no event twice: {cursors:?}");
+    let steps = events.iter().filter(|event| event["step"].is_object()).count();
+    assert_eq!(steps, 3, "model, tool, model: {events:#?}");
+    let leader = eventually(PATIENCE, "another leads", || {
+        let status = desk.dev.run(&["status"]).document();
+        match status["leader"]["name"].as_str().unwrap_or_default() {
+            "" | "control-1" => Err(status),
+            name => Ok(name.to_owned()),
+        }
+    });
+    assert!(["control-2", "control-3"].contains(&leader.as_str()), "{leader}");
+    assert_eq!(desk.ended(&desk.submit("clerk", 1)[0])["state"], "WORK_STATE_SUCCEEDED");
 }
 
 #[test]
@@ -417,7 +524,7 @@ fn a_node_that_was_stopped_begins_no_call_of_what_it_had_in_hand_when_it_wakes()
 #[test]
 fn a_node_that_was_stopped_begins_no_call_that_stands_in_line_when_it_wakes() {
     let tool = Tool { delay_ms: 2_000, reconcile: true, ..Tool::default() };
-    let workers = ("STAGEDOOR_NODE__PHASES__WORKERS".to_owned(), "1".to_owned());
+    let workers = (WORKERS.to_owned(), "1".to_owned());
     // Calls have time left when it wakes: what keeps them back is not that they are late.
     let desk = Desk::start_with(tool, 15_000, vec![workers]);
     desk.apply("clerk", "");

@@ -347,7 +347,7 @@ impl Control {
                 Effect::Alive { reason: Reason::BeatsAgain, .. } => {
                     world.happen(Fault::SuspectCameBack);
                 }
-                Effect::Alive { .. } | Effect::Suspect { .. } => {}
+                Effect::Alive { .. } | Effect::Suspect { .. } | Effect::Storeless { .. } => {}
             }
         }
         self.candidates_changed(world);

@@ -107,9 +107,11 @@ impl Node {
             member: self.member.clone(),
             number: self.beat_number,
             held: self.hosts.values().map(Host::held).collect(),
+            rolled_back: Vec::new(),
             loads: Vec::new(),
             hot_agents: 0,
             runtime_silent_ms: 0,
+            stores: BTreeMap::new(),
         };
         for control in 0..world.config.controls {
             let message = Message::Beat { node: self.index, beat: beat.clone() };

@@ -7,4 +7,5 @@
 mod files;
 mod generated;
 mod graph;
+mod places;
 mod sources;

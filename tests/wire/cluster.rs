@@ -2,6 +2,7 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tests::faults;
 use tests::harness::{Child, Dev, Options, PATIENCE, Planted, Program, Sqld, eventually};
 
 const PROGRAM: Program = Program(env!("CARGO_BIN_EXE_stagedoor-under-test"));
@@ -69,4 +70,17 @@ fn a_second_cluster_does_not_form_on_the_same_databases() {
     let id = status["clusterId"].as_str().unwrap();
     assert!(said.contains(id) && said.contains("another authority"), "{said}");
     submit_and_watch(&first, "goes-on");
+}
+
+#[test]
+fn random_faults_on_sqld_leave_a_sound_history() {
+    if Sqld::start().is_none() {
+        return;
+    }
+    let options = faults::Options::from_env(faults::Store::Sqld, 40);
+    let report = faults::run(PROGRAM, &options).unwrap();
+    eprintln!("{report}");
+    assert!(report.is_sound(), "seed {}", options.seed);
+    assert!(report.had_all, "{:?}", report.happened);
+    assert!(0 < report.calls, "no call was made that must not be made twice");
 }

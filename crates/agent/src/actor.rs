@@ -25,6 +25,7 @@ use cluster::{Peer, Reply};
 use domain::agent::Agent as Fold;
 use domain::entry::{Accepted, Entry};
 use domain::turn::Stop;
+use domain::turn::doubt::Probes;
 use domain::{AgentId, Attempt, IdempotencyKey, Lsn, Position, Reason, Seq};
 use proto::link::SubmitCall;
 use store::writer::{Append, Committed, Stopped};
@@ -119,6 +120,8 @@ pub(crate) struct State {
     /// Works whose end is on its way into the journal.
     ending: BTreeSet<Lsn>,
     hold_until: Option<Instant>,
+    /// Of the step in doubt.
+    probes: Probes,
     /// The intent that was journaled last: its attempt, and when its commit was sent, by the boot clock.
     intended: Option<Box<(Attempt, u64)>>,
     /// The attempt in doubt of which its tool knows nothing: a person is waited for.
@@ -255,6 +258,7 @@ impl State {
             running: None,
             ending: BTreeSet::new(),
             hold_until: None,
+            probes: Probes::default(),
             intended: None,
             asked: None,
             wanted: None,
@@ -423,11 +427,17 @@ impl State {
 
     /// The shard is lost to this node: everybody who waits is told to ask the owner.
     fn give_up(&mut self, pending: Pending, reason: Reason) {
+        let why = match reason == Reason::StoreRolledBack {
+            true => {
+                "the store has less than was acknowledged: an operator has to restore or release the shard"
+            }
+            false => "the shard moved",
+        };
         match pending {
-            Pending::Accept { submit, .. } => self.refuse(submit.reply, reason, "the shard moved"),
+            Pending::Accept { submit, .. } => self.refuse(submit.reply, reason, why),
             Pending::Entries { told, .. } => {
                 if let Some(reply) = told.and_then(Told::reply) {
-                    self.refuse(reply, reason, "the shard moved");
+                    self.refuse(reply, reason, why);
                 }
             }
             Pending::Row { .. } => {}

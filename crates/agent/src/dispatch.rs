@@ -170,6 +170,7 @@ impl Dispatcher {
             };
             tool.begin_before_ms = before_ms;
         }
+        job.left_ms = left_ms(deadline);
         let envelope = Envelope {
             kind: kind::STEP,
             attempt: attempt.number,
@@ -274,14 +275,22 @@ impl Dispatcher {
     }
 }
 
+fn left_ms(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether a job was so long on its way that it lay in a process that stood still: another may have it by now.
+pub(crate) fn is_stale(sent_left_ms: u64, deadline: Instant) -> bool {
+    sent_left_ms != 0 && left_ms(deadline) + STALE_MS < sent_left_ms
+}
+
 /// How long before its deadline an order may be begun at the latest, so that the receiver can tell by its own clock. None:
 /// it is too late already.
 fn begin_before_ms(by_ms: u64, now_ms: u64, deadline: Instant) -> Option<u64> {
-    let left_ms = by_ms.checked_sub(now_ms)?;
-    let until = deadline.saturating_duration_since(Instant::now());
-    let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+    let young_ms = by_ms.checked_sub(now_ms)?;
     // 0 means at any time.
-    Some(until_ms.saturating_sub(left_ms).max(1))
+    Some(left_ms(deadline).saturating_sub(young_ms).max(1))
 }
 
 /// The latest beginning of an order that came in, by this machine's boot clock.
@@ -289,10 +298,11 @@ pub(crate) fn begin_by_ms(before_ms: u64, deadline: Instant) -> Option<u64> {
     if before_ms == 0 {
         return None;
     }
-    let until = deadline.saturating_duration_since(Instant::now());
-    let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-    Some(boot_ms() + until_ms.saturating_sub(before_ms))
+    Some((boot_ms() + left_ms(deadline)).saturating_sub(before_ms))
 }
+
+/// A job is longer on its way than this if one of the two processes stood still, and hardly otherwise.
+const STALE_MS: u64 = 2_000;
 
 /// Refusals before the job ran are no attempts.
 const NOT_RUN: [Reason; 6] = [
@@ -336,5 +346,23 @@ mod tests {
         assert!(by_ms.abs_diff(now_ms + 1_000) < 200, "{by_ms} {now_ms}");
         assert_eq!(begin_before_ms(now_ms - 1, now_ms, deadline), None);
         assert_eq!(begin_by_ms(0, deadline), None);
+    }
+
+    #[test]
+    fn an_order_that_comes_too_late_to_be_begun_is_too_late_in_the_same_millisecond() {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // It was to be begun within a second, and lay five in a process that stood still.
+        let before = begin_before_ms(boot_ms() + 1_000, boot_ms(), deadline).unwrap();
+        let by_ms = begin_by_ms(before, deadline.checked_sub(Duration::from_secs(5)).unwrap());
+        assert!(by_ms.unwrap() + 3_000 < boot_ms());
+    }
+
+    #[test]
+    fn a_job_that_lay_in_a_process_that_stood_still_is_stale() {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        assert!(!is_stale(30_000, deadline));
+        assert!(!is_stale(31_500, deadline));
+        assert!(is_stale(32_500, deadline));
+        assert!(!is_stale(0, deadline), "who asks does not say how long it was");
     }
 }

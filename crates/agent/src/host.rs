@@ -262,13 +262,13 @@ impl State {
         Ok(())
     }
 
-    /// The shard is not this node's, or not any more.
+    /// The shard is not this node's, or not any more. Who takes the report stops this host: were it to end by itself, its end
+    /// would be heard of before the reason.
     fn give_up(&mut self, reason: Reason) {
         for early in self.early.drain(..) {
             refuse(early.reply, refusal(Reason::Unowned, "the shard was not opened"));
         }
         (self.report)(HostReport::Lost(reason));
-        self.me.stop(Some(reason.to_string()));
     }
 
     async fn stale(&mut self, row: u64) -> Result<(), ActorProcessingErr> {

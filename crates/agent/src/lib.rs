@@ -7,6 +7,7 @@ mod actor;
 mod awake;
 mod clock;
 mod config;
+mod contact;
 mod definitions;
 mod dispatch;
 mod error;

@@ -51,6 +51,12 @@ pub(crate) static RECOVERING: LazyLock<IntGauge> = LazyLock::new(|| {
 });
 pub(crate) static SHARDS: LazyLock<IntGauge> =
     LazyLock::new(|| gauge("stagedoor_agent_shards", "Shards that this node has opened."));
+pub(crate) static STORE_SILENT_MS: LazyLock<IntGauge> = LazyLock::new(|| {
+    gauge(
+        "stagedoor_agent_store_silent_ms",
+        "For how long the store has not answered this node, milliseconds; of several the one that is silent longest.",
+    )
+});
 pub(crate) static ENDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter_vec("stagedoor_agent_works_ended_total", "Works ended.", &["state", "reason"])
 });
@@ -66,6 +72,7 @@ pub(crate) fn register(tools: &tool::Registry) {
     register_counters();
     LazyLock::force(&HOT);
     LazyLock::force(&SHARDS);
+    LazyLock::force(&STORE_SILENT_MS);
     LazyLock::force(&RECOVERING);
     for tool in tools.tools() {
         TOOL_CALLS.with_label_values(&[tool.name()]);

@@ -15,11 +15,14 @@ use cluster::{Incoming, Peer, Reply};
 use domain::view::{Applied, View};
 use domain::{Epoch, Incarnation, Member, Reason, Role, ShardId};
 use proto::kind;
-use proto::link::{Beat, CapabilityOffer, Envelope, Grant, Held, View as ViewMessage};
+use proto::link::{
+    Beat, CapabilityOffer, Envelope, Grant, Held, StoreSilence, View as ViewMessage,
+};
 use store::Store;
 
 use crate::awake::Awake;
 use crate::config::{Config, PhasesConfig};
+use crate::contact::{self, Contact, Place};
 use crate::definitions::Definitions;
 use crate::dispatch::{Dispatcher, DispatcherArgs};
 use crate::held;
@@ -69,7 +72,17 @@ struct Inner {
     pools: Pools,
     view: Mutex<Option<View>>,
     hosts: RwLock<HashMap<ShardId, Host>>,
+    rolled_back: Mutex<HashMap<ShardId, RolledBack>>,
+    contact: Arc<Contact>,
     on_view: Box<dyn Fn(&View) + Send + Sync>,
+}
+
+/// This process found less in the store than was acknowledged.
+#[derive(Clone, Copy)]
+struct RolledBack {
+    epoch: Epoch,
+    /// The leader has taken note, so that beats need not say so any more.
+    is_noted: bool,
 }
 
 /// A shard that was granted.
@@ -77,6 +90,7 @@ struct Inner {
 struct Host {
     epoch: Epoch,
     open: bool,
+    place: Place,
     actor: ActorRef<HostMessage>,
 }
 
@@ -101,8 +115,6 @@ struct NodeState {
     names: HashMap<ActorId, (ShardId, Epoch)>,
     /// The newest epoch of each shard that this process ever had: one epoch has one writer, ever.
     used: HashMap<ShardId, Epoch>,
-    /// Of which shards, in which epoch, this process found less in the store than was acknowledged.
-    rolled_back: HashMap<ShardId, Epoch>,
 }
 
 /// Starts the agents of this node: no shard yet, all pools.
@@ -115,7 +127,7 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
     models.count_from_zero();
     let failed = |source| Error::Spawn { what: "the node's supervisor".to_owned(), source };
     let (ready, inner) = tokio::sync::oneshot::channel();
-    let start = (stores, inner);
+    let start = (stores.clone(), inner);
     let (supervisor, _) = Actor::spawn(None, Node, start).await.map_err(failed)?;
     let (held, awake) = (Arc::new(held::Held::default()), Awake::spawn());
     let pools = PoolsArgs {
@@ -163,9 +175,14 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
         pools,
         view: Mutex::default(),
         hosts: RwLock::default(),
+        rolled_back: Mutex::default(),
+        contact: Arc::default(),
         on_view,
     };
     let inner = Arc::new(inner);
+    let watched = Arc::downgrade(&inner);
+    let places = move || watched.upgrade().map(|inner| inner.places());
+    tokio::spawn(contact::watch(inner.contact.clone(), stores, places));
     _ = ready.send(inner.clone());
     let handle = Handle { inner, supervisor };
     _ = this.set(handle.downgrade());
@@ -273,6 +290,12 @@ impl Handle {
 
     fn changed(&self, view: View) {
         self.inner.context.dispatcher.retain(&view);
+        for (shard, found) in lock(&self.inner.rolled_back).iter_mut() {
+            // Stopped, or found out by a later owner, or released meanwhile.
+            let is_known =
+                |place: &domain::view::Place| place.stopped || found.epoch.next() < place.epoch;
+            found.is_noted |= view.shards.get(shard).is_some_and(is_known);
+        }
         (self.inner.on_view)(&view);
         let view = Arc::new(view);
         self.inner.context.view.store(Some(view.clone()));
@@ -319,7 +342,7 @@ impl Handle {
         self.inner.context.me()
     }
 
-    /// What the heartbeat says. Called on the heartbeat's own thread: takes two short locks and asks nobody.
+    /// What the heartbeat says. Called on the heartbeat's own thread: takes a few short locks and asks nobody.
     pub fn beat(&self) -> Beat {
         let hosts = self.inner.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let held = hosts.iter().map(|(shard, host)| Held {
@@ -330,8 +353,14 @@ impl Handle {
         Beat {
             incarnation: self.member().incarnation.0,
             held: held.collect(),
+            rolled_back: lock(&self.inner.rolled_back)
+                .iter()
+                .filter(|(_, found)| !found.is_noted)
+                .map(|(shard, found)| Held { shard: shard.0, epoch: found.epoch.0, open: false })
+                .collect(),
             hot_agents: u32::try_from(metrics::HOT.get()).unwrap_or(0),
             loads: self.inner.pools.loads(),
+            stores: self.inner.contact.silent_ms().into_iter().map(silence).collect(),
             ..Beat::default()
         }
     }
@@ -359,6 +388,10 @@ impl Handle {
     }
 }
 
+fn silence((store, silent_ms): (String, u64)) -> StoreSilence {
+    StoreSilence { store, silent_ms }
+}
+
 fn refuse(reply: Option<Reply>, reason: Reason, why: &str) {
     if let Some(reply) = reply {
         reply.refuse(refusal(reason, why));
@@ -382,8 +415,8 @@ impl Actor for Node {
                 _ = starter.cast(NodeMessage::Start(inner));
             }
         });
-        let (names, used, rolled_back) = Default::default();
-        Ok(NodeState { me, inner: None, stores, names, used, rolled_back })
+        let (names, used) = Default::default();
+        Ok(NodeState { me, inner: None, stores, names, used })
     }
 
     async fn handle(
@@ -438,9 +471,10 @@ impl NodeState {
             self.drop_shard(&inner, shard);
         }
         if self.used.get(&shard).is_some_and(|used| epoch <= *used) {
-            let reason = match self.rolled_back.get(&shard) {
-                Some(found) if *found == epoch => Reason::StoreRolledBack,
-                Some(_) | None => Reason::OwnerDropped,
+            let found = lock(&inner.rolled_back).get(&shard).copied();
+            let reason = match found.is_some_and(|found| found.epoch == epoch) {
+                true => Reason::StoreRolledBack,
+                false => Reason::OwnerDropped,
             };
             inner.tell_controls(kind::DROPPED, shard, epoch, reason);
             return refuse(
@@ -457,6 +491,7 @@ impl NodeState {
             tracing::error!(%shard, "{why}");
             return refuse(reply, Reason::StoreUnavailable, &why);
         };
+        let place = Place { store: grant.store.clone(), database: grant.database.clone() };
         let me = self.me.clone();
         let report = Arc::new(move |report| _ = me.cast(NodeMessage::Report(shard, epoch, report)));
         let args = HostArgs { node: inner.context.clone(), store, grant, report };
@@ -464,8 +499,9 @@ impl NodeState {
             Ok(actor) => {
                 self.names.insert(actor.get_id(), (shard, epoch));
                 self.used.insert(shard, epoch);
-                let host = Host { epoch, open: false, actor };
+                let host = Host { epoch, open: false, place, actor };
                 inner.write_hosts().insert(shard, host.clone());
+                lock(&inner.rolled_back).remove(&shard);
                 answer_held(reply, shard, &host);
             }
             Err(error) => {
@@ -489,7 +525,9 @@ impl NodeState {
             HostReport::Lost(reason) => {
                 tracing::warn!(%shard, epoch = epoch.0, %reason, "shard is not ours any more");
                 if reason == Reason::StoreRolledBack {
-                    self.rolled_back.insert(shard, epoch);
+                    // Beats say so from now on.
+                    let found = RolledBack { epoch, is_noted: false };
+                    lock(&inner.rolled_back).insert(shard, found);
                 }
                 if inner.host(shard).is_some_and(|host| host.epoch == epoch) {
                     self.drop_shard(&inner, shard);
@@ -540,6 +578,12 @@ impl NodeState {
 impl Inner {
     fn host(&self, shard: ShardId) -> Option<Host> {
         self.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&shard).cloned()
+    }
+
+    /// Where the shards that were granted are kept.
+    fn places(&self) -> Vec<Place> {
+        let hosts = self.hosts.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        hosts.values().map(|host| host.place.clone()).collect()
     }
 
     fn write_hosts(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<ShardId, Host>> {

@@ -39,6 +39,10 @@ impl Handle {
         let Some((attempt, job)) = job.and_then(|job| Some((wire::attempt_of(&job)?, job))) else {
             return reply.refuse(refusal(Reason::Malformed, "the job is damaged"));
         };
+        if dispatch::is_stale(job.left_ms, deadline) {
+            metrics::JOBS_LATE.inc();
+            return reply.refuse(refusal(Reason::TooOld, "the job was too long on its way"));
+        }
         let before_ms = job.tool.as_ref().map_or(0, |tool| tool.begin_before_ms);
         let begin_by_ms = dispatch::begin_by_ms(before_ms, deadline);
         let traceparent = envelope.traceparent;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use ractor::ActorProcessingErr;
 use ractor::factory::{FactoryRef, Job, Worker, WorkerId};
+use tokio::time::timeout_at;
 use tracing::Instrument;
 
 use domain::chain::PhaseKey;
@@ -59,7 +60,7 @@ impl Worker for StepWorker {
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let PoolJob { task, answer } = job.msg;
-        point("job-taken");
+        point(if task.attempt.step.is_tool() { "call-taken" } else { "step-taken" });
         if let Err(failure) = self.check(&task) {
             metrics::JOBS_LATE.inc();
             answer.send(Err(failure));
@@ -181,7 +182,11 @@ impl StepWorker {
 
 async fn make(tool: &dyn tool::Tool, call: &tool::Call) -> Result<StepAnswer, JobFailure> {
     metrics::TOOL_CALLS.with_label_values(&[tool.name()]).inc();
-    let called = tool.call(call).await;
+    // Nobody waits for it any longer, and who asked goes by that.
+    let called = timeout_at(call.deadline.into(), tool.call(call)).await.unwrap_or_else(|_| {
+        let reason = "the deadline of the call passed".to_owned();
+        Err(tool::Error::Broke { tool: tool.name().to_owned(), reason })
+    });
     point("tool-returned");
     let returned = match called {
         Ok(output) => Returned { output: output.0, is_error: false },

@@ -76,6 +76,11 @@ impl Error {
         matches!(self, Self::Refused { .. } | Self::Answer { .. })
     }
 
+    /// Whether only the API server that was asked does not reach who could answer.
+    pub(crate) fn is_owner_unreached(&self) -> bool {
+        matches!(self, Self::Refused { reason: Some(Reason::OwnerUnreached), .. })
+    }
+
     /// The cluster's own word.
     pub fn refused(status: Status) -> Self {
         let reason = proto::status::reason_of(&status);

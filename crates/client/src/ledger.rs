@@ -68,6 +68,8 @@ pub(crate) enum Heard {
     Later,
     /// The server is about to go: connect elsewhere and ask again there.
     Leave,
+    /// The server does not reach the owner: another may.
+    Elsewhere,
 }
 
 impl<P> Ledger<P> {
@@ -157,6 +159,11 @@ impl<P> Ledger<P> {
         self.entries.remove(&tag);
     }
 
+    /// Whether its events are wanted, however long that takes.
+    pub(crate) fn follows(&self, tag: i64) -> bool {
+        self.entries.get(&tag).is_some_and(|entry| is_followed(&entry.stands))
+    }
+
     pub(crate) fn hear(&mut self, response: &OpenResponse) -> Heard {
         let tag = response.tag;
         if is_answer(response) {
@@ -168,6 +175,9 @@ impl<P> Ledger<P> {
             Some(open_response::Response::Refused(refused)) => {
                 if refused.reason == Reason::ShuttingDown.as_str() {
                     return Heard::Leave;
+                }
+                if refused.reason == Reason::OwnerUnreached.as_str() {
+                    return Heard::Elsewhere;
                 }
                 // What a call of its own would repeat; a queue that is full is the caller's to judge.
                 if Code::from(refused.code) == Code::Unavailable {
@@ -399,6 +409,23 @@ mod unit {
         assert_eq!(ledger.again(), [sent]);
         passes(&mut ledger, refused(Reason::QueueFull));
         assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn who_does_not_reach_an_owner_is_left_and_everything_is_asked_for_elsewhere() {
+        let mut ledger = Ledger::new();
+        let sent = submit(&mut ledger, 1, OpenWatch::None);
+        submit(&mut ledger, 2, OpenWatch::All);
+        passes(&mut ledger, accepted(2));
+        passes(&mut ledger, phase(2, "c1"));
+        for tag in [1, 2] {
+            let unreached = refused(tag, Code::Unavailable, Reason::OwnerUnreached);
+            assert_eq!(ledger.hear(&unreached), Heard::Elsewhere);
+        }
+        assert_eq!((ledger.follows(1), ledger.follows(2)), (false, true));
+        let watch = WatchRequest { id: "w-0-001-2".to_owned(), cursor: "c1".to_owned() };
+        let watch = OpenRequest { tag: 2, request: Some(open_request::Request::Watch(watch)) };
+        assert_eq!(ledger.again(), [sent, watch]);
     }
 
     #[test]

@@ -304,6 +304,15 @@ impl Driver {
                         self.later.end(response.tag);
                         return None;
                     }
+                    Heard::Elsewhere => {
+                        let is_over =
+                            !self.ledger.follows(response.tag) && !self.postpone(&response);
+                        if is_over {
+                            place.send(Ok(response));
+                            return None;
+                        }
+                        Status::unavailable("the API server does not reach a node")
+                    }
                     Heard::Leave => Status::unavailable("the API server is shutting down"),
                 }
             }

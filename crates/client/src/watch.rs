@@ -17,6 +17,8 @@ pub struct Watch {
     request: WatchRequest,
     stream: Option<Connected>,
     patience: Patience,
+    /// There was a stream: a server that does not reach the owner is then left for another, however often.
+    has_begun: bool,
     /// The cluster said that the work has ended, though no result came: there may be nothing after the cursor.
     is_over: bool,
     ended: bool,
@@ -33,7 +35,15 @@ impl Watch {
     pub(crate) fn new(client: Client, id: &str, cursor: &str) -> Self {
         let patience = Patience::new(&client.timeouts);
         let request = WatchRequest { id: id.to_owned(), cursor: cursor.to_owned() };
-        Self { client, request, stream: None, patience, is_over: false, ended: false }
+        Self {
+            client,
+            request,
+            stream: None,
+            patience,
+            has_begun: false,
+            is_over: false,
+            ended: false,
+        }
     }
 
     /// The next event; none after the last, which carries the result, and none after an error. None at all, if the
@@ -52,6 +62,9 @@ impl Watch {
                 }
                 Err(error) => error,
             };
+            if self.has_begun && error.is_owner_unreached() {
+                self.patience.restart();
+            }
             if let Err(error) = self.client.pause(&mut self.patience, "Watch", error).await {
                 self.ended = true;
                 return Some(Err(error));
@@ -74,6 +87,7 @@ impl Watch {
     async fn step(&mut self) -> Result<Option<WorkEvent>, Error> {
         if self.stream.is_none() {
             self.stream = Some(self.begin().await?);
+            self.has_begun = true;
         }
         let connected = self.stream.as_mut().expect("was just put there");
         let status = match connected.stream.message().await {

@@ -3,12 +3,17 @@
 //! A wrong verdict costs time, never safety: what a node that was declared dead still writes, the store refuses. Never
 //! compares clocks of two processes; a node's silence is measured here.
 
+mod stores;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::brake::ASK_MS;
 use crate::place::{Admission, Candidate};
 use crate::time::Millis;
 use crate::{CapabilitySet, Epoch, Incarnation, Member, ProcessName, Reason, ShardId};
+use stores::Contact;
+
+pub use stores::{AWAY_MS, STEADY_MS, STORELESS_MS};
 
 /// How often a node beats.
 pub const BEAT_MS: u64 = 500;
@@ -20,6 +25,8 @@ pub const DEAD_MS: u64 = 2_000;
 pub const STALLED_MS: u64 = 30_000;
 /// A node to which no link worked for so long is dead, however well its heartbeat is: nobody reaches its agents.
 pub const UNLINKED_MS: u64 = 30_000;
+/// Of so many nodes half fall silent together for the fault that is ours rather than theirs.
+const HALF_OF_MIN: usize = 4;
 /// Between two attempts to reach such a node: it may not be able to dial us.
 const REACH_MS: u64 = 2_000;
 
@@ -59,10 +66,14 @@ pub struct Beat {
     /// Grows with every beat of an incarnation.
     pub number: u64,
     pub held: Vec<Held>,
+    /// Of which it found less in the store than was acknowledged.
+    pub rolled_back: Vec<Held>,
     pub loads: Vec<Load>,
     pub hot_agents: u32,
     /// For how long its main runtime has not answered a probe.
     pub runtime_silent_ms: u64,
+    /// For how long each store that it had a shard in has not answered it, milliseconds.
+    pub stores: BTreeMap<String, u64>,
 }
 
 /// What a TCP connect to a node's cluster port gave.
@@ -94,6 +105,10 @@ pub enum Effect {
         member: Member,
         reason: Reason,
     },
+    /// It does not reach its store, which answers others.
+    Storeless {
+        member: Member,
+    },
     Dead {
         member: Member,
         reason: Reason,
@@ -115,13 +130,15 @@ pub enum Standing {
     Answering,
     /// It keeps what it has but gets nothing new.
     Suspect,
+    /// It beats and does not reach its store: what it has goes elsewhere.
+    Storeless,
 }
 
 /// A node that is not dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
     pub joining: Joining,
-    standing: Standing,
+    is_suspect: bool,
     pub admission: Admission,
     pub last_beat: Millis,
     pub beat_number: u64,
@@ -135,6 +152,7 @@ pub struct NodeView {
     pub is_probed: bool,
     /// None while a link to it works.
     unlinked: Option<Unlinked>,
+    contact: Contact,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +166,7 @@ struct Unlinked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Brake {
     Off,
-    /// More than half fell silent within two seconds. Ask the other replicas: if one sees more, leadership goes there;
+    /// Half of four or more, or more than half of fewer, fell silent within two seconds. Ask the other replicas: if one sees more, leadership goes there;
     /// if none does, or there is none, fence only onto nodes that answer.
     On {
         silent: usize,
@@ -166,6 +184,8 @@ pub struct Membership {
     dead: BTreeMap<ProcessName, Incarnation>,
     /// When nodes fell silent, for the brake; also of those that are dead since.
     silences: BTreeSet<(Millis, Member)>,
+    /// Since when each store answers most of the nodes that have asked it.
+    steady: BTreeMap<String, Millis>,
 }
 
 impl Membership {
@@ -191,6 +211,13 @@ impl Membership {
         node.has_joined = false;
         node.last_beat = now.plus(patience_ms.saturating_sub(DEAD_MS));
         self.nodes.insert(member.name, node);
+    }
+
+    /// The leader before us knew that it does not reach its store.
+    pub fn inherited_storeless(&mut self, member: &Member) {
+        if let Some(node) = self.node_mut(member) {
+            node.contact.is_storeless = true;
+        }
     }
 
     fn new_node(&self, joining: Joining, now: Millis) -> NodeView {
@@ -221,9 +248,11 @@ impl Membership {
             if member.incarnation == incarnation {
                 known.joining = joining;
                 let is_new = !std::mem::replace(&mut known.has_joined, true);
+                let storeless = known.still_storeless();
                 let effects = self.heard(&member, now);
                 let joined = Effect::Alive { member, reason: Reason::Joined };
-                return Ok(if is_new { vec![joined] } else { effects });
+                let first = || std::iter::once(joined).chain(storeless).collect();
+                return Ok(if is_new { first() } else { effects });
             }
             let old = known.joining.member.clone();
             effects.extend(self.bury(&old, Reason::Replaced));
@@ -242,6 +271,7 @@ impl Membership {
         node.loads = beat.loads;
         node.hot_agents = beat.hot_agents;
         node.runtime_silent_ms = beat.runtime_silent_ms;
+        node.contact.silent_ms = beat.stores;
         if STALLED_MS < beat.runtime_silent_ms {
             return Some(self.bury(&member, Reason::RuntimeStalled));
         }
@@ -252,12 +282,11 @@ impl Membership {
         self.silences.retain(|(_, silent)| silent != member);
         let Some(node) = self.node_mut(member) else { return Vec::new() };
         node.last_beat = now;
-        match std::mem::replace(&mut node.standing, Standing::Answering) {
-            Standing::Answering => Vec::new(),
-            Standing::Suspect => {
-                vec![Effect::Alive { member: member.clone(), reason: Reason::BeatsAgain }]
-            }
+        if !std::mem::take(&mut node.is_suspect) {
+            return Vec::new();
         }
+        let again = Effect::Alive { member: member.clone(), reason: Reason::BeatsAgain };
+        std::iter::once(again).chain(node.still_storeless()).collect()
     }
 
     /// The heartbeat session of this process dropped.
@@ -269,15 +298,12 @@ impl Membership {
 
     fn suspect(&mut self, member: &Member, reason: Reason, now: Millis) -> Vec<Effect> {
         let Some(node) = self.node_mut(member) else { return Vec::new() };
-        match node.standing {
-            Standing::Suspect => Vec::new(),
-            Standing::Answering => {
-                node.standing = Standing::Suspect;
-                self.silences.insert((now, member.clone()));
-                let suspect = Effect::Suspect { member: member.clone(), reason };
-                std::iter::once(suspect).chain(self.probe(member)).collect()
-            }
+        if std::mem::replace(&mut node.is_suspect, true) {
+            return Vec::new();
         }
+        self.silences.insert((now, member.clone()));
+        let suspect = Effect::Suspect { member: member.clone(), reason };
+        std::iter::once(suspect).chain(self.probe(member)).collect()
     }
 
     fn probe(&mut self, member: &Member) -> Option<Effect> {
@@ -291,11 +317,9 @@ impl Membership {
     pub fn probe_result(&mut self, member: &Member, probe: Probe) -> Vec<Effect> {
         let Some(node) = self.node_mut(member) else { return Vec::new() };
         node.is_probed = false;
-        match (probe, node.standing) {
-            (Probe::Refused, Standing::Suspect) => self.bury(member, Reason::PortRefused),
-            (Probe::Refused, Standing::Answering) | (Probe::Connected | Probe::Failed, _) => {
-                Vec::new()
-            }
+        match probe {
+            Probe::Refused if node.is_suspect => self.bury(member, Reason::PortRefused),
+            Probe::Refused | Probe::Connected | Probe::Failed => Vec::new(),
         }
     }
 
@@ -349,6 +373,7 @@ impl Membership {
         for member in self.suspects() {
             effects.extend(self.probe(&member));
         }
+        effects.extend(self.judge_stores(now));
         effects
     }
 
@@ -392,7 +417,7 @@ impl Membership {
     }
 
     fn suspects(&self) -> Vec<Member> {
-        let suspects = self.nodes.values().filter(|node| node.standing == Standing::Suspect);
+        let suspects = self.nodes.values().filter(|node| node.is_suspect);
         suspects.map(|node| node.joining.member.clone()).collect()
     }
 
@@ -425,7 +450,9 @@ impl Membership {
         let silent: BTreeSet<&ProcessName> = fresh.map(|(_, member)| &member.name).collect();
         let gone = silent.iter().filter(|name| !self.nodes.contains_key(**name)).count();
         let of = self.nodes.len() + gone;
-        if silent.len() * 2 <= of {
+        // Where there are few, half is one, and one may just have died.
+        let enough = if of < HALF_OF_MIN { of / 2 + 1 } else { of.div_ceil(2) };
+        if silent.len() < enough {
             return Brake::Off;
         }
         Brake::On { silent: silent.len(), of }
@@ -460,7 +487,7 @@ impl NodeView {
     fn new(joining: Joining, now: Millis) -> Self {
         Self {
             joining,
-            standing: Standing::Answering,
+            is_suspect: false,
             admission: Admission::Open,
             last_beat: now,
             beat_number: 0,
@@ -471,11 +498,18 @@ impl NodeView {
             has_joined: true,
             is_probed: false,
             unlinked: None,
+            contact: Contact::default(),
         }
     }
 
     pub fn member(&self) -> &Member {
         &self.joining.member
+    }
+
+    /// What was said of it and still holds, after it was said that it lives.
+    fn still_storeless(&self) -> Option<Effect> {
+        let storeless = Effect::Storeless { member: self.member().clone() };
+        self.contact.is_storeless.then_some(storeless)
     }
 
     /// False: it is known from the leader before us only.
@@ -485,12 +519,16 @@ impl NodeView {
 
     /// Who has not joined yet is suspected, however well it beats.
     pub fn standing(&self) -> Standing {
-        if self.has_joined { self.standing } else { Standing::Suspect }
+        match self.contact.is_storeless {
+            _ if !self.has_joined || self.is_suspect => Standing::Suspect,
+            true => Standing::Storeless,
+            false => Standing::Answering,
+        }
     }
 
     /// Whether it beats here.
     pub fn is_heard(&self) -> bool {
-        self.standing == Standing::Answering && (self.has_joined || 0 < self.beat_number)
+        !self.is_suspect && (self.has_joined || 0 < self.beat_number)
     }
 
     /// What whoever places shards is to know of it.

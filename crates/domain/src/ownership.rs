@@ -273,6 +273,10 @@ impl Ownership {
             // A fence may have been on its way: the epoch after that of the owner who found it is of the same store.
             let is_near = epoch_known.is_none_or(|known| known <= epoch.next());
             if reason == Reason::StoreRolledBack && is_near && state.above < epoch {
+                if matches!(state.stage, Stage::Stopped { .. }) {
+                    state.saw(epoch);
+                    return self.advance(now);
+                }
                 state.saw(epoch);
                 state.stop(now);
                 self.is_changed = true;
@@ -331,6 +335,8 @@ impl Ownership {
         }
         shard.older_since = None;
         self.is_changed |= matches!(shard.stage, Stage::Stopped { .. });
+        // A fence that came to nothing may be of a move that is still to be made.
+        self.may_move |= !matches!(shard.stage, Stage::Known);
         shard.stage = Stage::Known;
         if shard.row.as_ref().is_some_and(|known| row.epoch <= known.epoch) {
             return;

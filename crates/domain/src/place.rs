@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::membership::Standing;
-use crate::{Member, ProcessName, ShardId};
+use crate::{Member, ProcessName, Reason, ShardId};
 
 /// A node that may own shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Candidate {
     pub zone: String,
     /// Its weight: a node of capacity 2 gets twice the shards of one with 1; 0 gets none.
     pub capacity: u32,
-    /// A suspect keeps what it has and gets nothing new.
+    /// A suspect keeps what it has and gets nothing new; one that does not reach its store keeps nothing.
     pub standing: Standing,
     pub admission: Admission,
 }
@@ -49,6 +49,15 @@ impl Candidate {
     pub fn takes(&self) -> bool {
         self.standing == Standing::Answering && self.admission == Admission::Open
     }
+
+    /// Why everything that it has goes elsewhere, if it does.
+    pub fn gives_away(&self) -> Option<Reason> {
+        match (self.standing, self.admission) {
+            (Standing::Storeless, _) => Some(Reason::OwnerStoreless),
+            (_, Admission::Draining) => Some(Reason::OwnerDraining),
+            (_, Admission::Open | Admission::Cordoned) => None,
+        }
+    }
 }
 
 /// Why a shard goes where it goes.
@@ -76,6 +85,8 @@ pub enum Verdict {
     ZoneFull,
     /// It is suspected: nothing new for it.
     Suspect,
+    /// It does not reach its store.
+    Storeless,
     /// It is cordoned: nothing new for it.
     Cordoned,
     /// It is about to leave.
@@ -203,9 +214,9 @@ fn bound<'a>(nodes: &mut [Node<'a>], shards: usize) -> Zones<'a> {
     for node in nodes {
         let capacity = u64::from(node.candidate.capacity);
         node.load_max = match node.candidate.admission {
-            Admission::Open => share(capacity),
+            _ if node.candidate.gives_away().is_some() => 0,
+            Admission::Open | Admission::Draining => share(capacity),
             Admission::Cordoned => u32::MAX,
-            Admission::Draining => 0,
         };
         zones.entry(node.candidate.zone.as_str()).or_default().capacity += capacity;
     }
@@ -283,6 +294,7 @@ impl Node<'_> {
     fn verdict(&self, zones: &Zones<'_>) -> Verdict {
         match (self.candidate.standing, self.candidate.admission) {
             (Standing::Suspect, _) => return Verdict::Suspect,
+            (Standing::Storeless, _) => return Verdict::Storeless,
             (Standing::Answering, Admission::Cordoned) => return Verdict::Cordoned,
             (Standing::Answering, Admission::Draining) => return Verdict::Draining,
             (Standing::Answering, Admission::Open) => {}
@@ -410,6 +422,17 @@ mod tests {
         let placement = place(&shards(4), &current, &all);
         assert_eq!(placement.owner(ShardId(0)), Some(&all[1].member));
         assert_eq!(load(&placement, &all[1]), 1);
+    }
+
+    #[test]
+    fn who_does_not_reach_its_store_keeps_nothing_if_another_does() {
+        let mut all = [candidate(0, 0, 1), candidate(1, 0, 1)];
+        all[1].standing = Standing::Storeless;
+        let current = shards(4).into_iter().map(|shard| (shard, all[1].member.name.clone()));
+        let current: BTreeMap<ShardId, ProcessName> = current.collect();
+        assert_eq!(load(&place(&shards(4), &current, &all), &all[0]), 4);
+        let alone = place(&shards(4), &current, &all[1..]);
+        assert_eq!(alone.decisions[&ShardId(0)].why, Why::NoTarget);
     }
 
     #[test]

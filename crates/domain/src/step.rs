@@ -71,6 +71,10 @@ impl StepKey {
         Self::Call(CallKey { round, of: Callee::Tool(index) })
     }
 
+    pub fn is_tool(self) -> bool {
+        self.kind() == StepKind::Tool
+    }
+
     pub fn kind(self) -> StepKind {
         match self {
             Self::Phase(_) => StepKind::Phase,

@@ -175,6 +175,8 @@ reasons! {
     TooOld = 47 "too_old",
     /// It was asked, and its answer got lost: whether it did it is not known.
     AnswerLost = 48 "answer_lost",
+    /// No word of this API server gets to the shard's owner, which goes on owning it: another may reach it.
+    OwnerUnreached = 49 "owner_unreached",
 
     // Nodes.
     Joined = 60 "joined",
@@ -201,6 +203,10 @@ reasons! {
     Uncordoned = 71 "uncordoned",
     /// Dead: it beats, but no link to it worked for 30 seconds.
     Unlinked = 72 "unlinked",
+    /// It does not reach its store, which answers others: what it has goes to those.
+    Storeless = 73 "storeless",
+    /// It reaches its store again, and gets shards.
+    StoreAnswers = 74 "store_answers",
 
     // Shards.
     /// Granted for the first time.
@@ -225,6 +231,8 @@ reasons! {
     Inherited = 89 "inherited",
     /// Restored from a backup after it was stopped.
     Restored = 90 "restored",
+    /// Moved because its node does not reach the store.
+    OwnerStoreless = 91 "owner_storeless",
 
     // Agents.
     Activated = 100 "activated",

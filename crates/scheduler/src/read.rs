@@ -28,8 +28,10 @@ pub(crate) fn read_beat(from: ProcessName, beat: proto::link::Beat) -> Beat {
         member: Member { name: from, incarnation: Incarnation(beat.incarnation) },
         number: beat.number,
         held: beat.held.into_iter().map(read_held).collect(),
+        rolled_back: beat.rolled_back.into_iter().map(read_held).collect(),
         loads: beat.loads.into_iter().map(load).collect(),
         hot_agents: beat.hot_agents,
         runtime_silent_ms: beat.runtime_silent_ms,
+        stores: beat.stores.into_iter().map(|known| (known.store, known.silent_ms)).collect(),
     }
 }

@@ -496,8 +496,23 @@ async fn a_shard_that_was_given_up_is_fenced_anew_unless_its_store_lost_commits(
         (place.open && place.epoch.0 == 2).then_some(())
     })
     .await;
-    let stopped = &leader.view().unwrap().shards[&ShardId(shards[1])];
-    assert_eq!((stopped.open, stopped.epoch.0), (false, 1));
+    let stopped = |shard: u32| {
+        let place = leader.view().unwrap().shards[&ShardId(shard)].clone();
+        (place.stopped, place.open, place.epoch.0)
+    };
+    assert_eq!(stopped(shards[1]), (true, false, 1));
+    // Where that word got lost, the beats say so.
+    {
+        let mut notes = node.played.notes();
+        let held = notes.held.remove(&shards[2]).unwrap();
+        notes.rolled_back.push(Held { open: false, ..held });
+    }
+    node.beat(&leader);
+    eventually("it is stopped, too", async || {
+        nodes.iter().for_each(|node| node.beat(&leader));
+        (stopped(shards[2]) == (true, false, 1)).then_some(())
+    })
+    .await;
     leader.shutdown().await;
 }
 

@@ -190,8 +190,8 @@ impl Batch for Disown {
 const NEXT_TERM: &str = "UPDATE leader SET name = '', term = max(term, ?2) + ?1, beat = beat + 1";
 const NEXT_EPOCH: &str = "UPDATE owner SET epoch = max(epoch, ?2) + ?1, node = '', incarnation = 0";
 /// A shard that has no row yet has no work either.
-const NEXT_ROW: &str = "INSERT INTO log SELECT max(lsn, ?5) + ?1, 0, 0, 0, 0, (SELECT epoch FROM owner), ?2, ?3, ?4 \
-    FROM log ORDER BY lsn DESC LIMIT 1";
+const NEXT_ROW: &str = "INSERT INTO log SELECT max(last, ?5) + ?1, 0, 0, 0, 0, (SELECT epoch FROM owner), ?2, ?3, ?4 \
+    FROM (SELECT coalesce(max(lsn), 0) AS last FROM log) WHERE 0 < max(last, ?5)";
 
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

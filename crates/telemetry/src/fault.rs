@@ -1,21 +1,42 @@
 //! Places at which a test lets a process die, stop or block. Without the feature `fault-points`, which only the tests
 //! switch on, a place is nothing at all.
 
-/// Every place there is, in the order in which a work passes them.
-pub const POINTS: [&str; 12] = [
+/// The places that every work passes, in their order. What begins with `call` is of a tool's call, what begins with `step`
+/// of a model's.
+pub const POINTS: [&str; 18] = [
     "accept-before-append",
     "accept-committed",
-    "turn-before-step",
-    "job-taken",
+    "step-before",
+    "step-taken",
+    "step-answered",
+    "step-journaled",
+    "intent-journaled",
+    "call-before",
+    "call-taken",
     "tool-returned",
-    "turn-answered",
-    "turn-journaled",
+    "call-answered",
+    "call-journaled",
     "turn-ended",
+    "writer-idle",
     "writer-cut",
     "writer-before-commit",
     "writer-committed",
     "writer-acknowledged",
 ];
+
+/// Places of a writer that gets no answer to a commit, or cannot send it.
+pub const LOST_POINTS: [&str; 4] =
+    ["writer-answer-lost", "writer-before-position", "writer-position-read", "writer-backing-off"];
+
+/// A place at which a commit's answer is lost, or it is refused as by a store that is away.
+pub const COMMIT: &str = "writer-commit";
+
+/// Places of an agent whose step is in doubt.
+pub const DOUBT_POINTS: [&str; 4] =
+    ["doubt-journaled", "doubt-before-probe", "doubt-probed", "doubt-resolved"];
+
+/// Places of an agent that looks up who owns its shard, after its process stood still.
+pub const PROOF_POINTS: [&str; 2] = ["proof-before-read", "proof-read"];
 
 /// The same of the next owner of a shard.
 pub const OWNER_POINTS: [&str; 3] = ["open-read", "open-committed", "agent-recovered"];
@@ -23,16 +44,31 @@ pub const OWNER_POINTS: [&str; 3] = ["open-read", "open-committed", "agent-recov
 /// The same of a leader, when it moves a shard.
 pub const LEADER_POINTS: [&str; 2] = ["leader-before-fence", "leader-fenced"];
 
-/// The variable that says who does what where: `node-1:turn-answered:3:kill`, with `stop` or `block-20000` (milliseconds)
-/// for `kill`. The number says at which pass. A name that ends in `*` stands for every process whose name begins so. Several are
-/// separated by commas; of each process the first holds.
+/// The variable that says who does what where: `node-1:call-answered:3:kill`, with `stop` or `block-20000` (milliseconds)
+/// for `kill`, and at [`COMMIT`] `lose` or `refuse`. The number says at which pass. A name that ends in `*` stands for every
+/// process whose name begins so. Several are separated by commas.
 pub const VARIABLE: &str = "STAGEDOOR_FAULT_POINT";
+
+/// What goes wrong with a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injected {
+    /// It is done, and its answer is lost.
+    Lose,
+    /// It is not done: the store is not available.
+    Refuse,
+}
 
 #[cfg(not(feature = "fault-points"))]
 mod points {
     /// Nothing.
     #[inline(always)]
     pub fn point(_: &str) {}
+
+    /// Nothing.
+    #[inline(always)]
+    pub fn injected(_: &str) -> Option<super::Injected> {
+        None
+    }
 
     pub(crate) fn named(_: &str) {}
 }
@@ -45,7 +81,9 @@ mod points {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    use super::Injected;
+
+    static PLANS: OnceLock<Vec<Plan>> = OnceLock::new();
 
     struct Plan {
         point: String,
@@ -58,12 +96,13 @@ mod points {
         Kill,
         Stop,
         Block(Duration),
+        Inject(Injected),
     }
 
-    /// This process is called so: from now on its plan holds.
+    /// This process is called so: from now on its plans hold.
     pub(crate) fn named(process: &str) {
         let plans = std::env::var(super::VARIABLE).unwrap_or_default();
-        _ = PLAN.set(plans.split(',').find_map(|text| parse(text, process)));
+        _ = PLANS.set(plans.split(',').filter_map(|text| parse(text, process)).collect());
     }
 
     fn parse(text: &str, process: &str) -> Option<Plan> {
@@ -73,6 +112,8 @@ mod points {
         let action = match parts.next()? {
             "kill" => Action::Kill,
             "stop" => Action::Stop,
+            "lose" => Action::Inject(Injected::Lose),
+            "refuse" => Action::Inject(Injected::Refuse),
             other => {
                 Action::Block(Duration::from_millis(other.strip_prefix("block-")?.parse().ok()?))
             }
@@ -86,16 +127,31 @@ mod points {
 
     /// Does what is planned here, if this is the pass.
     pub fn point(name: &str) {
-        let Some(Some(plan)) = PLAN.get() else { return };
-        if plan.point != name || plan.passed.fetch_add(1, Ordering::Relaxed) + 1 != plan.pass {
-            return;
+        match due(name) {
+            Some(Action::Kill) => _ = kill_process(getpid(), Signal::KILL),
+            Some(Action::Stop) => _ = kill_process(getpid(), Signal::STOP),
+            Some(Action::Block(time)) => block_all(*time),
+            Some(Action::Inject(_)) | None => {}
         }
-        tracing::warn!(point = name, pass = plan.pass, "a planned fault");
-        match plan.action {
-            Action::Kill => _ = kill_process(getpid(), Signal::KILL),
-            Action::Stop => _ = kill_process(getpid(), Signal::STOP),
-            Action::Block(time) => block_all(time),
+    }
+
+    /// What is to go wrong with what is done here, if this is the pass.
+    pub fn injected(name: &str) -> Option<Injected> {
+        match due(name)? {
+            Action::Inject(injected) => Some(*injected),
+            Action::Kill | Action::Stop | Action::Block(_) => None,
         }
+    }
+
+    fn due(name: &str) -> Option<&'static Action> {
+        let mut due = None;
+        for plan in PLANS.get()?.iter().filter(|plan| plan.point == name) {
+            if plan.passed.fetch_add(1, Ordering::Relaxed) + 1 == plan.pass {
+                tracing::warn!(point = name, pass = plan.pass, "a planned fault");
+                due = Some(&plan.action);
+            }
+        }
+        due
     }
 
     /// Every worker of the runtime gets some of these, and stands still.
@@ -112,4 +168,4 @@ mod points {
 }
 
 pub(crate) use points::named;
-pub use points::point;
+pub use points::{injected, point};

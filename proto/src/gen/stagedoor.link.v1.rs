@@ -103,6 +103,20 @@ pub struct Beat {
     pub loads: ::prost::alloc::vec::Vec<Load>,
     #[prost(uint64, tag = "6")]
     pub number: u64,
+    /// Of each store that it had a shard in: for how long that has not answered it.
+    #[prost(message, repeated, tag = "7")]
+    pub stores: ::prost::alloc::vec::Vec<StoreSilence>,
+    /// Shards of which this process found less in the store than was acknowledged, each in the epoch in which it had it.
+    #[prost(message, repeated, tag = "8")]
+    pub rolled_back: ::prost::alloc::vec::Vec<Held>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoreSilence {
+    /// Its name in the config.
+    #[prost(string, tag = "1")]
+    pub store: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub silent_ms: u64,
 }
 /// The answer to a beat.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -683,6 +697,9 @@ pub struct StepJob {
     pub tools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "16")]
     pub tool: ::core::option::Option<ToolCall>,
+    /// How long it was to its deadline when it was sent, milliseconds.
+    #[prost(uint64, tag = "17")]
+    pub left_ms: u64,
 }
 /// What a tool is called with.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -878,7 +878,7 @@ pub struct Node {
     pub name: ::prost::alloc::string::String,
     #[prost(int64, tag = "2")]
     pub incarnation: i64,
-    /// alive, suspect, dead or left.
+    /// alive, suspect, storeless (it does not reach its store, which answers others), dead or left.
     #[prost(string, tag = "3")]
     pub state: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]

@@ -7,12 +7,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 
-use crate::harness::{Fault, Mesh, Port};
+use crate::harness::{Fault, Mesh, Port, Sqld};
 
+const STORE: &str = "store-1";
 const WELL_MIN: usize = 2;
 /// Between two faults, milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 100..2_000;
@@ -53,6 +54,16 @@ const KINDS: [Kind; 13] = [
     Kind::Reset,
 ];
 
+/// What no run is without, whatever else chance brings: of these roles one each, of control the leader. Where nodes are spared, a
+/// second one is stopped instead of killed.
+const ALWAYS: [(Kind, &str); 5] = [
+    (Kind::Kill, "node"),
+    (Kind::Kill, "control"),
+    (Kind::Kill, "store"),
+    (Kind::Stop, "node"),
+    (Kind::Isolate("cut", Fault::CUT), "node"),
+];
+
 impl Kind {
     fn name(self) -> String {
         match self {
@@ -80,6 +91,10 @@ const YOUNG: Duration = Duration::from_secs(5);
 pub(super) struct Chaos {
     random: StdRng,
     only: Vec<String>,
+    /// Nodes are not killed, nor told to leave.
+    spares: bool,
+    /// Of what always happens, what has not yet.
+    always: Vec<(Kind, &'static str)>,
     began: Instant,
     lasting: Vec<Lasting>,
     /// Who was told to end and has not yet.
@@ -91,14 +106,26 @@ pub(super) struct Chaos {
     timeline: Vec<String>,
     nodes: Vec<String>,
     processes: Vec<String>,
+    /// In place of a store process.
+    sqld: Option<Sqld>,
     /// What was missing in the end.
     broken: Option<String>,
 }
 
 impl Chaos {
-    pub(super) fn new(seed: u64, only: Vec<String>, mesh: &Mesh) -> Self {
+    pub(super) fn new(seed: u64, only: Vec<String>, mesh: &Mesh, sqld: Option<Sqld>) -> Self {
+        let mut processes = mesh.names();
+        if sqld.is_some() {
+            processes.push(STORE.to_owned());
+        }
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut always = if only.is_empty() { ALWAYS.to_vec() } else { Vec::new() };
+        always.shuffle(&mut random);
         Self {
-            random: StdRng::seed_from_u64(seed),
+            random,
+            // With every other seed what nodes count is lost with them, and with the others they are only stopped and cut off.
+            spares: seed.is_multiple_of(2),
+            always,
             only,
             began: Instant::now(),
             lasting: Vec::new(),
@@ -108,7 +135,8 @@ impl Chaos {
             exits: Vec::new(),
             timeline: Vec::new(),
             nodes: mesh.nodes(),
-            processes: mesh.names(),
+            processes,
+            sqld,
             broken: None,
         }
     }
@@ -121,10 +149,16 @@ impl Chaos {
         self.exits.clone()
     }
 
-    /// Whether no node was started again, so that what they counted is whole.
+    /// Whether no node was started again, so that the calls that they counted are all.
     pub(super) fn spared_nodes(&self) -> bool {
         let is_over = |name: &&str| self.happened.contains_key(*name);
         !["kill of node", "leave of node"].iter().any(is_over) && self.exits.is_empty()
+    }
+
+    /// What becomes of a fault in a run that spares nodes.
+    fn spared(&self, kind: Kind, process: &str) -> Kind {
+        let ends = matches!(kind, Kind::Kill | Kind::Leave);
+        if self.spares && ends && role_of(process) == "node" { Kind::Stop } else { kind }
     }
 
     pub(super) fn broken(&self) -> Option<String> {
@@ -214,16 +248,25 @@ impl Chaos {
     }
 
     fn begin_one(&mut self, mesh: &mut Mesh) {
-        let kind = *KINDS.choose(&mut self.random).expect("there are some");
+        let mut kind = *KINDS.choose(&mut self.random).expect("there are some");
         // Which of them is chosen must not depend on what lasts just now, or a seed would say little.
-        let process = self.processes.choose(&mut self.random).expect("there are some").clone();
+        let mut process = self.processes.choose(&mut self.random).expect("there are some").clone();
         let links = links_of(&process, &self.processes);
         let link = links.choose(&mut self.random).cloned();
         let lasts = self.millis(LASTS_MS);
+        if let Some((always, role)) = self.always.last().copied() {
+            let found = self.one_of(role, mesh).filter(|found| self.may(found));
+            let Some(found) = found else { return };
+            (kind, process) = (always, found);
+            self.always.pop();
+        }
+        kind = self.spared(kind, &process);
         let name = format!("{} of {}", kind.name(), role_of(&process));
         let is_wanted = self.only.is_empty() || self.only.iter().any(|only| name.contains(only));
         let is_of_link = matches!(kind, Kind::Link(..) | Kind::Reset);
-        if !is_wanted || !self.may(&process) || (is_of_link && link.is_none()) {
+        // A foreign server is not told to leave.
+        let is_foreign = self.sqld.is_some() && process == STORE && kind == Kind::Leave;
+        if !is_wanted || is_foreign || !self.may(&process) || (is_of_link && link.is_none()) {
             return;
         }
         let link = link.filter(|_| is_of_link);
@@ -231,7 +274,7 @@ impl Chaos {
         self.note(format!("{} {process}{}", kind.name(), shown.unwrap_or_default()));
         *self.happened.entry(name).or_default() += 1;
         let lasting = Lasting { until: Instant::now() + lasts, process, kind, link };
-        begin(mesh, &lasting);
+        self.begin(mesh, &lasting);
         match kind {
             Kind::Reset => {}
             // It ends when it has handed everything over, and is started again then.
@@ -242,6 +285,22 @@ impl Chaos {
         }
     }
 
+    /// A process of this role; of control the one that leads.
+    fn one_of(&self, role: &str, mesh: &Mesh) -> Option<String> {
+        if role == "control" {
+            let leader = mesh.status().ok()?.leader?.name;
+            return Some(leader).filter(|name| !name.is_empty());
+        }
+        // The first that is well: who it is does not matter, and is not drawn.
+        let mut of_role = self.processes.iter().filter(|process| role_of(process) == role);
+        of_role.find(|process| self.may(process)).cloned()
+    }
+
+    /// Whether everything has happened that always has to.
+    pub(super) fn had_all(&self) -> bool {
+        self.always.is_empty()
+    }
+
     /// One fault of a process at a time, and enough nodes that have none.
     fn may(&self, process: &str) -> bool {
         let lasting = self.lasting.iter().map(|it| &it.process);
@@ -249,6 +308,26 @@ impl Chaos {
         let ill_nodes = self.nodes.iter().filter(|node| ill.contains(node.as_str())).count();
         let is_node = self.nodes.iter().any(|node| node == process);
         !ill.contains(process) && (!is_node || ill_nodes + WELL_MIN < self.nodes.len())
+    }
+
+    fn begin(&mut self, mesh: &mut Mesh, lasting: &Lasting) {
+        let process = &lasting.process;
+        if let Some(sqld) = self.sqld.as_mut().filter(|_| process == STORE) {
+            match lasting.kind {
+                Kind::Kill => return sqld.kill(),
+                Kind::Stop => return sqld.signal(Signal::STOP),
+                Kind::Leave | Kind::Isolate(..) | Kind::Link(..) | Kind::Reset => {}
+            }
+        }
+        match (lasting.kind, &lasting.link) {
+            (Kind::Kill, _) => mesh.kill(process),
+            (Kind::Stop, _) => mesh.signal(process, Signal::STOP),
+            (Kind::Leave, _) => mesh.signal(process, Signal::TERM),
+            (Kind::Isolate(_, fault), _) => mesh.isolate(process, fault),
+            (Kind::Link(_, fault), Some((to, port))) => mesh.fault(process, to, *port, fault),
+            (Kind::Reset, Some((to, port))) => mesh.reset(process, to, *port),
+            (Kind::Link(..) | Kind::Reset, None) => {}
+        }
     }
 
     fn end_due(&mut self, mesh: &mut Mesh, now: Instant) {
@@ -262,6 +341,13 @@ impl Chaos {
     fn end(&mut self, mesh: &mut Mesh, lasting: &Lasting) {
         let process = &lasting.process;
         self.note(format!("end of {} {process}", lasting.kind.name()));
+        if let Some(sqld) = self.sqld.as_mut().filter(|_| process == STORE) {
+            match lasting.kind {
+                Kind::Kill => return sqld.start_again(),
+                Kind::Stop => return sqld.signal(Signal::CONT),
+                Kind::Leave | Kind::Isolate(..) | Kind::Link(..) | Kind::Reset => {}
+            }
+        }
         match (lasting.kind, &lasting.link) {
             (Kind::Kill, _) => self.start_again(mesh, process),
             (Kind::Stop, _) => mesh.signal(process, Signal::CONT),
@@ -269,19 +355,6 @@ impl Chaos {
             (Kind::Link(..), Some((to, port))) => mesh.fault(process, to, *port, Fault::NONE),
             (Kind::Link(..) | Kind::Leave | Kind::Reset, _) => {}
         }
-    }
-}
-
-fn begin(mesh: &mut Mesh, lasting: &Lasting) {
-    let process = &lasting.process;
-    match (lasting.kind, &lasting.link) {
-        (Kind::Kill, _) => mesh.kill(process),
-        (Kind::Stop, _) => mesh.signal(process, Signal::STOP),
-        (Kind::Leave, _) => mesh.signal(process, Signal::TERM),
-        (Kind::Isolate(_, fault), _) => mesh.isolate(process, fault),
-        (Kind::Link(_, fault), Some((to, port))) => mesh.fault(process, to, *port, fault),
-        (Kind::Reset, Some((to, port))) => mesh.reset(process, to, *port),
-        (Kind::Link(..) | Kind::Reset, None) => {}
     }
 }
 

@@ -10,14 +10,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
 
 use proto::v1::{ApplyDefinitionRequest, Definition};
 pub use report::Report;
 
 use self::chaos::Chaos;
 use crate::harness::history::History;
-use crate::harness::{Clients, Load, Mesh, MeshOptions, Program};
+use crate::harness::{Clients, Load, Mesh, MeshOptions, Program, Sqld};
 
 /// After the last fault, for everything that was acknowledged.
 const REST_MAX: Duration = Duration::from_secs(240);
@@ -35,6 +36,9 @@ pub struct Options {
     /// For how long there are faults.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
+    /// What keeps the data.
+    #[arg(long, value_enum, default_value_t = Store::Files)]
+    pub store: Store,
     #[arg(long, default_value_t = 3)]
     pub controls: usize,
     #[arg(long, default_value_t = 3)]
@@ -54,22 +58,52 @@ pub struct Options {
     pub keep: Option<PathBuf>,
 }
 
+/// What keeps the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Store {
+    /// A store process.
+    Files,
+    /// A real sqld.
+    Sqld,
+}
+
 impl Options {
-    pub fn new(seed: u64, seconds: u64) -> Self {
+    pub fn new(store: Store, seed: u64, seconds: u64) -> Self {
         let (seed, seconds) = (seed.to_string(), seconds.to_string());
-        Self::parse_from(["faults", "--seed", &seed, "--seconds", &seconds])
+        let options = Self::parse_from(["faults", "--seed", &seed, "--seconds", &seconds]);
+        Self { store, ..options }
+    }
+
+    /// As the environment says: another seed every run, as what is rare is found in the end, and `usual` seconds.
+    ///
+    /// # Panics
+    /// `SEED` or `FAULT_SECONDS` is no number.
+    pub fn from_env(store: Store, usual: u64) -> Self {
+        let number = |name: &str, usual: u64| {
+            let given = std::env::var(name).ok();
+            given.map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+        };
+        let seed = number("SEED", u64::from(std::process::id()));
+        eprintln!("seed {seed}; SEED={seed} runs it again");
+        Self::new(store, seed, number("FAULT_SECONDS", usual))
     }
 }
 
 /// Runs it to its end.
 ///
 /// # Errors
-/// What was asked for cannot be written.
+/// What was asked for cannot be written, or there is no sqld.
 pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     let (controls, nodes) = (options.controls, options.nodes);
     let folder = tempfile::Builder::new().prefix("stagedoor-calls-").tempdir()?;
     let ledger = folder.path().join("calls");
-    let mesh = MeshOptions { controls, nodes, env: tools(&ledger), ..MeshOptions::default() };
+    let sqld = match options.store {
+        Store::Files => None,
+        Store::Sqld => Some(Sqld::start().context("sqld cannot be had")?),
+    };
+    let hrana = sqld.as_ref().map(Sqld::target);
+    let env = tools(&ledger);
+    let mesh = MeshOptions { controls, nodes, env, hrana, ..MeshOptions::default() };
     let mut mesh = Mesh::start(program, &mesh);
     mesh.block_on(mesh.client().apply(clerk()))?;
     let load = Load {
@@ -80,7 +114,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         ..Load::default()
     };
     let clients = Clients::start(&mesh, &load);
-    let mut chaos = Chaos::new(options.seed, options.only.clone(), &mesh);
+    let mut chaos = Chaos::new(options.seed, options.only.clone(), &mesh, sqld);
     let began = Instant::now();
     chaos.run(&mut mesh, Duration::from_secs(options.seconds));
     let broken = chaos.broken();
@@ -90,7 +124,12 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     }
     // A cluster that is not whole does not tell its journals.
     let history = match &broken {
-        None => History { calls: calls(&ledger)?, ..mesh.record(&heard, chaos.spared_nodes()) },
+        None => {
+            let mut recorded = mesh.record(&heard, chaos.spared_nodes());
+            // A commit whose answer was lost, and whose writer was fenced meanwhile, is counted by nobody.
+            recorded.counters.rows = None;
+            History { calls: calls(&ledger)?, ..recorded }
+        }
         Some(_) => History::default(),
     };
     if let Some(path) = &options.record {
@@ -102,10 +141,11 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         options: options.clone(),
         took: began.elapsed(),
         happened: chaos.happened(),
+        had_all: chaos.had_all(),
         exits: chaos.exits(),
         timeline: chaos.timeline(),
         broken,
-        faults: history.check(),
+        faults: history.check().into_iter().chain(history.more_calls_than_attempts()).collect(),
         calls: history.calls.len(),
         unheard,
         heard,
@@ -114,6 +154,8 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
     if let (Some(path), false) = (&options.keep, report.is_sound()) {
         mesh.keep_logs(path)?;
     }
+    // Before its store.
+    drop(mesh);
     Ok(report)
 }
 

@@ -19,6 +19,8 @@ pub struct Report {
     pub took: Duration,
     /// How often each fault happened.
     pub happened: BTreeMap<String, u64>,
+    /// Whether everything did that no run may be without.
+    pub had_all: bool,
     /// Processes that ended without being told to.
     pub exits: Vec<String>,
     pub timeline: Vec<String>,

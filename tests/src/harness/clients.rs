@@ -1,7 +1,8 @@
 //! Many clients that submit works and write down what they are told.
 //!
 //! Each has a connection and a stream of its own. A stream that breaks for good is replaced: what it was not told yet
-//! is submitted again under the same keys, what was acknowledged is watched. Judges nothing.
+//! is submitted again under the same keys, what was acknowledged is watched on from its last event. Of every other work all
+//! events are wanted. Judges nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,16 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pbjson_types::Duration as ProtoDuration;
+use proto::convert::Cursor;
 use proto::v1::open_response::Response;
 use proto::v1::work_event::Event;
-use proto::v1::{OpenResponse, OpenWatch, SubmitRequest, Work};
+use proto::v1::{OpenResponse, OpenWatch, SubmitRequest, Work, WorkEvent};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::Mesh;
-use super::history::{End, Told};
+use super::history::{End, Shown, Told};
 
 /// A program that calls the counting tool once.
 const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"{lamp} {results}"}"#;
@@ -131,6 +133,13 @@ struct Pending {
     since: Instant,
     /// Where it stands in what was heard, once it was acknowledged.
     told: Option<usize>,
+    /// Of the last event.
+    cursor: String,
+}
+
+/// Of every other work every event is wanted.
+fn wanted(tag: i64) -> OpenWatch {
+    if tag % 2 == 0 { OpenWatch::End } else { OpenWatch::All }
 }
 
 struct One {
@@ -180,7 +189,7 @@ impl One {
             while !self.is_stopped() && self.pending.len() < self.load.works_max {
                 let tag = self.begin(stream);
                 let request = self.pending[&tag].request.clone();
-                sender.submit(tag, request, OpenWatch::End).await?;
+                sender.submit(tag, request, wanted(tag)).await?;
             }
             // Looks up now and then, to see whether it is to stop.
             match timeout(Duration::from_millis(200), open.next()).await {
@@ -198,15 +207,15 @@ impl One {
         sender: &client::OpenSender,
         tag: i64,
     ) -> Result<(), client::Error> {
+        let told = self.pending.get(&tag).and_then(|pending| pending.told);
+        let work = told.map(|told| self.lock().told[told].work.clone());
         let Some(pending) = self.pending.get_mut(&tag) else { return Ok(()) };
-        let told = pending.told;
-        if let Some(told) = told {
-            let work = self.lock().told[told].work.clone();
-            return sender.watch(tag, &work, "").await;
+        if let Some(work) = work {
+            return sender.watch(tag, &work, &pending.cursor).await;
         }
         // What became of it on the other stream is not known, and so is its place among others.
         pending.place = None;
-        sender.submit(tag, pending.request.clone(), OpenWatch::End).await
+        sender.submit(tag, pending.request.clone(), wanted(tag)).await
     }
 
     fn begin(&mut self, stream: u64) -> i64 {
@@ -228,7 +237,8 @@ impl One {
         };
         let place = Some((stream, tag.cast_unsigned()));
         let since = Instant::now();
-        self.pending.insert(tag, Pending { request, place, since, told: None });
+        let (told, cursor) = (None, String::new());
+        self.pending.insert(tag, Pending { request, place, since, told, cursor });
         tag
     }
 
@@ -237,6 +247,7 @@ impl One {
         match response.response {
             Some(Response::Accepted(work)) => self.acknowledge(tag, &work),
             Some(Response::Event(event)) => {
+                self.show(tag, &event);
                 if let Some(Event::Result(work)) = event.event {
                     self.end(tag, &work);
                 }
@@ -262,11 +273,25 @@ impl One {
             key: pending.request.idempotency_key.clone(),
             place: pending.place,
             end: None,
+            events: (wanted(tag) == OpenWatch::All).then(Vec::new),
         });
         // Acknowledged as another work, it is in the list a second time.
         if pending.told.replace(heard.told.len() - 1).is_none() {
             heard.accepted_after.push(pending.since.elapsed());
             self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn show(&mut self, tag: i64, event: &WorkEvent) {
+        let Some(pending) = self.pending.get_mut(&tag) else { return };
+        pending.cursor.clone_from(&event.cursor);
+        let told = pending.told;
+        let cursor = Cursor::parse(&event.cursor).expect("every event has a cursor");
+        let [seq, offset] = [cursor.seq, cursor.offset].map(u64::cast_signed);
+        let is_step = matches!(event.event, Some(Event::Phase(_) | Event::Step(_)));
+        let mut heard = self.lock();
+        if let Some(events) = told.and_then(|told| heard.told[told].events.as_mut()) {
+            events.push(Shown { seq, offset, is_step });
         }
     }
 

@@ -17,7 +17,7 @@ use super::{Metrics, Output, PATIENCE, Program, metrics};
 /// A debug build on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Clusters of one test binary at once: each is five processes.
-const CLUSTERS_MAX: usize = 2;
+const CLUSTERS_MAX: usize = 3;
 
 /// How to start one.
 #[derive(Clone, Debug)]

@@ -69,11 +69,18 @@ impl Mesh {
         owners
     }
 
+    /// How often the models of all nodes were asked, as far as they have not been started again.
+    pub fn model_calls(&self) -> u64 {
+        self.sum("stagedoor_model_calls_total")
+    }
+
+    fn sum(&self, name: &str) -> u64 {
+        let nodes = self.nodes().into_iter();
+        nodes.map(|node| self.count(&node, name, &[])).sum::<f64>() as u64
+    }
+
     fn counters(&self, counts: bool) -> Counters {
-        let sum = |name: &str| {
-            let nodes = self.nodes().into_iter();
-            nodes.map(|node| self.count(&node, name, &[])).sum::<f64>() as u64
-        };
+        let sum = |name: &str| self.sum(name);
         let whole = |name: &str| counts.then(|| sum(name));
         Counters {
             model_calls: whole("stagedoor_model_calls_total"),
@@ -90,7 +97,8 @@ impl Mesh {
         assert!(!heard.told.is_empty(), "nothing was acknowledged");
         self.wait_until_ready();
         let history = self.record(heard, counts);
-        let faults = history.check();
+        let mut faults = history.check();
+        faults.extend(history.more_calls_than_attempts());
         let unheard = heard.told.iter().filter(|told| told.end.is_none()).count();
         assert!(faults.is_empty() && unheard == 0, "{unheard} ends were not heard; {faults:#?}");
         history

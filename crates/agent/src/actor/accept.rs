@@ -104,6 +104,10 @@ impl State {
         if self.fold.as_ref().is_some_and(|fold| fold.admit(0).is_err()) {
             return self.refuse(submit.reply, Reason::QueueFull, "the queue of the agent is full");
         }
+        if self.shard().writer.is_away() {
+            let why = "the store does not take what is written now";
+            return self.refuse(submit.reply, Reason::StoreUnavailable, why);
+        }
         match self.shard().clone().definition(submit.definition).await {
             Ok(known) => self.accept(submit, permit, &known),
             Err(error) => self.refuse_for(submit, &error),

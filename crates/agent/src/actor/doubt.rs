@@ -10,8 +10,9 @@ use domain::entry::{Entry, StepDoubted, Verdict};
 use domain::round::Returned;
 use domain::turn::Turn;
 use domain::turn::doubt::{Reconciled, Signalled, Which};
-use domain::{Lsn, Position, Reason, StepKey};
+use domain::{Attempt, Lsn, Position, Reason, StepKey};
 use proto::link::{SignalAnswer, StepAnswer, WorkInfo};
+use telemetry::fault::point;
 
 use super::step::{Outcome, wanted};
 use super::{AgentMessage, Answer, State, Told};
@@ -43,6 +44,9 @@ impl State {
     /// Asks the tool what became of an attempt.
     pub(super) fn settle(&mut self, work: Lsn, step: StepKey, number: u32) {
         let shard = self.shard().clone();
+        if shard.must_prove() {
+            return self.prove();
+        }
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
         let attempt = self.attempt(turn, step, number);
         if self.asked.as_deref() == Some(&attempt) {
@@ -57,8 +61,9 @@ impl State {
         let place = match target {
             Ok(Target::At(place, _)) => place,
             Ok(Target::Later) => return self.hold(PROBE_AGAIN),
-            // Nobody is there who could know.
-            Ok(Target::Nowhere) | Err(_) => {
+            // Who could know may be about to come back.
+            Ok(Target::Nowhere) => return self.probe_failed(attempt),
+            Err(_) => {
                 return self.judge(work, attempt.step, Reconciled::Unknown, StepAnswer::default());
             }
         };
@@ -72,7 +77,10 @@ impl State {
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms: None };
         let me = self.me.clone();
         tokio::spawn(async move {
-            let outcome = match shard.node.dispatcher.run(place.clone(), order).await {
+            point("doubt-before-probe");
+            let outcome = shard.node.dispatcher.run(place.clone(), order).await;
+            point("doubt-probed");
+            let outcome = match outcome {
                 dispatch::Outcome::Done(answer) => Outcome::Done(answer),
                 dispatch::Outcome::NotRun { after } => Outcome::NotRun { after },
                 dispatch::Outcome::Failed(failure) | dispatch::Outcome::Cut(failure) => {
@@ -104,11 +112,20 @@ impl State {
                 };
                 self.judge(work, attempt.step, reconciled, answer);
             }
-            Outcome::NotRun { .. } | Outcome::Failed(_) | Outcome::Awaited(_) => {
-                self.hold(PROBE_AGAIN);
-            }
+            // It was not asked.
+            Outcome::NotRun { after } => self.hold(after.max(PROBE_AGAIN)),
+            Outcome::Failed(_) | Outcome::Awaited(_) => self.probe_failed(attempt),
         }
         Ok(())
+    }
+
+    /// Nobody has said anything about the attempt. After some times that is its answer: nobody knows.
+    fn probe_failed(&mut self, attempt: Attempt) {
+        if self.probes.failed(attempt.step, attempt.number) {
+            let none = StepAnswer::default();
+            return self.judge(attempt.work.lsn, attempt.step, Reconciled::Unknown, none);
+        }
+        self.hold(PROBE_AGAIN);
     }
 
     fn judge(&mut self, work: Lsn, step: StepKey, reconciled: Reconciled, answer: StepAnswer) {

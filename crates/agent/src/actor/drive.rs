@@ -39,12 +39,21 @@ impl State {
         if waits || self.hold_until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
         }
-        match turn.next() {
-            Next::Run { not_before_ms, .. } | Next::Settle { not_before_ms, .. }
-                if clock::now_ms() < not_before_ms =>
-            {
-                self.hold(clock::until(not_before_ms));
+        let next = turn.next();
+        if let Next::Run { not_before_ms, .. } | Next::Settle { not_before_ms, .. } = next {
+            let shard = self.shard();
+            let held = Duration::from_millis(turn.hold_after_opening_ms(shard.epoch));
+            // Who made the call goes by its own clock, too.
+            let left = match held.is_zero() {
+                true => clock::until(not_before_ms),
+                false => held.saturating_sub(shard.started.elapsed()),
+            };
+            if !left.is_zero() {
+                self.hold(left);
+                return Ok(());
             }
+        }
+        match next {
             Next::Run { step, attempt, .. } => self.run(work, step, attempt),
             Next::Settle { step, attempt, .. } => self.settle(work, step, attempt),
             Next::Begin(began) => self.journal(work, vec![Entry::StepBegan(began)], None),
@@ -109,7 +118,9 @@ impl State {
         let limits = |hash: &_| shard.node.definitions.limits(hash);
         let mut ended = None;
         let mut shown = Vec::with_capacity(entries.len());
-        point("turn-journaled");
+        if let Some((entry, _)) = entries.first() {
+            point(journaled(entry));
+        }
         for (lsn, (entry, payload)) in (committed.first.0..).zip(entries) {
             let stamp = Stamp { seq: fold.seq.next(), lsn: Lsn(lsn), epoch: shard.epoch, ts_ms };
             let over = fold.apply(work, entry, stamp, limits)?;
@@ -258,6 +269,24 @@ impl State {
             self.stop(work, Stop::Quarantine, None);
         }
         Ok(())
+    }
+}
+
+/// The place at which an entry is durable and not folded yet.
+fn journaled(entry: &Entry) -> &'static str {
+    match entry {
+        Entry::StepIntended(_) => "intent-journaled",
+        Entry::StepDone(done) if done.step.is_tool() => "call-journaled",
+        Entry::StepDone(_) => "step-journaled",
+        Entry::StepDoubted(_) => "doubt-journaled",
+        Entry::StepResolved(_) => "doubt-resolved",
+        Entry::ShardOpened(_)
+        | Entry::Accepted(_)
+        | Entry::StepBegan(_)
+        | Entry::Waiting(_)
+        | Entry::Resumed(_)
+        | Entry::CancelRequested(_)
+        | Entry::Ended(_) => "turn-journaled",
     }
 }
 

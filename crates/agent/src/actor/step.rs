@@ -126,10 +126,13 @@ impl State {
     }
 
     /// After this process stood still, another node may own the shard: nothing is begun before that is known.
-    fn prove(&self) {
+    pub(super) fn prove(&self) {
         let (shard, me, host) = (self.shard().clone(), self.me.clone(), self.args.host.clone());
         tokio::spawn(async move {
-            match shard.prove().await {
+            point("proof-before-read");
+            let proof = shard.prove().await;
+            point("proof-read");
+            match proof {
                 Ok(None) => {}
                 Ok(Some(reason)) => {
                     _ = host.cast(HostMessage::Writer(Event::Stopped(reason)));
@@ -214,6 +217,7 @@ impl State {
             epoch: attempt.epoch.0,
             tools: definition.tools.clone(),
             tool,
+            left_ms: 0,
         }
     }
 
@@ -232,13 +236,13 @@ impl State {
         let Some(turn) = self.fold.as_ref().and_then(|fold| fold.turn(work)) else { return };
         let attempt = self.attempt(turn, step, number);
         let job = self.job(turn, attempt, definition);
-        point("turn-before-step");
         self.running = Some(Box::new(attempt));
         let traceparent = self.traceparent(work);
         let order = Order { job, attempt, traceparent, deadline, begin_by_ms };
         let (shard, me) = (self.shard().clone(), self.me.clone());
         tokio::spawn(async move {
             let node = &shard.node;
+            point(if step.is_tool() { "call-before" } else { "step-before" });
             let outcome = match node.dispatcher.run(place.clone(), order).await {
                 dispatch::Outcome::Done(answer) => Outcome::Done(answer),
                 dispatch::Outcome::NotRun { after } => Outcome::NotRun { after },
@@ -356,7 +360,7 @@ impl State {
                 .send_after(Duration::from_millis(5), || AgentMessage::Answered(Box::new(again)));
             return Ok(());
         }
-        point("turn-answered");
+        point(if attempt.step.is_tool() { "call-answered" } else { "step-answered" });
         match outcome {
             Outcome::Done(answer) => {
                 let told = Told::Pool(place.clone(), attempt);

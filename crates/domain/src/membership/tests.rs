@@ -1,10 +1,10 @@
 use super::*;
 
-fn member(name: &str, incarnation: u64) -> Member {
+pub(super) fn member(name: &str, incarnation: u64) -> Member {
     Member { name: name.parse().unwrap(), incarnation: Incarnation(incarnation) }
 }
 
-fn joining(member: &Member) -> Joining {
+pub(super) fn joining(member: &Member) -> Joining {
     Joining {
         member: member.clone(),
         zone: "a".to_owned(),
@@ -14,9 +14,10 @@ fn joining(member: &Member) -> Joining {
     }
 }
 
-fn beat(member: &Member, number: u64, runtime_silent_ms: u64) -> Beat {
+pub(super) fn beat(member: &Member, number: u64, runtime_silent_ms: u64) -> Beat {
     let member = member.clone();
-    Beat { member, number, held: vec![], loads: vec![], hot_agents: 0, runtime_silent_ms }
+    let (held, rolled_back, loads, hot_agents, stores) = Default::default();
+    Beat { member, number, held, rolled_back, loads, hot_agents, runtime_silent_ms, stores }
 }
 
 fn dead(member: &Member, reason: Reason) -> Effect {
@@ -32,7 +33,7 @@ fn alive(member: &Member, reason: Reason) -> Effect {
     Effect::Alive { member: member.clone(), reason }
 }
 
-fn with(members: &[&Member]) -> Membership {
+pub(super) fn with(members: &[&Member]) -> Membership {
     let mut membership = Membership::new();
     for member in members {
         membership.joined(joining(member), Millis(0)).unwrap();
@@ -190,7 +191,7 @@ fn an_overtaken_beat_says_nothing() {
 }
 
 #[test]
-fn the_brake_holds_when_more_than_half_fall_silent_together() {
+fn the_brake_holds_when_half_of_four_or_most_of_fewer_fall_silent_together() {
     let all = ["ann", "bob", "cid", "dan"].map(|name| member(name, 1));
     let check = |silent: &[(usize, u64)], now: u64, expected: Brake| {
         let mut membership = with(&all.each_ref());
@@ -200,9 +201,17 @@ fn the_brake_holds_when_more_than_half_fall_silent_together() {
         }
         assert_eq!(membership.brake(Millis(now)), expected, "{silent:?}");
     };
-    check(&[(0, 10), (1, 20)], 30, Brake::Off);
+    check(&[(0, 10)], 30, Brake::Off);
+    check(&[(0, 10), (1, 20)], 30, Brake::On { silent: 2, of: 4 });
     check(&[(0, 10), (1, 20), (2, 30)], 40, Brake::On { silent: 3, of: 4 });
     check(&[(0, 10), (1, 20), (2, 3_000)], 3_010, Brake::Off);
+    // One of two may just have died.
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut two = with(&[&ann, &bob]);
+    two.session_lost(&ann.name, Millis(10));
+    assert_eq!(two.brake(Millis(20)), Brake::Off);
+    two.session_lost(&bob.name, Millis(20));
+    assert_eq!(two.brake(Millis(30)), Brake::On { silent: 2, of: 2 });
 }
 
 #[test]

@@ -16,8 +16,7 @@ impl Ownership {
             self.last_move.is_some_and(|last| now.since(last) < self.settings.move_every_ms);
         let room = self.settings.moves_max.saturating_sub(self.under_way());
         let is_calm = self.is_calm();
-        let is_somebody_leaving =
-            self.view.values().any(|seen| seen.admission == Admission::Draining);
+        let is_somebody_leaving = self.view.values().any(|seen| seen.gives_away().is_some());
         if !self.may_move || is_early || room == 0 || !(is_calm || is_somebody_leaving) {
             return Vec::new();
         }
@@ -43,8 +42,9 @@ impl Ownership {
         let is_between = |shard: &&Shard| match shard.stage {
             Stage::Fencing { .. } => true,
             Stage::Known => {
-                // One that nobody can open just now is in nobody's way.
-                let is_owned = shard.row.as_ref().is_some_and(|row| row.member.is_some());
+                // One that nobody can open just now is in nobody's way, nor is one that cannot be opened where it is.
+                let owner = shard.row.as_ref().and_then(|row| row.member.as_ref());
+                let is_owned = owner.is_some_and(|owner| !self.is_storeless(owner));
                 is_owned && !shard.is_open && !shard.is_dropped
             }
             Stage::Unread { .. } | Stage::Reading { .. } | Stage::Stopped { .. } => false,
@@ -65,24 +65,30 @@ impl Ownership {
             let Some(to) = placement.owner(*id).filter(|to| to.name != owner.name) else {
                 continue;
             };
-            if !shard.is_open || !is_in(&self.view, owner) || !self.answers(to) {
+            // Who does not reach its store does not open it either.
+            let is_movable = shard.is_open || self.is_storeless(owner);
+            if !is_movable || !is_in(&self.view, owner) || !self.answers(to) {
                 continue;
             }
-            match self.view.get(&owner.name).map(|seen| seen.admission) {
-                Some(Admission::Draining) => {
-                    let other = shard.shuns(to, now).then(|| self.elsewhere(*id, now)).flatten();
-                    let to = other.unwrap_or_else(|| to.clone());
-                    wanted.push((*id, to, Reason::OwnerDraining));
-                }
-                // To a node that could not open it, it would only come back from there.
-                Some(Admission::Open) if is_calm && !shard.shuns(to, now) => {
-                    wanted.push((*id, to.clone(), Reason::Rebalanced));
-                }
-                Some(Admission::Open | Admission::Cordoned) | None => {}
+            let Some(seen) = self.view.get(&owner.name) else { continue };
+            if let Some(reason) = seen.gives_away() {
+                let other = shard.shuns(to, now).then(|| self.elsewhere(*id, now)).flatten();
+                let to = other.unwrap_or_else(|| to.clone());
+                wanted.push((*id, to, reason));
+                continue;
+            }
+            // To a node that could not open it, it would only come back from there.
+            if is_calm && seen.admission == Admission::Open && !shard.shuns(to, now) {
+                wanted.push((*id, to.clone(), Reason::Rebalanced));
             }
         }
-        wanted.sort_by_key(|(id, _, reason)| (*reason != Reason::OwnerDraining, *id));
+        wanted.sort_by_key(|(id, _, reason)| (*reason == Reason::Rebalanced, *id));
         wanted
+    }
+
+    fn is_storeless(&self, member: &Member) -> bool {
+        let seen = self.view.get(&member.name).filter(|seen| seen.member == *member);
+        seen.is_some_and(|seen| seen.standing == Standing::Storeless)
     }
 
     /// Nobody is suspected and every shard is served: only then is anything moved that could as well stay.
@@ -92,7 +98,7 @@ impl Ownership {
             Stage::Stopped { .. } => true,
             Stage::Unread { .. } | Stage::Reading { .. } | Stage::Fencing { .. } => false,
         };
-        self.view.values().all(|seen| seen.standing == Standing::Answering)
+        self.view.values().all(|seen| seen.standing != Standing::Suspect)
             && self.shards.values().all(is_served)
     }
 }

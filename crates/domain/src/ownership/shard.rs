@@ -110,9 +110,10 @@ impl Shard {
         }
     }
 
-    /// It is read anew, whatever its row says; its epochs up to now may have been used and are passed over.
+    /// It is read anew, whatever its row says; its epochs up to now may have been used and are passed over. So is one more:
+    /// what is still said of them is then of an owner long before.
     pub(super) fn release(&mut self, now: Millis) {
-        *self = Self { above: self.last(), ..Self::unread(now) };
+        *self = Self { above: self.last().next(), ..Self::unread(now) };
     }
 
     pub(super) fn stop(&mut self, now: Millis) {

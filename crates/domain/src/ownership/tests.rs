@@ -230,6 +230,20 @@ fn a_shard_whose_store_rolled_back_is_left_alone() {
 }
 
 #[test]
+fn who_goes_on_saying_that_a_store_rolled_back_does_not_put_off_its_return() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 3));
+    ownership.view(view(&[&ann, &bob]), Millis(100));
+    let mut read = Vec::new();
+    for beat in 1..=20 {
+        let now = Millis(beat * 500);
+        let actions = ownership.dropped(SHARD, Epoch(4), Reason::StoreRolledBack, now);
+        read.extend(actions.contains(&Action::ReadOwner { shard: SHARD }).then_some(now.0));
+    }
+    assert_eq!(read, [5_500], "as often as if it were said once");
+}
+
+#[test]
 fn a_suspect_keeps_its_shards_and_gets_none() {
     let (ann, bob) = (member("ann", 1), member("bob", 1));
     let mut ownership = leader(row(4, Some(&ann), 3));
@@ -342,6 +356,36 @@ fn a_node_that_drains_gives_everything_away_even_when_others_are_suspected() {
     }
     moved.sort_unstable();
     assert_eq!(moved, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_node_that_does_not_reach_its_store_loses_also_what_it_could_not_open() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader_of_four(&ann);
+    let more = [2, 3].map(|shard| Held { shard: ShardId(shard), epoch: Epoch(1), is_open: false });
+    let all = [0, 1].map(|shard| Held { shard: ShardId(shard), epoch: Epoch(1), is_open: true });
+    let unopened = ownership.held(&ann, &[all, more].concat(), Millis(995));
+    assert_eq!(fences(&unopened), []);
+    let mut seen = view(&[&ann, &bob]);
+    seen[0].standing = Standing::Storeless;
+    let mut moved = Vec::new();
+    let mut actions = ownership.view(seen.clone(), Millis(1_000));
+    for step in 1..=40u64 {
+        let now = Millis(1_000 + step * 50);
+        if let Some((shard, to, reason)) = fenced_shard(&actions) {
+            assert_eq!((&to, reason), (&bob, Reason::OwnerStoreless));
+            moved.push(shard.0);
+            ownership.fence_result(shard, FenceResult::Fenced(row(2, Some(&bob), 5)), now);
+        }
+        let held: Vec<(u32, u64)> = moved.iter().map(|shard| (*shard, 2)).collect();
+        actions = hold(&mut ownership, &bob, &held, now.0);
+    }
+    moved.sort_unstable();
+    assert_eq!(moved, [0, 1, 2, 3]);
+    seen[0].standing = Standing::Answering;
+    let back = ownership.view(seen, Millis(4_000));
+    let (_, to, reason) = fenced_shard(&back).expect("its share comes back");
+    assert_eq!((&to, reason), (&ann, Reason::Rebalanced));
 }
 
 #[test]
@@ -461,19 +505,44 @@ fn a_released_shard_is_opened_in_an_epoch_that_nobody_had() {
     assert_eq!(ownership.release(SHARD, Millis(40)), None, "it is not stopped");
     ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(50));
     let released = ownership.release(SHARD, Millis(60)).unwrap();
-    assert_eq!(remembered(&released), [(7, ShardStanding::Released)]);
+    assert_eq!(remembered(&released), [(8, ShardStanding::Released)]);
     assert_eq!(released[0], Action::ReadOwner { shard: SHARD });
     let wanted = ownership.owner_read(SHARD, row(5, Some(&ann), 4), Millis(70));
-    let [Action::Fence { expected_epoch: Epoch(5), above: Epoch(7), to, reason, .. }, ..] =
+    let [Action::Fence { expected_epoch: Epoch(5), above: Epoch(8), to, reason, .. }, ..] =
         &wanted[..]
     else {
         panic!("{wanted:?}")
     };
     assert_eq!(*reason, Reason::Released);
-    let fenced = FenceResult::Fenced(row(8, Some(to), 5));
+    let fenced = FenceResult::Fenced(row(9, Some(to), 5));
     let wanted = ownership.fence_result(SHARD, fenced, Millis(80));
-    assert!(matches!(grants(&wanted)[..], [(8, _)]), "{wanted:?}");
-    assert_eq!(remembered(&wanted), [(8, ShardStanding::Served)]);
+    assert!(matches!(grants(&wanted)[..], [(9, _)]), "{wanted:?}");
+    assert_eq!(remembered(&wanted), [(9, ShardStanding::Served)]);
+}
+
+#[test]
+fn what_was_said_before_a_release_does_not_stop_the_shard_under_the_next_leader() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(9, Some(&bob), 6));
+    ownership.view(view(&[&ann, &bob]), Millis(20));
+    // Of epoch 7, before it was released and opened in the one after the next.
+    ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(30));
+    assert!(!ownership.is_stopped(SHARD));
+}
+
+#[test]
+fn a_move_whose_fence_came_to_nothing_is_made_again() {
+    let (ann, bob) = (member("ann", 1), member("bob", 1));
+    let mut ownership = leader(row(4, Some(&ann), 5));
+    ownership.held(&ann, &held(4, true), Millis(90));
+    let mut seen = view(&[&ann, &bob]);
+    seen[0].standing = Standing::Storeless;
+    assert_eq!(fences(&ownership.view(seen, Millis(1_000))).len(), 1);
+    ownership.fence_result(SHARD, FenceResult::Failed, Millis(1_100));
+    let read = ownership.tick(Millis(1_100 + RETRY_MS));
+    assert!(read.contains(&Action::ReadOwner { shard: SHARD }), "{read:?}");
+    let again = ownership.owner_read(SHARD, row(4, Some(&ann), 5), Millis(1_400));
+    assert_eq!(fences(&again), [(4, bob, Reason::OwnerStoreless)]);
 }
 
 #[test]
@@ -589,9 +658,9 @@ fn what_nodes_still_report_of_a_released_shard_does_not_stop_it_again() {
     ownership.held(&ann, &held(9, true), Millis(80));
     ownership.dropped(SHARD, Epoch(7), Reason::StoreRolledBack, Millis(90));
     // The fence was sent before that epoch was heard of, so it takes one more.
-    let fenced = FenceResult::Fenced(row(8, Some(&ann), 5));
+    let fenced = FenceResult::Fenced(row(9, Some(&ann), 5));
     let wanted = ownership.fence_result(SHARD, fenced, Millis(100));
-    assert!(matches!(fences(&wanted)[..], [(8, _, Reason::Released)]), "{wanted:?}");
+    assert!(matches!(fences(&wanted)[..], [(9, _, Reason::Released)]), "{wanted:?}");
     let fenced = FenceResult::Fenced(row(10, Some(&ann), 5));
     let wanted = ownership.fence_result(SHARD, fenced, Millis(110));
     assert_eq!((grants(&wanted), ownership.is_stopped(SHARD)), (vec![(10, ann)], false));

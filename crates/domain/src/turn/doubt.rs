@@ -13,7 +13,7 @@ use crate::entry::{
 };
 use crate::round::Returned;
 use crate::step::StepKey;
-use crate::{Reason, WorkState};
+use crate::{Epoch, Reason, WorkState};
 
 /// What happens when a step is run twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,23 @@ pub struct Doubted<'a> {
     pub tool: &'a str,
     /// Its number within the work, from 1.
     pub sequence: u32,
+}
+
+/// So often a tool is asked that is not there, or breaks off; then nobody knows.
+pub const PROBES_MAX: u32 = 10;
+
+/// How often the tool of an attempt in doubt was asked in vain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probes(Option<(StepKey, u32, u32)>);
+
+impl Probes {
+    /// Once more. Whether it is to be asked no more: what it says is [`Reconciled::Unknown`].
+    pub fn failed(&mut self, step: StepKey, attempt: u32) -> bool {
+        let before = self.0.filter(|known| (known.0, known.1) == (step, attempt));
+        let count = before.map_or(0, |known| known.2) + 1;
+        self.0 = (count < PROBES_MAX).then_some((step, attempt, count));
+        PROBES_MAX <= count
+    }
 }
 
 /// Which step a signal is about.
@@ -102,6 +119,32 @@ impl Turn {
         self.not_before_ms = until_ms.saturating_add(DOUBT_HOLD_MS);
         self.doubted_at_ms = stamp.ts_ms;
         self.enter(WorkState::InDoubt, doubted.reason);
+    }
+
+    /// How long an owner in `epoch` leaves the step in doubt alone after it opened the shard, by its own clock: as long as
+    /// the call of the owner before it may take, and five seconds. Two machines' clocks may differ.
+    pub fn hold_after_opening_ms(&self, epoch: Epoch) -> u64 {
+        if self.not_before_ms == 0 {
+            return 0;
+        }
+        let last = self.entries.iter().rev().find_map(|(stamp, entry)| match entry {
+            Entry::StepIntended(intended) => Some((stamp, intended.deadline_ms)),
+            Entry::ShardOpened(_)
+            | Entry::Accepted(_)
+            | Entry::StepBegan(_)
+            | Entry::StepDone(_)
+            | Entry::StepDoubted(_)
+            | Entry::StepResolved(_)
+            | Entry::Waiting(_)
+            | Entry::Resumed(_)
+            | Entry::CancelRequested(_)
+            | Entry::Ended(_) => None,
+        });
+        let Some((stamp, deadline_ms)) = last.filter(|(stamp, _)| stamp.epoch < epoch) else {
+            return 0;
+        };
+        let hold_ms = deadline_ms.saturating_sub(stamp.ts_ms).max(0).saturating_add(DOUBT_HOLD_MS);
+        hold_ms.unsigned_abs()
     }
 
     pub(super) fn end_doubt(&mut self, stamp: Stamp) {

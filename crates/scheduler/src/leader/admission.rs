@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use cluster::Peer;
+use domain::membership::{NodeView, Standing};
 use domain::place::Admission;
 use domain::time::Millis;
 use domain::{Epoch, Member, ProcessName, Reason};
@@ -11,7 +12,7 @@ use proto::link::{DrainAnswer, Envelope, JoinRequest, PutAudit, Refusal};
 use proto::v1;
 use tracing::info;
 
-use super::roster::{ALIVE, SUSPECT, read_join};
+use super::roster::{ALIVE, is_in, read_join};
 use super::{Leader, api_node, check_sender};
 use crate::Error;
 use crate::clock::wall_ms;
@@ -128,7 +129,10 @@ impl Leader {
         self.drain(&member, "the process was told to end".to_owned(), now);
         self.roster.drains_itself(&member);
         // Also those that are suspected: most of them answer again in a moment.
-        let takers = self.membership.nodes().filter(|node| node.admission == Admission::Open);
+        let may_take = |node: &&NodeView| {
+            node.admission == Admission::Open && node.standing() != Standing::Storeless
+        };
+        let takers = self.membership.nodes().filter(may_take);
         let targets = u32::try_from(takers.count()).unwrap_or(u32::MAX);
         let is_settled = self.hands.shared.config.settle_ms <= now.since(self.began);
         if targets == 0 && !is_settled {
@@ -159,7 +163,7 @@ impl Leader {
         let before = std::mem::replace(&mut row.admission, admission.as_str().to_owned());
         let row = row.clone();
         let state = |admission: &str| match admission {
-            "" if row.state == ALIVE || row.state == SUSPECT => row.state.clone(),
+            "" if is_in(&row) => row.state.clone(),
             "" => ALIVE.to_owned(),
             other => other.to_owned(),
         };

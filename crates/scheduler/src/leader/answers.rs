@@ -10,7 +10,7 @@ use proto::v1;
 
 use super::Leader;
 use super::facts::{DROPPED, Facts, GRANTED, OPEN, STOPPED, UNOWNED};
-use super::roster::{ALIVE, SUSPECT};
+use super::roster::{ALIVE, STORELESS, SUSPECT, is_in};
 use crate::metrics;
 
 /// Which offers are wanted.
@@ -107,7 +107,12 @@ impl Leader {
     pub(super) fn count_members(&self) {
         let of =
             |standing| self.membership.nodes().filter(|node| node.standing() == standing).count();
-        for (state, standing) in [(ALIVE, Standing::Answering), (SUSPECT, Standing::Suspect)] {
+        let standings = [
+            (ALIVE, Standing::Answering),
+            (SUSPECT, Standing::Suspect),
+            (STORELESS, Standing::Storeless),
+        ];
+        for (state, standing) in standings {
             metrics::MEMBERS.with_label_values(&[state]).set(signed(of(standing)).into());
         }
     }
@@ -122,9 +127,8 @@ impl Leader {
 
 /// A node as its row says, and as its beats say if it is in.
 pub(crate) fn api_node(row: &PutNode, alive: Option<&NodeView>, shards: Vec<i32>) -> v1::Node {
-    let is_alive = row.state == ALIVE || row.state == SUSPECT;
     // It was alive under the leader before this one, and has not come yet.
-    let is_awaited = is_alive && alive.is_none_or(|node| !node.has_joined());
+    let is_awaited = is_in(row) && alive.is_none_or(|node| !node.has_joined());
     let reason = u16::try_from(row.reason).ok().and_then(Reason::from_code).filter(|_| !is_awaited);
     v1::Node {
         name: row.name.clone(),
@@ -157,6 +161,7 @@ fn lines(decision: &Decision) -> Vec<String> {
             Verdict::Full => "has its share of shards",
             Verdict::ZoneFull => "its zone has its share of shards",
             Verdict::Suspect => "suspected: gets nothing new",
+            Verdict::Storeless => "does not reach its store: gives everything away",
             Verdict::Cordoned => "cordoned: gets nothing new",
             Verdict::Draining => "draining: gives everything away",
         };

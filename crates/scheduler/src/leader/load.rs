@@ -1,9 +1,10 @@
 //! The first act of a leader: it reads everything, and makes what the first leader of a store has to make.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use domain::leadership;
-use domain::ownership::OwnerRow;
+use domain::ownership::{OwnerRow, STORE_MS};
 use domain::slot::{SLOTS, ShardRange, ShardTable};
 use domain::{Class, ClusterId, ShardId};
 use proto::link::control_write::Write;
@@ -13,6 +14,7 @@ use proto::link::{
 };
 use store::ControlOutcome;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::hands::{Hands, Outcome};
@@ -143,7 +145,7 @@ fn table(shards: &[PutShard]) -> Result<ShardTable, domain::Error> {
     ShardTable::new(ranges?)
 }
 
-/// Reads every owner row, each until it answers.
+/// Reads every owner row.
 async fn owners(
     hands: &Hands,
     cluster_id: &str,
@@ -153,14 +155,42 @@ async fn owners(
     for shard in shards {
         reads.spawn(owner(hands.clone(), cluster_id.to_owned(), shard.clone()));
     }
-    let mut owners = BTreeMap::new();
-    while let Some(read) = reads.join_next().await {
-        owners.extend(read.ok().flatten());
+    let owners = most(reads).await;
+    if owners.len() < shards.len() {
+        let (read, of) = (owners.len(), shards.len());
+        warn!(read, of, "leads without having read all owner rows; the others are read again");
     }
     owners
 }
 
-/// None: its database is certainly broken. Then it stays unread, and so untouched.
+/// What is read until all have answered. Once half of them have, the others have as long as a store has for an answer: a
+/// database that hangs does not keep those of the others from having a leader.
+async fn most<T: Send + 'static>(mut reads: JoinSet<Option<(ShardId, T)>>) -> BTreeMap<ShardId, T> {
+    let half = reads.len().div_ceil(2);
+    let (mut read, mut answered, mut until) = (BTreeMap::new(), 0, None);
+    loop {
+        let over = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            next = reads.join_next() => match next {
+                Some(next) => read.extend(next.ok().flatten()),
+                None => return read,
+            },
+            () = over => return read,
+        }
+        answered += 1;
+        if answered == half {
+            until = Some(Instant::now() + Duration::from_millis(STORE_MS));
+        }
+    }
+}
+
+/// Reads it until it answers. None: its database is certainly broken. Then it stays unread, and so untouched.
 async fn owner(hands: Hands, cluster_id: String, shard: PutShard) -> Option<(ShardId, OwnerRow)> {
     let mut backoff = Backoff::new();
     loop {
@@ -184,6 +214,35 @@ mod tests {
     use domain::Slot;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_hangs_holds_nobody_up_once_half_have_answered() {
+        let mut reads = JoinSet::new();
+        for shard in 0..4_u32 {
+            reads.spawn(async move {
+                match shard {
+                    0 => std::future::pending().await,
+                    1 => None,
+                    _ => {
+                        tokio::time::sleep(Duration::from_secs(60)).await;
+                        Some((ShardId(shard), shard))
+                    }
+                }
+            });
+        }
+        let began = Instant::now();
+        assert_eq!(most(reads).await, BTreeMap::from([(ShardId(2), 2), (ShardId(3), 3)]));
+        assert_eq!(began.elapsed(), Duration::from_millis(60_000 + STORE_MS));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_owner_row_is_waited_for_when_all_have_answered() {
+        let mut reads = JoinSet::new();
+        reads.spawn(async { Some((ShardId(7), ())) });
+        let began = Instant::now();
+        assert_eq!(most(reads).await.len(), 1);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
 
     #[test]
     fn the_rows_of_new_shards_say_what_the_table_says() {

@@ -43,7 +43,7 @@ use crate::metrics;
 use crate::shared::node_peer;
 use facts::{DROPPED, Facts, Fencing, GRANTED, STOPPED, UNOWNED, inherited};
 use reports::Reports;
-use roster::{DEAD, LEFT, Roster, SUSPECT, read_join};
+use roster::{DEAD, LEFT, Roster, STORELESS, SUSPECT, read_join};
 
 pub(crate) struct Leader {
     hands: Hands,
@@ -101,6 +101,9 @@ impl Leader {
         }
         for joining in roster.alive() {
             membership.inherited(joining, config.settle_ms, now);
+        }
+        for member in roster.storeless() {
+            membership.inherited_storeless(&member);
         }
         let version = domain::view::Version { term: hands.term, number: 0 };
         let mut leader = Self {
@@ -253,7 +256,7 @@ impl Leader {
 
     pub(crate) fn beat(&mut self, beat: Beat, now: Millis) {
         let member = beat.member.clone();
-        let held = beat.held.clone();
+        let (held, rolled_back) = (beat.held.clone(), beat.rolled_back.clone());
         let Some(effects) = self.membership.beat(beat, now) else {
             // It lives, and takes itself for a member: the view tells it that it is none, and it joins anew.
             if self.membership.node(&member).is_none() {
@@ -263,6 +266,10 @@ impl Leader {
         };
         self.carry(effects, now);
         if self.membership.node(&member).is_some() {
+            // Before it is missed among what is held: it was not simply given up.
+            for found in rolled_back {
+                self.rolled_back(&member, found, now);
+            }
             let held = self.reports.beat(&member, &held, now);
             let actions = self.ownership.held(&member, &held, now);
             self.act(actions, now);
@@ -305,9 +312,7 @@ impl Leader {
         let member = self.member_at(from)?;
         self.reports.dropped(&member, held.shard);
         if reason == Reason::StoreRolledBack {
-            warn!(shard = %held.shard, epoch = %held.epoch, %member, "node found less in the store than was acknowledged");
-            let actions = self.ownership.dropped(held.shard, held.epoch, reason, now);
-            self.act(actions, now);
+            self.rolled_back(&member, held, now);
             return Ok(Bytes::new());
         }
         let owner =
@@ -329,6 +334,16 @@ impl Leader {
             self.act(actions, now);
         }
         Ok(Bytes::new())
+    }
+
+    fn rolled_back(&mut self, member: &Member, found: Held, now: Millis) {
+        let Held { shard, epoch, .. } = found;
+        let was_stopped = self.ownership.is_stopped(shard);
+        let actions = self.ownership.dropped(shard, epoch, Reason::StoreRolledBack, now);
+        if !was_stopped && self.ownership.is_stopped(shard) {
+            warn!(%shard, %epoch, %member, "node found less in the store than was acknowledged");
+        }
+        self.act(actions, now);
     }
 
     /// A node says that one of its agents failed.
@@ -427,6 +442,11 @@ impl Leader {
                 membership::Effect::Suspect { member, reason } => {
                     warn!(%member, %reason, "node is suspected");
                     self.record(&member, SUSPECT, reason);
+                    is_changed = true;
+                }
+                membership::Effect::Storeless { member } => {
+                    warn!(%member, "node does not reach its store, which answers others");
+                    self.record(&member, STORELESS, Reason::Storeless);
                     is_changed = true;
                 }
                 membership::Effect::Dead { member, reason } => {

@@ -21,6 +21,7 @@ const ADDRESS_BYTES_MAX: usize = 512;
 
 pub(crate) const ALIVE: &str = "alive";
 pub(crate) const SUSPECT: &str = "suspect";
+pub(crate) const STORELESS: &str = "storeless";
 pub(crate) const DEAD: &str = "dead";
 pub(crate) const LEFT: &str = "left";
 const CORDONED: &str = Admission::Cordoned.as_str();
@@ -59,6 +60,11 @@ pub(crate) fn read_join(request: JoinRequest) -> Result<Joined, Refusal> {
     Ok(Joined { joining, offers })
 }
 
+/// Whether it was neither dead nor gone when the row was written.
+pub(crate) fn is_in(row: &PutNode) -> bool {
+    [ALIVE, SUSPECT, STORELESS].contains(&row.state.as_str())
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     pub(crate) members: BTreeMap<ProcessName, MemberInfo>,
@@ -73,7 +79,7 @@ impl Roster {
         let mut roster = Self::default();
         for row in rows {
             let Ok(name) = row.name.parse::<ProcessName>() else { continue };
-            if row.state == ALIVE || row.state == SUSPECT {
+            if is_in(&row) {
                 let incarnation = Incarnation(row.incarnation);
                 let offers = row.capabilities.iter().cloned().map(offer_from_message);
                 let info = MemberInfo {
@@ -110,6 +116,14 @@ impl Roster {
                 capabilities: domain::CapabilitySet(offers.collect()),
                 address: row.address.clone(),
             })
+        })
+    }
+
+    /// Who did not reach its store under the leader before us.
+    pub(crate) fn storeless(&self) -> impl Iterator<Item = Member> + '_ {
+        let rows = self.rows.values().filter(|row| row.state == STORELESS);
+        rows.filter_map(|row| {
+            Some(Member { name: row.name.parse().ok()?, incarnation: Incarnation(row.incarnation) })
         })
     }
 

@@ -181,6 +181,8 @@ pub(super) struct Played(Mutex<Notes>);
 #[derive(Default)]
 pub(super) struct Notes {
     pub(super) held: BTreeMap<u32, Held>,
+    /// What its beats say of shards whose store went back.
+    pub(super) rolled_back: Vec<Held>,
     pub(super) grants: Vec<Grant>,
     /// Of each grant, who was in the view when it came.
     pub(super) members: Vec<Vec<ProcessName>>,
@@ -262,7 +264,9 @@ impl Node {
             let load =
                 proto::link::Load { capability: "phase/action".into(), running: 2, queued: 1 };
             let (incarnation, number) = (self.incarnation, notes.beats);
-            Beat { incarnation, number, held, loads: vec![load], hot_agents: 7, ..Beat::default() }
+            let rolled_back = notes.rolled_back.clone();
+            let beat = Beat { incarnation, number, held, loads: vec![load], ..Beat::default() };
+            Beat { hot_agents: 7, rolled_back, ..beat }
         };
         self.pulse(leader, Some(beat));
     }

@@ -31,7 +31,9 @@ impl Token {
     /// Reads the file again. Whether there is another token than the one that was refused.
     pub(super) async fn renew(&self, refused: &HeaderValue) -> Result<bool, Error> {
         let text = tokio::fs::read_to_string(&self.path).await;
-        let header = header(&self.path, self.scheme, text)?;
+        // It may be just being replaced.
+        let header = header(&self.path, self.scheme, text)
+            .map_err(|error| Error::Denied { what: error.to_string() })?;
         let is_new = header != refused;
         *self.header.write().unwrap_or_else(PoisonError::into_inner) = header;
         Ok(is_new)

@@ -7,6 +7,7 @@ mod group;
 mod task;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use domain::heads::Heads;
@@ -99,6 +100,7 @@ pub fn spawn(
         heads,
         rows_since_mark: 0,
         appended: 0,
+        in_flight_since: None,
         stop: None,
         is_abandoned: false,
     };
@@ -113,6 +115,9 @@ pub fn spawn(
     tokio::spawn(task.run());
     WriterHandle(Arc::new(Door(shared)))
 }
+
+/// A store that takes longer for a group is away.
+const AWAY_MIN: Duration = Duration::from_secs(2);
 
 /// Appends to a shard. Cheap to clone.
 #[derive(Clone)]
@@ -199,6 +204,11 @@ impl WriterHandle {
         lsn <= self.head()
     }
 
+    /// Whether the store has not said for a while what became of the group that is in flight.
+    pub fn is_away(&self) -> bool {
+        self.0.0.lock().in_flight_since.is_some_and(|since| AWAY_MIN <= since.elapsed())
+    }
+
     /// Whether nothing more is taken, ever: it has stopped or is about to.
     pub fn is_stopping(&self) -> bool {
         self.0.0.lock().stop.is_some()
@@ -233,6 +243,8 @@ struct State {
     /// Committed since the last mark.
     rows_since_mark: u64,
     appended: u64,
+    /// Since when it is not known what became of the group that was cut.
+    in_flight_since: Option<Instant>,
     /// Why the writer is to stop.
     stop: Option<Reason>,
     is_abandoned: bool,

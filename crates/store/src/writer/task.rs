@@ -9,7 +9,7 @@ use domain::pace::Pace;
 use domain::writer::{Next, Outcome, Placed};
 use domain::{Epoch, Lsn, Reason};
 use proto::link::Group;
-use telemetry::fault::point;
+use telemetry::fault::{COMMIT, Injected, injected, point};
 
 use super::{Append, Committed, Event, Shared, Stopped, group};
 use crate::{CommitOutcome, Error, Store, metrics};
@@ -61,7 +61,10 @@ impl Task {
                     }
                 }
                 None if self.is_abandoned() => return self.stop(Reason::ShuttingDown),
-                None => self.shared.wake.notified().await,
+                None => {
+                    point("writer-idle");
+                    self.shared.wake.notified().await;
+                }
             }
         }
     }
@@ -108,9 +111,17 @@ impl Task {
     /// Until the group is acknowledged or the writer stops.
     async fn settle(&mut self, group: Arc<Group>) -> Result<(), Over> {
         let started = Instant::now();
+        self.shared.lock().in_flight_since = Some(started);
         let mut outcome = self.send(&group).await?;
         loop {
-            let next = self.shared.lock().writer.settle(outcome);
+            let next = {
+                let mut state = self.shared.lock();
+                let next = state.writer.settle(outcome);
+                if matches!(next, Next::Acknowledge(_)) {
+                    state.in_flight_since = None;
+                }
+                next
+            };
             match next {
                 Next::Acknowledge(items) => {
                     point("writer-committed");
@@ -138,7 +149,7 @@ impl Task {
             let group = group.clone();
             point("writer-before-commit");
             let sent = Instant::now();
-            let commit = async move { store.commit(&database, group).await };
+            let commit = async move { commit(&*store, &database, group).await };
             let error = match self.unless_stopped(commit).await? {
                 Ok(CommitOutcome::Committed) => {
                     self.pace.answered(sent.elapsed());
@@ -149,6 +160,7 @@ impl Task {
                 }
                 Ok(CommitOutcome::HeadMismatch { .. }) => return Ok(Outcome::HeadMismatch),
                 Err(Error::Unknown { what }) => {
+                    point("writer-answer-lost");
                     metrics::UNKNOWN.inc();
                     tracing::warn!(database = self.database, what, "a commit has no answer");
                     return Ok(Outcome::Unknown);
@@ -161,8 +173,7 @@ impl Task {
                 return Err(Over);
             }
             backoff.tell(&self.database, "cannot commit yet", &error);
-            let pause = tokio::time::sleep(backoff.next());
-            self.unless_stopped(pause).await?;
+            self.back_off(&mut backoff).await?;
         }
     }
 
@@ -172,15 +183,23 @@ impl Task {
         loop {
             let (store, database) = (self.store.clone(), self.database.clone());
             let read = async move { store.owner(&database).await };
-            match self.unless_stopped(read).await? {
+            point("writer-before-position");
+            let read = self.unless_stopped(read).await?;
+            point("writer-position-read");
+            match read {
                 Ok(row) => {
                     return Ok(Outcome::Position { epoch: Epoch(row.epoch), head: Lsn(row.head) });
                 }
                 Err(error) => backoff.tell(&self.database, "cannot read the position yet", &error),
             }
-            let pause = tokio::time::sleep(backoff.next());
-            self.unless_stopped(pause).await?;
+            self.back_off(&mut backoff).await?;
         }
+    }
+
+    async fn back_off(&mut self, backoff: &mut Backoff) -> Result<(), Over> {
+        let pause = backoff.next();
+        point("writer-backing-off");
+        self.unless_stopped(tokio::time::sleep(pause)).await
     }
 
     /// Awaits `work`, and gives it up when the writer is to stop.
@@ -254,6 +273,22 @@ impl Task {
         }
         self.shared.progress.send_modify(|progress| progress.is_stopped = true);
         (self.on_event)(Event::Stopped(reason));
+    }
+}
+
+/// Sends it, unless a test has other plans.
+async fn commit(
+    store: &dyn Store,
+    database: &str,
+    group: Arc<Group>,
+) -> Result<CommitOutcome, Error> {
+    match injected(COMMIT) {
+        None => store.commit(database, group).await,
+        Some(Injected::Refuse) => Err(Error::unavailable("a planned fault")),
+        Some(Injected::Lose) => {
+            store.commit(database, group).await?;
+            Err(Error::unknown("a planned fault"))
+        }
     }
 }
 

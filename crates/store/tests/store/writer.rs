@@ -204,6 +204,21 @@ async fn a_lost_answer_is_resolved_by_reading() {
 }
 
 #[tokio::test]
+async fn while_the_store_takes_nothing_the_writer_says_so() {
+    let Some(doors) = owned().await else { return };
+    // About as often as it is tried in some seconds.
+    let store = Faulty::new(doors.node.clone(), &[Fault::Refused; 1_000]);
+    let bench = Bench::new(store.clone());
+    assert!(!bench.writer.is_away());
+    bench.append(1, 1, 1);
+    eventually("it is away", async || bench.writer.is_away()).await;
+    assert!(1 < store.seen.lock().unwrap().len(), "once is not for a while");
+    store.plan.lock().unwrap().clear();
+    bench.writer.settled().await;
+    assert_eq!((bench.lsns(), bench.writer.is_away()), (vec![(1, 1, 1)], false));
+}
+
+#[tokio::test]
 async fn a_group_without_rows_is_committed_even_if_its_answer_is_lost() {
     for fault in [Fault::AnswerLost, Fault::RequestLost] {
         let Some(doors) = owned().await else { return };

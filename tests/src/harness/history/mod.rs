@@ -4,6 +4,7 @@
 
 mod calls;
 mod clients;
+mod events;
 mod file;
 mod journal;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::fmt;
 
 use proto::v1::HistoryEntry;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use file::Title;
 pub use journal::check;
@@ -48,6 +50,12 @@ pub enum Fault {
     TwoForOneKey { agent: String, key: String, works: BTreeSet<String> },
     /// A client was told another end than the journal has.
     ToldOtherwise { work: String, told: String, journaled: String },
+    /// A client was told an event a second time, or after a later one.
+    ToldAgain { work: String, seq: i64 },
+    /// A client that wanted every event was not told this one.
+    Untold { work: String, seq: i64 },
+    /// A client was told of a step that is not in the journal.
+    MadeUp { work: String, seq: i64 },
     /// Of two works that one stream submitted to an agent, the later one was accepted first.
     Reordered { agent: String, first: String, second: String },
     /// A work began before one that was accepted before it.
@@ -62,7 +70,7 @@ pub enum Fault {
     CalledTwice { key: String, calls: u64 },
     /// The journal has other calls of a work than were made.
     Uncalled { work: String, made: u64, journaled: u64 },
-    /// Less was counted than the journals show, or something that never happens.
+    /// Less was counted than the journals show, or more calls than they have attempts, or something that never happens.
     Miscounted { what: String, counted: u64, journaled: u64 },
 }
 
@@ -91,6 +99,23 @@ pub struct Told {
     /// The stream that submitted it, and its place there; none if it was submitted again on another one.
     pub place: Option<(u64, u64)>,
     pub end: Option<End>,
+    /// Each event that it was shown, in this order, if it wanted all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<Vec<Shown>>,
+}
+
+/// An event of a work as its cursor names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    pub seq: i64,
+    pub offset: i64,
+    pub is_step: bool,
+}
+
+impl Shown {
+    fn place(self) -> (i64, i64) {
+        (self.seq, self.offset)
+    }
 }
 
 /// A node that owned a shard under an epoch, as far as that is stored.
@@ -131,6 +156,7 @@ impl History {
         let acknowledged = self.told.iter().map(|told| told.work.clone()).collect();
         let mut faults = check(&acknowledged, &self.journals);
         faults.extend(clients::check(self));
+        faults.extend(events::check(self));
         faults.extend(shards::check(self));
         faults.extend(calls::check(self));
         faults.extend(self.miscounted());
@@ -155,6 +181,26 @@ impl History {
             journaled: 0,
         });
         least.chain(early).collect()
+    }
+}
+
+impl History {
+    /// What is committed is read by later owners and not run again: every call of a model is of an attempt that a journal
+    /// knows. For histories that hold every work of their cluster.
+    pub fn more_calls_than_attempts(&self) -> Option<Fault> {
+        let (counted, attempts) = (self.counters.model_calls?, self.model_attempts());
+        let what = "model calls, more than attempts".to_owned();
+        (attempts < counted).then_some(Fault::Miscounted { what, counted, journaled: attempts })
+    }
+
+    /// How often models may have been asked for what is journaled: each attempt of a step asks once.
+    fn model_attempts(&self) -> u64 {
+        let steps = self.journals.values().flatten().filter(|entry| is_model_call(entry));
+        let attempts = steps.map(|entry| {
+            let content: Value = serde_json::from_str(&entry.content).unwrap_or_default();
+            content["attempts"].as_u64().unwrap_or(1)
+        });
+        attempts.sum()
     }
 }
 

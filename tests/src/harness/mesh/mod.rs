@@ -150,6 +150,22 @@ impl Mesh {
         client(&self.runtime, &self.plan.credentials)
     }
 
+    /// A connection that is made to this replica first, and to the others after it.
+    ///
+    /// # Panics
+    /// There is none of that name.
+    pub fn client_at(&self, replica: &str) -> Client {
+        let _inside = self.runtime.enter();
+        let listeners = self.plan.listeners.iter().filter(|((_, port), _)| *port == Port::Api);
+        let mut api: Vec<_> =
+            listeners.map(|((name, _), (_, shown))| (name != replica, shown.to_string())).collect();
+        api.sort();
+        assert!(api.first().is_some_and(|(is_other, _)| !is_other), "there is no {replica}");
+        let api = api.into_iter().map(|(_, address)| address).collect();
+        let config = client::Config { api, ..client::Config::new(&self.plan.credentials) };
+        Client::connect(&config).expect("the credentials were just made")
+    }
+
     /// # Panics
     /// It does not run.
     pub fn pid(&self, name: &str) -> u32 {

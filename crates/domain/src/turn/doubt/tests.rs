@@ -147,6 +147,20 @@ fn a_step_in_doubt_is_left_alone_until_its_deadline_and_five_seconds() {
 }
 
 #[test]
+fn the_next_owner_goes_by_its_own_clock_as_long_as_the_call_may_take() {
+    let mut turn = doubted(Policy::Retry);
+    assert_eq!(turn.hold_after_opening_ms(Epoch(1)), 0, "who made it knows its deadline");
+    assert_eq!(turn.hold_after_opening_ms(Epoch(2)), 980 + 5_000);
+    let entries = turn.resolve(Verdict::PolicyRetry, &returned(), "", 6_100);
+    apply_all(&mut turn, entries, 6_100);
+    assert_eq!(turn.hold_after_opening_ms(Epoch(2)), 980 + 5_000, "its next attempt waits, too");
+    let again = turn.intend("w-0-000-1", 2, 9_000).unwrap();
+    let stamp = Stamp { epoch: Epoch(2), ..stamp(20, 6_200) };
+    turn.apply(Entry::StepIntended(again), stamp).unwrap();
+    assert_eq!(turn.hold_after_opening_ms(Epoch(2)), 0);
+}
+
+#[test]
 fn a_step_that_a_person_lets_run_again_waits_as_long() {
     let mut turn = doubted(Policy::Ask);
     let entries = turn.resolve(Verdict::PersonRetry, &returned(), "", 3_000);
@@ -303,4 +317,15 @@ fn a_work_that_is_stopped_in_doubt_is_not_doubted_twice() {
     let entries = asked(Policy::Ask).stopped(Stop::Deadline);
     let [Entry::Ended(ended)] = entries.as_slice() else { panic!("{entries:?}") };
     assert_eq!(ended.detail, "", "nothing was called yet");
+}
+
+#[test]
+fn a_tool_that_says_nothing_is_asked_ten_times_for_each_attempt() {
+    let mut probes = Probes::default();
+    let asked = |probes: &mut Probes, attempt| {
+        (1..).find(|_| probes.failed(TOOL, attempt)).unwrap_or(u32::MAX)
+    };
+    assert_eq!(asked(&mut probes, 1), PROBES_MAX);
+    assert!(!probes.failed(TOOL, 2));
+    assert_eq!(asked(&mut probes, 3), PROBES_MAX, "another attempt is another question");
 }
