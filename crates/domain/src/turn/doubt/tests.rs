@@ -322,10 +322,19 @@ fn a_work_that_is_stopped_in_doubt_is_not_doubted_twice() {
 #[test]
 fn a_tool_that_says_nothing_is_asked_ten_times_for_each_attempt() {
     let mut probes = Probes::default();
-    let asked = |probes: &mut Probes, attempt| {
-        (1..).find(|_| probes.failed(TOOL, attempt)).unwrap_or(u32::MAX)
+    let attempt = |work: &str, number| Attempt {
+        work: work.parse().unwrap(),
+        step: TOOL,
+        epoch: Epoch(1),
+        number,
     };
-    assert_eq!(asked(&mut probes, 1), PROBES_MAX);
-    assert!(!probes.failed(TOOL, 2));
-    assert_eq!(asked(&mut probes, 3), PROBES_MAX, "another attempt is another question");
+    let asked =
+        |probes: &mut Probes, attempt| (1..).find(|_| probes.failed(attempt)).unwrap_or(u32::MAX);
+    assert_eq!(asked(&mut probes, attempt("w-0-000-1", 1)), PROBES_MAX);
+    assert!(!probes.failed(attempt("w-0-000-1", 2)));
+    let other = asked(&mut probes, attempt("w-0-000-1", 3));
+    assert_eq!(other, PROBES_MAX, "another attempt is another question");
+    assert!(!probes.failed(attempt("w-0-000-1", 1)));
+    let other = asked(&mut probes, attempt("w-0-000-2", 1));
+    assert_eq!(other, PROBES_MAX, "so is the same of another work");
 }
