@@ -145,7 +145,7 @@ pub fn run(program: Program, options: &Options) -> anyhow::Result<Report> {
         exits: chaos.exits(),
         timeline: chaos.timeline(),
         broken,
-        faults: history.check().into_iter().chain(history.more_calls_than_attempts()).collect(),
+        faults: history.check(),
         calls: history.calls.len(),
         unheard,
         heard,

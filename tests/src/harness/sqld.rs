@@ -35,6 +35,17 @@ pub struct Sqld {
     admin: SocketAddr,
 }
 
+/// A signal is there before every thread has heard of it.
+fn stands_still(pid: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let is_stopped = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The state comes after the name, which may hold anything.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    };
+    tasks.flatten().all(is_stopped)
+}
+
 /// A server that speaks Hrana, and the files of what it wants to see.
 #[derive(Clone, Debug)]
 pub struct HranaTarget {
@@ -98,6 +109,11 @@ impl Sqld {
     /// It does not run.
     pub fn signal(&self, signal: Signal) {
         self.child.as_ref().expect("it runs").signal(signal);
+        if signal == Signal::STOP {
+            eventually(PATIENCE, "all its threads stand still", || {
+                if stands_still(self.pid()) { Ok(()) } else { Err("one runs") }
+            });
+        }
     }
 
     /// # Panics
