@@ -517,12 +517,11 @@ impl NodeState {
         let Some(inner) = self.inner.clone() else { return };
         match report {
             HostReport::Opened => {
-                if let Some(host) =
-                    inner.write_hosts().get_mut(&shard).filter(|host| host.epoch == epoch)
                 {
+                    let mut hosts = inner.write_hosts();
+                    let host = hosts.get_mut(&shard).filter(|host| host.epoch == epoch);
+                    let Some(host) = host else { return };
                     host.open = true;
-                } else {
-                    return;
                 }
                 inner.tell_controls(kind::HELD, shard, epoch, Reason::ShardOpened);
             }

@@ -297,3 +297,47 @@ fn said_so_far(earlier: Vec<Bytes>, messages: &mut Vec<Message>) -> Result<(), J
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use domain::Epoch;
+    use futures::future::BoxFuture;
+
+    use super::*;
+
+    /// Never answers.
+    struct Mute;
+
+    impl tool::Tool for Mute {
+        fn name(&self) -> &str {
+            "mute"
+        }
+
+        fn is_idempotent(&self) -> bool {
+            false
+        }
+
+        fn call<'a>(
+            &'a self,
+            _: &'a tool::Call,
+        ) -> BoxFuture<'a, Result<tool::Output, tool::Error>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_at_its_deadline_and_may_have_been_made() {
+        let call = tool::Call {
+            idempotency_key: "w-0-000-1/0/tool-0".to_owned(),
+            epoch: Epoch(1),
+            attempt: 1,
+            arguments: serde_json::Value::Null,
+            deadline: Instant::now() + Duration::from_secs(7),
+        };
+        let made = tokio::time::timeout(Duration::from_secs(8), make(&Mute, &call)).await;
+        let failure = made.expect("it ends by itself").unwrap_err();
+        assert_eq!((failure.reason, failure.is_harmless), (Reason::ToolBroke, false));
+    }
+}

@@ -166,8 +166,8 @@ struct Unlinked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Brake {
     Off,
-    /// Half of four or more, or more than half of fewer, fell silent within two seconds. Ask the other replicas: if one sees more, leadership goes there;
-    /// if none does, or there is none, fence only onto nodes that answer.
+    /// Half of four or more, or more than half of fewer, fell silent within two seconds. Ask the other replicas: if one sees
+    /// more, leadership goes there; if none does, or there is none, fence only onto nodes that answer.
     On {
         silent: usize,
         of: usize,

@@ -83,6 +83,12 @@ mod tests {
         assert!(token.renew(&first).await.unwrap());
         assert_eq!(token.header().to_str().unwrap(), "Bearer second");
         assert!(!format!("{token:?} {:?}", token.header()).contains("second"));
+        // While the file is replaced it may be empty, or not there: that is tried again, like a refusal.
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(token.renew(&first).await, Err(Error::Denied { .. })));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(token.renew(&first).await, Err(Error::Denied { .. })));
+        assert_eq!(token.header().to_str().unwrap(), "Bearer second");
     }
 
     #[test]
