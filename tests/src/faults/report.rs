@@ -43,7 +43,9 @@ impl Report {
 
     fn violations(&self) -> usize {
         let broken = usize::from(self.broken.is_some());
-        self.faults.len() + self.unheard.len() + self.exits.len() + broken
+        // A run in which nothing was acknowledged has shown nothing.
+        let idle = usize::from(self.heard.told.is_empty());
+        self.faults.len() + self.unheard.len() + self.exits.len() + broken + idle
     }
 
     fn show_violations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
