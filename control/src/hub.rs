@@ -123,7 +123,8 @@ impl Inbox {
 fn size(events: &Events) -> (usize, usize) {
     let entries: usize = events.entries.iter().map(|entry| entry.entry.len()).sum();
     let ended = events.ended.as_ref().map_or(0, |work| work.result.len());
-    (events.entries.len().max(1), entries + ended)
+    let text = events.text.as_ref().map_or(0, |said| said.text.len());
+    (events.entries.len().max(1), entries + ended + text)
 }
 
 /// One work followed at one owner.

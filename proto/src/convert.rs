@@ -8,6 +8,7 @@ use domain::chain::PhaseKey;
 use domain::definition::{Behaviour, Definition, Policy, ROUNDS_DEFAULT};
 use domain::entry::{Entry, Resolution};
 use domain::step::{CallKey, Callee};
+use domain::transcript::Told;
 use domain::{AgentId, DefinitionHash, Epoch, Phase, Reason, StepKey, StepKind, WorkId, WorkState};
 
 use crate::status::Failure;
@@ -148,20 +149,24 @@ impl From<disk::StepRecord> for link::StepInfo {
     }
 }
 
-/// A bookmark in the events of a work: the seq of the last entry that was seen, and how many events that have no entry
-/// of their own were seen after it.
+/// A bookmark in the events of a work: the seq of the last entry that was seen, and how far what has no entry of its own
+/// was seen after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub work: WorkId,
     pub seq: u64,
     pub offset: u64,
+    /// Bytes of what the attempt that runs has said; see [`domain::transcript`].
+    pub told: u64,
 }
 
 impl Cursor {
     pub fn to_text(self) -> String {
-        match self.offset {
-            0 => format!("{}.{:x}", self.work, self.seq),
-            offset => format!("{}.{:x}.{offset:x}", self.work, self.seq),
+        let Self { work, seq, offset, told } = self;
+        match (offset, told) {
+            (0, 0) => format!("{work}.{seq:x}"),
+            (_, 0) => format!("{work}.{seq:x}.{offset:x}"),
+            (_, _) => format!("{work}.{seq:x}.{offset:x}.{told:x}"),
         }
     }
 
@@ -174,23 +179,23 @@ impl Cursor {
                 format!("cursor {text:.80?} is not one that an event carried"),
             )
         };
-        let (work, place) = text.split_once('.').ok_or_else(wrong)?;
-        let (seq, offset) = place.split_once('.').unwrap_or((place, "0"));
-        let number = |text| u64::from_str_radix(text, 16).map_err(|_| wrong());
-        let (seq, offset) = (number(seq)?, number(offset)?);
-        Ok(Self { work: work.parse().map_err(|_| wrong())?, seq, offset })
+        let mut parts = text.split('.');
+        let work = parts.next().and_then(|work| work.parse().ok()).ok_or_else(wrong)?;
+        let mut number = |or: Option<u64>| match parts.next() {
+            Some(part) => u64::from_str_radix(part, 16).map_err(|_| wrong()),
+            None => or.ok_or_else(wrong),
+        };
+        let (seq, offset, told) = (number(None)?, number(Some(0))?, number(Some(0))?);
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self { work, seq, offset, told })
     }
 }
 
-/// The event of one entry of `work`. None for entries that no client sees. `steps` counts the steps seen so far.
-///
-/// # Errors
-/// A payload that cannot be read.
-pub fn event(
-    work: WorkId,
-    entry: &link::LogEntry,
-    steps: &mut i32,
-) -> Result<Option<v1::WorkEvent>, journal::Error> {
+/// The event of one entry of a work, written in `epoch`. None for entries that no client sees. `steps` counts the steps
+/// seen so far.
+pub fn event(entry: Entry, epoch: Epoch, steps: &mut i32) -> Option<v1::work_event::Event> {
     use v1::work_event::{Event, StateChange};
     let change = |state: WorkState, reason: Reason| {
         Event::StateChange(StateChange {
@@ -198,7 +203,7 @@ pub fn event(
             reason: reason.to_string(),
         })
     };
-    let event = match journal::decode(entry.entry.clone())? {
+    Some(match entry {
         Entry::Accepted(_) => change(WorkState::Accepted, Reason::Submitted),
         Entry::Waiting(reason) => change(WorkState::Waiting, reason),
         Entry::Resumed(reason) => change(WorkState::Running, reason),
@@ -206,11 +211,11 @@ pub fn event(
         Entry::StepDoubted(doubted) => change(WorkState::InDoubt, doubted.reason),
         // What ends the work is told by its end.
         Entry::StepResolved(resolved) if resolved.verdict.resolution() == Resolution::Fail => {
-            return Ok(None);
+            return None;
         }
         Entry::StepResolved(resolved) => change(WorkState::Running, resolved.verdict.reason()),
         Entry::StepDone(done) => {
-            let step = journal::step_record(Epoch(entry.epoch), &done);
+            let step = journal::step_record(epoch, &done);
             *steps += 1;
             let index = usize::try_from(*steps - 1).unwrap_or(0);
             let kind = done.step.kind();
@@ -219,49 +224,45 @@ pub fn event(
         }
         // The last event carries the whole work instead; it is made from the work's own answer.
         Entry::Ended(_) | Entry::ShardOpened(_) | Entry::StepBegan(_) | Entry::StepIntended(_) => {
-            return Ok(None);
+            return None;
         }
-    };
-    Ok(Some(v1::WorkEvent {
-        work: work.to_string(),
-        cursor: Cursor { work, seq: entry.seq, offset: 0 }.to_text(),
-        time: timestamp(entry.ts_ms),
-        event: Some(event),
-    }))
+    })
 }
 
-/// The event of a turn that began at `at_ms`. It has no entry of its own and stands after the acceptance, `accepted`.
-pub fn began(work: WorkId, accepted: u64, at_ms: i64) -> v1::WorkEvent {
-    let change = v1::work_event::StateChange {
+/// The event of a turn that began. It has no entry of its own and stands after the acceptance.
+pub fn began() -> v1::work_event::Event {
+    v1::work_event::Event::StateChange(v1::work_event::StateChange {
         state: v1::WorkState::Running.into(),
         reason: Reason::TurnBegan.to_string(),
-    };
-    v1::WorkEvent {
-        work: work.to_string(),
-        cursor: Cursor { work, seq: accepted, offset: 1 }.to_text(),
-        time: timestamp(at_ms),
-        event: Some(v1::work_event::Event::StateChange(change)),
+    })
+}
+
+/// What the models of a work said, or that it is void.
+pub fn told(told: Told) -> v1::work_event::Event {
+    use v1::work_event::{Event, Superseded, Text};
+    match told {
+        Told::Text { offset, text, .. } => Event::Text(Text { offset: offset.cast_signed(), text }),
+        Told::Superseded { offset } => {
+            Event::Superseded(Superseded { offset: offset.cast_signed() })
+        }
     }
 }
 
-/// When the turn of a work had begun at the latest, if this entry shows that it had.
-///
-/// # Errors
-/// A payload that cannot be read.
-pub fn shows_turn(entry: &link::LogEntry) -> Result<Option<i64>, journal::Error> {
-    Ok(match journal::decode(entry.entry.clone())? {
+/// When the turn of a work had begun at the latest, if this entry, written at `ts_ms`, shows that it had.
+pub fn shows_turn(entry: &Entry, ts_ms: i64) -> Option<i64> {
+    match entry {
         Entry::StepDone(done) => Some(done.start_ms),
         Entry::StepBegan(_)
         | Entry::StepIntended(_)
         | Entry::StepDoubted(_)
         | Entry::StepResolved(_)
         | Entry::Waiting(_)
-        | Entry::Resumed(_) => Some(entry.ts_ms),
+        | Entry::Resumed(_) => Some(ts_ms),
         Entry::Accepted(_)
         | Entry::CancelRequested(_)
         | Entry::Ended(_)
         | Entry::ShardOpened(_) => None,
-    })
+    }
 }
 
 /// The content of an entry as JSON, for people.
@@ -506,12 +507,13 @@ mod tests {
 
     #[test]
     fn a_cursor_reads_back() {
-        for offset in [0, 1] {
-            let cursor = Cursor { work: "w-0-0ff-1c2".parse().unwrap(), seq: 17, offset };
+        for (offset, told) in [(0, 0), (1, 0), (0, 300), (1, 300)] {
+            let cursor = Cursor { work: "w-0-0ff-1c2".parse().unwrap(), seq: 17, offset, told };
             assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
         }
-        assert!(Cursor::parse("w-0-0ff-1c2").is_err());
-        assert!(Cursor::parse("").is_err());
+        for text in ["", "w-0-0ff-1c2", "w-0-0ff-1c2.", "w-0-0ff-1c2.1.1.1.1", "w-0-0ff-1c2.x"] {
+            assert!(Cursor::parse(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

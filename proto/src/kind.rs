@@ -51,6 +51,8 @@ pub const STEPS_WANTED: u32 = 41;
 pub const STEP_ANSWERED: u32 = 42;
 /// Owner to a node: these answers are in the journal.
 pub const STEPS_KEPT: u32 = 43;
+/// Worker to owner: what the model of a step says while it runs (payload: StepText; the answer is a StepTextAnswer).
+pub const STEP_TEXT: u32 = 44;
 
 /// What an API server that does not lead asks the leader for a client. The payload is a LeaderCall, whose payload is the
 /// request of the API, and the answer is that of the API; for APPLY both are a PutDefinition.

@@ -18,6 +18,7 @@ mod refusals;
 mod replicas;
 mod rolled_back;
 mod run;
+mod spoken;
 mod steps;
 mod sweep;
 mod tracing;

@@ -9,6 +9,7 @@ mod inbox;
 mod keys;
 mod load;
 pub(crate) mod step;
+pub(crate) mod text;
 pub(crate) mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -117,6 +118,8 @@ pub(crate) struct State {
     watchers: BTreeMap<Lsn, Vec<watch::Watcher>>,
     /// The attempt that was sent out, and whose answer is waited for.
     running: Option<Box<Attempt>>,
+    /// What that attempt, or the last one, has said that is in no journal yet.
+    spoken: Option<Box<text::Spoken>>,
     /// Works whose end is on its way into the journal.
     ending: BTreeSet<Lsn>,
     hold_until: Option<Instant>,
@@ -256,6 +259,7 @@ impl State {
             rooms: BTreeMap::new(),
             watchers: BTreeMap::new(),
             running: None,
+            spoken: None,
             ending: BTreeSet::new(),
             hold_until: None,
             probes: Probes::default(),

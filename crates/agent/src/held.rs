@@ -44,7 +44,7 @@ struct Step {
 }
 
 /// A node, and the epoch in which it owns the shard.
-type WantedBy = (ProcessName, Epoch);
+pub(crate) type WantedBy = (ProcessName, Epoch);
 
 enum Outcome {
     Running,
@@ -154,6 +154,11 @@ impl Held {
         let done =
             inner.steps.iter_mut().filter(|(_, step)| !matches!(step.outcome, Outcome::Running));
         done.filter_map(|(attempt, step)| step.route(*attempt, Some(view))).collect()
+    }
+
+    /// Who asked last for a step of an owner before.
+    pub(crate) fn wanted_by(&self, attempt: &Attempt) -> Option<WantedBy> {
+        lock(&self.inner).steps.get(attempt)?.wanted_by.clone()
     }
 
     /// Whether no answer is on its way to a later owner.

@@ -23,6 +23,7 @@ mod pool;
 mod read;
 mod recovering;
 mod shard;
+mod speech;
 mod steps;
 mod wire;
 mod worker;

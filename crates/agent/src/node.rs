@@ -29,7 +29,8 @@ use crate::held;
 use crate::host::{self, HostArgs, HostMessage, HostReport};
 use crate::pool::{Pools, PoolsArgs};
 use crate::recovering::Recovering;
-use crate::shard::{Context, lock, refusal};
+use crate::shard::{Context, TEXTS_BYTES_MAX, lock, refusal};
+use crate::speech::Told;
 use crate::wire::Wire;
 use crate::{Error, failures, metrics};
 
@@ -130,6 +131,8 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
     let start = (stores.clone(), inner);
     let (supervisor, _) = Actor::spawn(None, Node, start).await.map_err(failed)?;
     let (held, awake) = (Arc::new(held::Held::default()), Awake::spawn());
+    let this: Arc<OnceLock<WeakHandle>> = Arc::default();
+    let teller = this.clone();
     let pools = PoolsArgs {
         config: &phases,
         me: &me.name,
@@ -137,11 +140,19 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
         tools,
         held: held.clone(),
         awake: awake.clone(),
+        tell: Arc::new(move |shard, text| {
+            let handle = teller.get().and_then(WeakHandle::upgrade);
+            Box::pin(async move {
+                match handle {
+                    Some(handle) => handle.tell_text(shard, text).await,
+                    None => Told::Again,
+                }
+            })
+        }),
         supervisor: supervisor.get_cell(),
     };
     let pools = Pools::spawn(pools).await?;
     let view = Arc::new(ArcSwapOption::empty());
-    let this: Arc<OnceLock<WeakHandle>> = Arc::default();
     let router = this.clone();
     let dispatcher = Dispatcher::new(DispatcherArgs {
         me: me.name.clone(),
@@ -157,6 +168,7 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
     });
     let context = Context {
         inputs: Arc::new(Semaphore::new(config.queued_bytes_max)),
+        texts: Arc::new(Semaphore::new(TEXTS_BYTES_MAX)),
         recovering: Recovering::new(&config),
         dispatcher,
         held,
@@ -197,7 +209,7 @@ impl Handle {
             (kind::STEP, Role::Node) => self.step(incoming),
             (kind::STEPS_WANTED, Role::Node) => self.steps_wanted(incoming),
             (kind::STEPS_KEPT, Role::Node) => self.steps_kept(incoming),
-            (kind::STEP_ANSWERED, Role::Node) => self.to_shard(incoming),
+            (kind::STEP_ANSWERED | kind::STEP_TEXT, Role::Node) => self.to_shard(incoming),
             (kind::VIEW, Role::Control) => {
                 self.view_message(from.clone(), envelope.payload.clone())
             }

@@ -27,6 +27,7 @@ use crate::awake::Awake;
 use crate::config::PhasesConfig;
 use crate::held::{Held, Route};
 use crate::metrics;
+use crate::speech::Tell;
 use crate::worker::StepWorker;
 
 /// The version of the jobs that pools of this build take.
@@ -188,6 +189,7 @@ pub(crate) struct PoolsArgs<'a> {
     pub tools: Arc<tool::Registry>,
     pub held: Arc<Held>,
     pub awake: Arc<Awake>,
+    pub tell: Tell,
     pub supervisor: ActorCell,
 }
 
@@ -313,6 +315,7 @@ async fn spawn_pool(
         models: args.models.clone(),
         tools: args.tools.clone(),
         awake: args.awake.clone(),
+        tell: args.tell.clone(),
     };
     let worker = move |_| (prototype.clone(), ());
     let stuck = DeadMansSwitchConfiguration::builder()

@@ -31,6 +31,9 @@ use crate::wire::Wire;
 use crate::{Error, metrics};
 use prost::Message;
 
+/// What models say while their steps run, kept by a node for those who watch.
+pub(crate) const TEXTS_BYTES_MAX: usize = 16 << 20;
+
 /// What all shards of a node share.
 pub(crate) struct Context {
     pub config: Config,
@@ -45,6 +48,8 @@ pub(crate) struct Context {
     pub view: Arc<ArcSwapOption<View>>,
     /// Bytes of inputs that may still be taken in.
     pub inputs: Arc<Semaphore>,
+    /// Bytes that may still be kept of what models say while their steps run.
+    pub texts: Arc<Semaphore>,
     pub recovering: Recovering,
     /// The control replicas, as last heard of.
     pub controls: Mutex<Vec<cluster::Peer>>,

@@ -5,20 +5,23 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use prost::Message;
 use tokio::sync::oneshot;
 
 use cluster::{Incoming, Peer, Reply};
 use domain::{Epoch, ProcessName, Reason, Role, ShardId};
 use proto::kind;
-use proto::link::{Envelope, StepAnswer, StepAnswered, StepJob, StepsKept, StepsWanted};
+use proto::link::{
+    Envelope, StepAnswer, StepAnswered, StepJob, StepText, StepTextAnswer, StepsKept, StepsWanted,
+};
 
 use crate::dispatch::{self, Order};
 use crate::held::Route;
 use crate::node::Handle;
 use crate::pool::JobFailure;
 use crate::shard::refusal;
-use crate::{metrics, wire};
+use crate::{metrics, speech, wire};
 
 const AGAIN: Duration = Duration::from_millis(100);
 const CALL_MAX: Duration = Duration::from_secs(2);
@@ -119,46 +122,58 @@ impl Handle {
         let payload = message.encode_to_vec().into();
         let envelope =
             Envelope { kind: kind::STEP_ANSWERED, shard: shard.0, payload, ..Envelope::default() };
-        let peer = Peer::new(Role::Node, owner.clone());
-        let reason = match *owner == self.context().name {
-            true => self.tell_myself(peer, envelope, deadline).await,
-            false => match self.context().wire.call(peer, envelope, deadline).await {
-                Ok(_) => return settled(true),
-                Err(cluster::Error::Refused(refusal)) => cluster::reason_of(&refusal),
-                Err(_) => return Told::Again,
-            },
-        };
-        match reason {
-            None | Some(Reason::Superseded | Reason::NotFound | Reason::Malformed) => {
-                settled(reason.is_none())
+        match self.ask_owner(owner, envelope, deadline).await {
+            Ok(_) => {
+                metrics::ANSWERS_ROUTED.inc();
+                Told::Settled
             }
-            Some(_) => Told::Again,
+            Err(Some(Reason::Superseded | Reason::NotFound | Reason::Malformed)) => Told::Settled,
+            Err(_) => Told::Again,
         }
     }
 
-    /// None: it was taken.
-    async fn tell_myself(
+    /// Takes a piece of what an attempt says to the owner of its agent.
+    pub(crate) async fn tell_text(&self, shard: ShardId, text: StepText) -> speech::Told {
+        let attempt = text.attempt.as_ref().and_then(wire::read_attempt);
+        let wanted_by = attempt.and_then(|attempt| self.context().held.wanted_by(&attempt));
+        let Some(owner) = self.owner(shard, wanted_by) else { return speech::Told::Again };
+        let payload = text.encode_to_vec().into();
+        let envelope =
+            Envelope { kind: kind::STEP_TEXT, shard: shard.0, payload, ..Envelope::default() };
+        match self.ask_owner(&owner, envelope, Instant::now() + CALL_MAX).await {
+            Ok(bytes) => match StepTextAnswer::decode(bytes) {
+                Ok(StepTextAnswer { bytes, full: false }) => speech::Told::Has(bytes),
+                Ok(_) | Err(_) => speech::Told::Enough,
+            },
+            Err(Some(Reason::Superseded | Reason::NotFound | Reason::Malformed)) => {
+                speech::Told::Enough
+            }
+            Err(_) => speech::Told::Again,
+        }
+    }
+
+    /// Asks the owner of a shard, which may be this node. Err: why it refused, if that is known.
+    async fn ask_owner(
         &self,
-        from: Peer,
+        owner: &ProcessName,
         envelope: Envelope,
         deadline: Instant,
-    ) -> Option<Reason> {
+    ) -> Result<Bytes, Option<Reason>> {
+        let peer = Peer::new(Role::Node, owner.clone());
+        if *owner != self.context().name {
+            return match self.context().wire.call(peer, envelope, deadline).await {
+                Ok(bytes) => Ok(bytes),
+                Err(cluster::Error::Refused(refusal)) => Err(cluster::reason_of(&refusal)),
+                Err(_) => Err(None),
+            };
+        }
         let (sender, receiver) = oneshot::channel();
         let reply = Some(Reply::from_fn(move |answer| _ = sender.send(answer)));
-        self.incoming(Incoming { from, envelope, deadline: Some(deadline), reply });
+        self.incoming(Incoming { from: peer, envelope, deadline: Some(deadline), reply });
         match tokio::time::timeout_at(deadline.into(), receiver).await {
-            Ok(Ok(Ok(_))) => None,
-            Ok(Ok(Err(refusal))) => {
-                Some(cluster::reason_of(&refusal).unwrap_or(Reason::Overloaded))
-            }
-            Ok(Err(_)) | Err(_) => Some(Reason::Overloaded),
+            Ok(Ok(Ok(bytes))) => Ok(bytes),
+            Ok(Ok(Err(refusal))) => Err(cluster::reason_of(&refusal)),
+            Ok(Err(_)) | Err(_) => Err(None),
         }
     }
-}
-
-fn settled(is_taken: bool) -> Told {
-    if is_taken {
-        metrics::ANSWERS_ROUTED.inc();
-    }
-    Told::Settled
 }

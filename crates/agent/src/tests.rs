@@ -133,12 +133,12 @@ fn node_name() -> Member {
     Member { name: "node-1".parse().unwrap(), incarnation: Incarnation(1) }
 }
 
-async fn bench_with(model: Arc<Scripted>, config: Config, offer: &[Phase]) -> Bench {
+async fn bench_with(model: Arc<dyn Model>, config: Config, offer: &[Phase]) -> Bench {
     let phases = PhasesConfig { offer: offer.to_vec(), ..PhasesConfig::default() };
     bench_of(model, config, phases).await
 }
 
-async fn bench_of(model: Arc<Scripted>, config: Config, phases: PhasesConfig) -> Bench {
+async fn bench_of(model: Arc<dyn Model>, config: Config, phases: PhasesConfig) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(FileStore::open(folder.path(), store::EngineConfig::default()).unwrap());
     let provision = Provision { cluster_id: "c-1".into(), shard: 0 };
@@ -556,4 +556,5 @@ async fn an_agent_with_a_damaged_journal_is_quarantined_and_others_go_on() {
 
 mod owner;
 mod recovered;
+mod spoken;
 mod takeover;

@@ -12,13 +12,14 @@ use tracing::Instrument;
 use domain::chain::PhaseKey;
 use domain::round::{Returned, Said};
 use domain::step::{CallKey, Callee};
-use domain::{Attempt, ErrorKind, Phase, Reason, StepKey};
+use domain::{Attempt, ErrorKind, Phase, Reason, ShardId, StepKey};
 use model::{Message, MessageRole, Part, Request};
 use proto::link::{StepAnswer, StepJob};
 use telemetry::fault::point;
 
 use crate::awake::{Awake, boot_ms};
 use crate::pool::{JobFailure, PoolJob, Task};
+use crate::speech::{self, Speech, Tell};
 use crate::{clock, metrics};
 
 /// How a tool's word about a doubt stands on the wire.
@@ -35,6 +36,7 @@ pub(crate) struct StepWorker {
     pub models: Arc<model::Registry>,
     pub tools: Arc<tool::Registry>,
     pub awake: Arc<Awake>,
+    pub tell: Tell,
 }
 
 impl Worker for StepWorker {
@@ -131,8 +133,15 @@ impl StepWorker {
             let why = format!("there is no model {model:?}: use one of {names}");
             JobFailure::not_begun(ErrorKind::Invalid, Reason::ModelRefused, why)
         })?;
+        let shard = ShardId(job.shard);
         let request = request(attempt.step, job)?;
-        let call = model::complete(&*model, &request);
+        let call = async {
+            match attempt.step {
+                // Its answer is JSON, nothing to read.
+                StepKey::Phase(_) => model::complete(&*model, &request, |_| {}).await,
+                StepKey::Call(_) => self.say(&*model, &request, shard, attempt).await,
+            }
+        };
         let completion = match tracing::Span::current().is_none() {
             true => call.await,
             false => call.instrument(tracing::info_span!("model", model = model.name())).await,
@@ -154,6 +163,23 @@ impl StepWorker {
             output_tokens: completion.usage.output_tokens,
             ..StepAnswer::default()
         })
+    }
+
+    /// Asks the model, and tells the owner what it says meanwhile.
+    async fn say(
+        &self,
+        model: &dyn model::Model,
+        request: &Request,
+        shard: ShardId,
+        attempt: Attempt,
+    ) -> Result<model::Completion, model::Error> {
+        let speech = Speech::default();
+        tokio::select! {
+            // First, so that what is said at once is told with the answer only.
+            biased;
+            completion = model::complete(model, request, |text| speech.push(text)) => completion,
+            never = speech::tell(&speech, &self.tell, shard, attempt) => match never {},
+        }
     }
 
     async fn tool(&self, task: Task) -> Result<StepAnswer, JobFailure> {

@@ -106,6 +106,7 @@ fn show_event(event: &WorkEvent) -> Result<(), Failure> {
         Some(
             work_event::Event::StateChange(_)
             | work_event::Event::Text(_)
+            | work_event::Event::Superseded(_)
             | work_event::Event::Step(_)
             | work_event::Event::Reset(_)
             | work_event::Event::Result(_),

@@ -49,8 +49,12 @@ fn in_utc(mut json: String) -> String {
 
 /// Writes one line and flushes it, so that whoever follows sees it now.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    write(&format!("{text}\n"))
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match written {
         // Whoever read this has seen enough, as in `stagedoor nodes | head -1`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -156,14 +160,46 @@ pub(crate) fn milliseconds(step: &Step) -> String {
     }
 }
 
+/// The events of a work as they come.
+pub(crate) struct Events {
+    format: Format,
+    /// What a model says stands on the last line, and goes on there.
+    is_mid_line: bool,
+}
+
+impl Events {
+    pub(crate) fn new(format: Format) -> Self {
+        Self { format, is_mid_line: false }
+    }
+
+    pub(crate) fn show(&mut self, event: &WorkEvent) -> Result<(), Failure> {
+        match self.format {
+            Format::Text => write(&self.text(event)),
+            Format::Json => line(&json(event)?),
+        }
+    }
+
+    fn text(&mut self, event: &WorkEvent) -> String {
+        if let Some(work_event::Event::Text(said)) = &event.event {
+            self.is_mid_line = !said.text.ends_with('\n');
+            return said.text.clone();
+        }
+        let end = if std::mem::take(&mut self.is_mid_line) { "\n" } else { "" };
+        format!("{end}{}\n", self::event(event))
+    }
+}
+
 /// One event in one line; the result may take more.
-pub(crate) fn event(event: &WorkEvent) -> String {
+fn event(event: &WorkEvent) -> String {
     match &event.event {
         Some(work_event::Event::StateChange(change)) => {
             format!("{} ({})", state(change.state()), change.reason)
         }
         Some(work_event::Event::Phase(step) | work_event::Event::Step(step)) => phase(step),
         Some(work_event::Event::Text(text)) => text.text.clone(),
+        Some(work_event::Event::Superseded(void)) => {
+            format!("what was said from byte {} on is void", void.offset)
+        }
         Some(work_event::Event::Reset(_)) => "earlier events were deleted".to_owned(),
         Some(work_event::Event::Result(work)) => {
             let text = work.result.as_ref().map(|result| result.text.as_str()).unwrap_or_default();
@@ -220,6 +256,25 @@ mod tests {
         assert_eq!(json.matches("00:00:02.005Z").count(), 2, "{json}");
         let read: Work = serde_json::from_str(&json).unwrap();
         assert_eq!(read, work);
+    }
+
+    #[test]
+    fn what_a_model_says_stands_in_one_line_and_events_in_lines_of_their_own() {
+        use proto::v1::work_event::{Event, Superseded, Text};
+        let mut events = Events::new(Format::Text);
+        let mut shown = String::new();
+        let mut show = |event| {
+            let event = WorkEvent { event: Some(event), ..WorkEvent::default() };
+            shown += &events.text(&event);
+        };
+        let said = |text: &str| Event::Text(Text { offset: 0, text: text.to_owned() });
+        show(said("one "));
+        show(said("two"));
+        show(Event::Superseded(Superseded { offset: 0 }));
+        show(said("three\n"));
+        show(Event::Step(Step { name: "model".to_owned(), ..Step::default() }));
+        let lines: Vec<_> = shown.lines().map(str::trim_end).collect();
+        assert_eq!(lines, ["one two", "what was said from byte 0 on is void", "three", "  model"]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod round;
 pub mod slot;
 pub mod step;
 pub mod time;
+pub mod transcript;
 pub mod turn;
 pub mod view;
 pub mod work;

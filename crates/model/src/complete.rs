@@ -38,9 +38,13 @@ pub struct Completion {
     pub usage: Usage,
 }
 
-/// Calls `model` and collects its answer. Waits as long as the model does: the deadline is the caller's, who drops
-/// this future.
-pub async fn complete(model: &dyn Model, request: &Request) -> Result<Completion, Error> {
+/// Calls `model` and collects its answer; `on_text` hears each piece of its text as it comes. Waits as long as the model
+/// does: the deadline is the caller's, who drops this future.
+pub async fn complete(
+    model: &dyn Model,
+    request: &Request,
+    on_text: impl FnMut(&str) + Send,
+) -> Result<Completion, Error> {
     let task = task_label(&request.task);
     CALLS.with_label_values(&[model.name(), task]).inc();
     let span = tracing::info_span!(
@@ -51,7 +55,7 @@ pub async fn complete(model: &dyn Model, request: &Request) -> Result<Completion
         "gen_ai.usage.output_tokens" = tracing::field::Empty,
     );
     let started = Instant::now();
-    let result = collect(model, request).instrument(span.clone()).await;
+    let result = collect(model, request, on_text).instrument(span.clone()).await;
     CALL_SECONDS.with_label_values(&[model.name()]).observe(started.elapsed().as_secs_f64());
     if let Ok(completion) = &result {
         span.record("gen_ai.usage.input_tokens", completion.usage.input_tokens);
@@ -60,7 +64,11 @@ pub async fn complete(model: &dyn Model, request: &Request) -> Result<Completion
     result
 }
 
-async fn collect(model: &dyn Model, request: &Request) -> Result<Completion, Error> {
+async fn collect(
+    model: &dyn Model,
+    request: &Request,
+    mut on_text: impl FnMut(&str) + Send,
+) -> Result<Completion, Error> {
     let mut stream = model.call(request);
     let (mut text, mut calls) = (String::new(), Vec::new());
     // Calls count as what they weigh.
@@ -69,6 +77,7 @@ async fn collect(model: &dyn Model, request: &Request) -> Result<Completion, Err
         match chunk? {
             Chunk::Text(more) => {
                 bytes += more.len();
+                on_text(&more);
                 text.push_str(&more);
             }
             Chunk::Call(call) => {
@@ -136,7 +145,12 @@ mod tests {
         let model = Scripted { name: "scripted", chunks };
         let expected =
             expected.map(|text| Completion { text: text.to_owned(), calls: vec![], usage: USAGE });
-        assert_eq!(complete(&model, &request(Task::Answer)).await, expected);
+        let mut heard = String::new();
+        let on_text = |piece: &str| heard.push_str(piece);
+        assert_eq!(complete(&model, &request(Task::Answer), on_text).await, expected);
+        if let Ok(expected) = expected {
+            assert_eq!(heard, expected.text);
+        }
     }
 
     #[tokio::test]
@@ -158,9 +172,9 @@ mod tests {
     async fn every_call_that_was_started_counts_once() {
         let model = Scripted { name: "counted", chunks: vec![text("never whole")] };
         for task in ["action", "action", "yield", "made up"] {
-            complete(&model, &request(Task::Phase(task.to_owned()))).await.unwrap_err();
+            complete(&model, &request(Task::Phase(task.to_owned())), |_| {}).await.unwrap_err();
         }
-        complete(&model, &request(Task::Answer)).await.unwrap_err();
+        complete(&model, &request(Task::Answer), |_| {}).await.unwrap_err();
         let count = |task: &str| CALLS.with_label_values(&["counted", task]).get();
         assert_eq!(["action", "yield", "other", "answer"].map(count), [2, 1, 1, 1]);
         let text = metrics::text().unwrap();

@@ -65,7 +65,7 @@ mod tests {
                 tools: vec![],
                 max_output_bytes: 256,
             };
-            let completion = complete(model.as_ref(), &request).await.unwrap();
+            let completion = complete(model.as_ref(), &request, |_| {}).await.unwrap();
             assert_eq!(completion.usage.calls, 1);
             let json: serde_json::Value = serde_json::from_str(&completion.text).unwrap();
             assert_eq!(json["phase"], phase.as_str());

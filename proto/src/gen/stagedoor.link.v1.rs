@@ -595,6 +595,9 @@ pub struct Events {
     /// When its turn began, milliseconds since the Unix epoch by the owner's clock; 0: it has not, or that is not news.
     #[prost(int64, tag = "6")]
     pub began_ms: i64,
+    /// What the attempt that runs has said, after the entries; it is not durable.
+    #[prost(message, optional, tag = "7")]
+    pub text: ::core::option::Option<StepText>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkInfo {
@@ -791,6 +794,29 @@ pub struct StepAnswered {
     pub answer: ::core::option::Option<StepAnswer>,
     #[prost(string, tag = "3")]
     pub worker: ::prost::alloc::string::String,
+}
+/// A worker to the owner: what the model of an attempt said, while it runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepText {
+    #[prost(message, optional, tag = "1")]
+    pub attempt: ::core::option::Option<StepAttempt>,
+    /// Where it begins in all that the attempt says, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+    /// To a subscriber: when it came, milliseconds since the Unix epoch by the owner's clock.
+    #[prost(int64, tag = "4")]
+    pub at_ms: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepTextAnswer {
+    /// How much of it the owner has.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// It has no room for more: the rest is shown with the commit.
+    #[prost(bool, tag = "2")]
+    pub full: bool,
 }
 /// The owner has these answers in the journal: nobody needs to keep them.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -2361,7 +2361,7 @@ pub struct WorkEvent {
     pub cursor: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub time: ::core::option::Option<::pbjson_types::Timestamp>,
-    #[prost(oneof = "work_event::Event", tags = "4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "work_event::Event", tags = "4, 5, 6, 7, 8, 9, 10")]
     pub event: ::core::option::Option<work_event::Event>,
 }
 /// Nested message and enum types in `WorkEvent`.
@@ -2379,13 +2379,21 @@ pub mod work_event {
         #[prost(string, tag = "2")]
         pub reason: ::prost::alloc::string::String,
     }
-    /// A piece of the answer.
+    /// A piece of what the models of the work say. All pieces together, less what was superseded, are what its steps said, each
+    /// byte once; after a reset they begin at offset 0 again.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Text {
+        /// Where it begins, in bytes of UTF-8: as many as were told before it and are valid.
         #[prost(int64, tag = "1")]
         pub offset: i64,
         #[prost(string, tag = "2")]
         pub text: ::prost::alloc::string::String,
+    }
+    /// Whatever was told from this offset on is void; the next text begins there.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Superseded {
+        #[prost(int64, tag = "1")]
+        pub offset: i64,
     }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
@@ -2394,7 +2402,8 @@ pub mod work_event {
         /// A phase that ended.
         #[prost(message, tag = "5")]
         Phase(super::Step),
-        /// A piece of the answer, from models that give it in pieces; the built-in ones do not.
+        /// What a model says, of a loop: while it says it, from models that answer in pieces (of the built-in ones only script
+        /// does); else once its call has ended, before its step.
         #[prost(message, tag = "6")]
         Text(Text),
         /// The work as it ended. The last event.
@@ -2406,6 +2415,9 @@ pub mod work_event {
         /// Events before this one are not told: they were deleted, or are too many. Steps after it have no sequence.
         #[prost(message, tag = "9")]
         Reset(Reset),
+        /// Text that was shown came to nothing: the attempt that said it failed, or its owner died before it was journaled.
+        #[prost(message, tag = "10")]
+        Superseded(Superseded),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -8314,6 +8314,9 @@ impl serde::Serialize for WorkEvent {
                 work_event::Event::Reset(v) => {
                     struct_ser.serialize_field("reset", v)?;
                 }
+                work_event::Event::Superseded(v) => {
+                    struct_ser.serialize_field("superseded", v)?;
+                }
             }
         }
         struct_ser.end()
@@ -8336,6 +8339,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             "result",
             "step",
             "reset",
+            "superseded",
         ];
 
         #[allow(clippy::enum_variant_names)]
@@ -8349,6 +8353,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
             Result,
             Step,
             Reset,
+            Superseded,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -8379,6 +8384,7 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
                             "result" => Ok(GeneratedField::Result),
                             "step" => Ok(GeneratedField::Step),
                             "reset" => Ok(GeneratedField::Reset),
+                            "superseded" => Ok(GeneratedField::Superseded),
                             _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
                         }
                     }
@@ -8462,6 +8468,13 @@ impl<'de> serde::Deserialize<'de> for WorkEvent {
                                 return Err(serde::de::Error::duplicate_field("reset"));
                             }
                             event__ = map_.next_value::<::std::option::Option<_>>()?.map(work_event::Event::Reset)
+;
+                        }
+                        GeneratedField::Superseded => {
+                            if event__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("superseded"));
+                            }
+                            event__ = map_.next_value::<::std::option::Option<_>>()?.map(work_event::Event::Superseded)
 ;
                         }
                     }
@@ -8656,6 +8669,101 @@ impl<'de> serde::Deserialize<'de> for work_event::StateChange {
             }
         }
         deserializer.deserialize_struct("stagedoor.v1.WorkEvent.StateChange", FIELDS, GeneratedVisitor)
+    }
+}
+impl serde::Serialize for work_event::Superseded {
+    #[allow(deprecated)]
+    fn serialize<S>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        use serde::ser::SerializeStruct;
+        let mut len = 0;
+        if self.offset != 0 {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.WorkEvent.Superseded", len)?;
+        if self.offset != 0 {
+            #[allow(clippy::needless_borrow)]
+            #[allow(clippy::needless_borrows_for_generic_args)]
+            struct_ser.serialize_field("offset", ToString::to_string(&self.offset).as_str())?;
+        }
+        struct_ser.end()
+    }
+}
+impl<'de> serde::Deserialize<'de> for work_event::Superseded {
+    #[allow(deprecated)]
+    fn deserialize<D>(deserializer: D) -> std::result::Result<Self, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        const FIELDS: &[&str] = &[
+            "offset",
+        ];
+
+        #[allow(clippy::enum_variant_names)]
+        enum GeneratedField {
+            Offset,
+        }
+        impl<'de> serde::Deserialize<'de> for GeneratedField {
+            fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
+            where
+                D: serde::Deserializer<'de>,
+            {
+                struct GeneratedVisitor;
+
+                impl serde::de::Visitor<'_> for GeneratedVisitor {
+                    type Value = GeneratedField;
+
+                    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(formatter, "expected one of: {:?}", &FIELDS)
+                    }
+
+                    #[allow(unused_variables)]
+                    fn visit_str<E>(self, value: &str) -> std::result::Result<GeneratedField, E>
+                    where
+                        E: serde::de::Error,
+                    {
+                        match value {
+                            "offset" => Ok(GeneratedField::Offset),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
+                    }
+                }
+                deserializer.deserialize_identifier(GeneratedVisitor)
+            }
+        }
+        struct GeneratedVisitor;
+        impl<'de> serde::de::Visitor<'de> for GeneratedVisitor {
+            type Value = work_event::Superseded;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("struct stagedoor.v1.WorkEvent.Superseded")
+            }
+
+            fn visit_map<V>(self, mut map_: V) -> std::result::Result<work_event::Superseded, V::Error>
+                where
+                    V: serde::de::MapAccess<'de>,
+            {
+                let mut offset__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Offset => {
+                            if offset__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("offset"));
+                            }
+                            offset__ = 
+                                Some(map_.next_value::<::pbjson::private::NumberDeserialize<_>>()?.0)
+                            ;
+                        }
+                    }
+                }
+                Ok(work_event::Superseded {
+                    offset: offset__.unwrap_or_default(),
+                })
+            }
+        }
+        deserializer.deserialize_struct("stagedoor.v1.WorkEvent.Superseded", FIELDS, GeneratedVisitor)
     }
 }
 impl serde::Serialize for work_event::Text {

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pbjson_types::Duration as ProtoDuration;
-use proto::convert::Cursor;
 use proto::v1::open_response::Response;
 use proto::v1::work_event::Event;
 use proto::v1::{OpenResponse, OpenWatch, SubmitRequest, Work, WorkEvent};
@@ -22,8 +21,8 @@ use tokio::time::timeout;
 use super::Mesh;
 use super::history::{End, Shown, Told};
 
-/// A program that calls the counting tool once.
-const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"{lamp} {results}"}"#;
+/// A program that calls the counting tool once, and says its answer word by word.
+const ONE_CALL: &str = r#"{"calls":[{"tool":"count"}],"answer":"{lamp} {results}","pause_ms":25}"#;
 
 /// What they do.
 #[derive(Clone, Debug)]
@@ -286,12 +285,9 @@ impl One {
         let Some(pending) = self.pending.get_mut(&tag) else { return };
         pending.cursor.clone_from(&event.cursor);
         let told = pending.told;
-        let cursor = Cursor::parse(&event.cursor).expect("every event has a cursor");
-        let [seq, offset] = [cursor.seq, cursor.offset].map(u64::cast_signed);
-        let is_step = matches!(event.event, Some(Event::Phase(_) | Event::Step(_)));
         let mut heard = self.lock();
         if let Some(events) = told.and_then(|told| heard.told[told].events.as_mut()) {
-            events.push(Shown { seq, offset, is_step });
+            events.push(Shown::of(event));
         }
     }
 
@@ -300,7 +296,7 @@ impl One {
         let mut heard = self.lock();
         heard.ended_after.push(pending.since.elapsed());
         if let Some(told) = pending.told {
-            heard.told[told].end = Some(end_of(work));
+            heard.told[told].end = Some(End::of(work));
         }
         drop(heard);
         self.shared.ended.fetch_add(1, Ordering::Relaxed);
@@ -317,16 +313,5 @@ impl One {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Heard> {
         self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn end_of(work: &Work) -> End {
-    let result = work.result.clone().unwrap_or_default();
-    let state = work.state().as_str_name();
-    End {
-        state: state.trim_start_matches("WORK_STATE_").to_lowercase(),
-        reason: work.reason.clone(),
-        result: result.text,
-        calls: result.usage.map(|usage| usage.calls).unwrap_or_default(),
     }
 }

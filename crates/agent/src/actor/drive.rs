@@ -14,7 +14,7 @@ use proto::link::{WorkEnd, WorkInfo};
 use store::writer::Committed;
 use telemetry::fault::point;
 
-use super::{AgentMessage, Pending, State, Told, WantedEnd, accept, doubt};
+use super::{AgentMessage, Pending, State, Told, WantedEnd, accept, doubt, text};
 use crate::{clock, info, metrics, read};
 
 impl State {
@@ -120,6 +120,9 @@ impl State {
         let mut shown = Vec::with_capacity(entries.len());
         if let Some((entry, _)) = entries.first() {
             point(journaled(entry));
+        }
+        if entries.iter().any(|(entry, _)| text::is_over(entry)) {
+            self.spoken = None;
         }
         for (lsn, (entry, payload)) in (committed.first.0..).zip(entries) {
             let stamp = Stamp { seq: fold.seq.next(), lsn: Lsn(lsn), epoch: shard.epoch, ts_ms };

@@ -8,7 +8,7 @@ use domain::Lsn;
 use proto::link::SubscribeCall;
 use store::writer::{Committed, Stopped};
 
-use super::{Answer, State, Submit, doubt, step};
+use super::{Answer, State, Submit, doubt, step, text};
 use crate::recovering::Due;
 
 /// Everything that an agent hears. Small, because an idle agent pays for the room of one several times over.
@@ -21,6 +21,8 @@ pub(crate) enum AgentMessage {
     Answered(Box<Answer>),
     /// The answer of a step that an owner before asked for, or whose link broke.
     Routed(Box<step::Routed>, Reply),
+    /// What a model says while its step runs.
+    Text(Box<text::Piece>, Reply),
     /// What a tool says about a step in doubt.
     Probed(Box<Answer>),
     Signal(Lsn, Box<doubt::Signal>, Reply),
@@ -76,6 +78,10 @@ impl State {
             AgentMessage::Committed(result) => self.committed(result),
             AgentMessage::Answered(answer) => self.answered(*answer),
             AgentMessage::Probed(answer) => self.probed(*answer),
+            AgentMessage::Text(piece, reply) => {
+                self.text(*piece, reply);
+                Ok(())
+            }
             AgentMessage::Unsubscribe(subscription) => {
                 self.unsubscribe(subscription);
                 Ok(())

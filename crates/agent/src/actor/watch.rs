@@ -91,6 +91,9 @@ impl State {
                 let subscription = watcher.subscription;
                 send(self.shard(), &watcher, Events { subscription, ..told });
             }
+            if !self.send_spoken(&watcher, work) {
+                return;
+            }
         }
         self.watchers.entry(work).or_default().push(watcher);
     }

@@ -84,6 +84,10 @@ impl State {
                 Some(id) => self.tell(id, AgentMessage::Routed(routed, reply)).await?,
                 None => reply.refuse(refusal(Reason::Superseded, "the work has ended")),
             },
+            Request::Text(piece) => match shard.agent_of(piece.attempt.work.lsn) {
+                Some(id) => self.tell(id, AgentMessage::Text(piece, reply)).await?,
+                None => reply.refuse(refusal(Reason::Superseded, "the work has ended")),
+            },
             Request::Subscribe(call) => match shard.agent_of(Lsn(call.work)) {
                 Some(id) => {
                     self.tell(id, AgentMessage::Subscribe(Box::new((call, from)), reply)).await?

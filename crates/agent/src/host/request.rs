@@ -10,11 +10,12 @@ use domain::{AgentId, DefinitionHash, IdempotencyKey, Lsn, Reason};
 use proto::kind;
 use proto::link::{
     AgentsCall, CancelCall, Envelope, GetCall, HistoryCall, ListCall, SignalCall, StepAnswered,
-    SubmitCall, SubscribeCall, UnsubscribeCall,
+    StepText, SubmitCall, SubscribeCall, UnsubscribeCall,
 };
 
 use crate::actor::doubt::Signal;
 use crate::actor::step::Routed;
+use crate::actor::text::Piece;
 use crate::wire;
 
 /// The parts of a submit that have to be valid before anything is done for it.
@@ -41,6 +42,7 @@ pub(super) enum Request {
     Cancel(Lsn),
     Signal(Lsn, Box<Signal>),
     Answered(Box<Routed>),
+    Text(Box<Piece>),
     Subscribe(SubscribeCall),
     Unsubscribe(UnsubscribeCall),
     List(ListCall),
@@ -54,6 +56,7 @@ impl Request {
         match envelope.kind {
             kind::SIGNAL => return signal(payload),
             kind::STEP_ANSWERED => return answered(payload),
+            kind::STEP_TEXT => return text(payload),
             _ => {}
         }
         let request = match envelope.kind {
@@ -88,4 +91,12 @@ fn answered(payload: Bytes) -> Result<Request, String> {
     let worker = answered.worker.parse().map_err(|error: domain::Error| error.to_string())?;
     let answer = answered.answer;
     Ok(Request::Answered(Box::new(Routed { attempt, answer, worker })))
+}
+
+fn text(payload: Bytes) -> Result<Request, String> {
+    let StepText { attempt, offset, text, .. } =
+        StepText::decode(payload).map_err(|error| error.to_string())?;
+    let attempt = attempt.as_ref().and_then(wire::read_attempt);
+    let attempt = attempt.ok_or("the attempt of a text cannot be read")?;
+    Ok(Request::Text(Box::new(Piece { attempt, offset, text })))
 }

@@ -47,7 +47,8 @@ pub(crate) async fn submit(args: SubmitArgs) -> Result<Exit, Failure> {
         output::print(format, &work, output::work)?;
         return Ok(output::exit_of(&work));
     }
-    let mut show = |event: &WorkEvent| output::print(format, event, output::event);
+    let mut events = output::Events::new(format);
+    let mut show = |event: &WorkEvent| events.show(event);
     let span = tracing::info_span!("submit", agent = request.agent);
     let end = follow_submit(&client, request, &mut show).instrument(span);
     let time = args.connection.deadline() + GRACE;
@@ -159,10 +160,10 @@ pub(crate) async fn run(args: WorkArgs) -> Result<Exit, Failure> {
 
 async fn watch(client: &Client, id: &str, cursor: &str, format: Format) -> Result<Exit, Failure> {
     let mut watch = client.watch(id, cursor);
-    let mut exit = Exit::Ok;
+    let (mut exit, mut events) = (Exit::Ok, output::Events::new(format));
     while let Some(event) = watch.next().await {
         let event = event?;
-        output::print(format, &event, output::event)?;
+        events.show(&event)?;
         if let Some(work_event::Event::Result(work)) = &event.event {
             exit = output::exit_of(work);
         }

@@ -44,7 +44,7 @@ fn user(text: &str) -> Message {
 
 async fn ask(phase: Phase, messages: Vec<Message>) -> String {
     let task = Task::Phase(phase.as_str().to_owned());
-    let completion = complete(&Extractive, &request(task, messages)).await.unwrap();
+    let completion = complete(&Extractive, &request(task, messages), |_| {}).await.unwrap();
     assert!(completion.text.len() <= OUTPUT_BYTES_MAX, "{} bytes", completion.text.len());
     assert_eq!(completion.usage.calls, 1);
     completion.text
@@ -183,7 +183,8 @@ async fn every_answer_says_that_no_language_model_was_used() {
     for text in [PLANTED, "", "Hello"] {
         assert_eq!(final_answer(text).await.lines().last(), Some(NOTE));
     }
-    let plain = complete(&Extractive, &request(Task::Answer, vec![user(PLANTED)])).await.unwrap();
+    let plain =
+        complete(&Extractive, &request(Task::Answer, vec![user(PLANTED)]), |_| {}).await.unwrap();
     assert_eq!(plain.text, final_answer(PLANTED).await);
 }
 
@@ -283,18 +284,18 @@ async fn a_large_text_is_not_read_on_the_thread_of_the_caller() {
         request(Task::Phase("observation".to_owned()), vec![user(&text)])
     };
     let large = asked(MEGABYTE);
-    let mut answer = std::pin::pin!(complete(&Extractive, &large));
+    let mut answer = std::pin::pin!(complete(&Extractive, &large, |_| {}));
     assert!(futures::poll!(&mut answer).is_pending());
     answer.await.unwrap();
     let small = asked(2_048);
-    let mut answer = std::pin::pin!(complete(&Extractive, &small));
+    let mut answer = std::pin::pin!(complete(&Extractive, &small, |_| {}));
     assert!(futures::poll!(&mut answer).is_ready());
 }
 
 #[tokio::test]
 async fn an_unknown_phase_is_refused_by_name() {
     let task = Task::Phase("dream".to_owned());
-    let error = complete(&Extractive, &request(task, vec![user("x")])).await.unwrap_err();
+    let error = complete(&Extractive, &request(task, vec![user("x")]), |_| {}).await.unwrap_err();
     assert_eq!(error.kind(), domain::ErrorKind::Invalid);
     assert!(error.to_string().contains("dream"), "{error}");
 }

@@ -1,16 +1,21 @@
-//! What clients that wanted every event were told, against the journals: none twice, none missing.
+//! What clients that wanted every event were told, against the journals: none twice, none missing, and of what models say
+//! each byte once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Fault, History};
+use serde_json::Value;
+
+use super::{Fault, History, Said, Told};
 
 pub(super) fn check(history: &History) -> Vec<Fault> {
     let mut journaled: BTreeMap<&str, BTreeSet<i64>> = BTreeMap::new();
     for entry in history.journals.values().flatten().filter(|entry| entry.kind.ends_with("_done")) {
         journaled.entry(&entry.work).or_default().insert(entry.seq);
     }
+    let said = said(history);
     let mut faults = Vec::new();
     for told in &history.told {
+        faults.extend(said_otherwise(told, said.get(told.work.as_str())));
         let Some(events) = &told.events else { continue };
         let work = || told.work.clone();
         let backward = events.windows(2).filter(|pair| pair[1].place() <= pair[0].place());
@@ -27,6 +32,44 @@ pub(super) fn check(history: &History) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// By work and entry: all that its models have said by then.
+type Spoken<'a> = BTreeMap<&'a str, BTreeMap<i64, String>>;
+
+fn said(history: &History) -> Spoken<'_> {
+    let mut said = Spoken::new();
+    let steps = history.journals.values().flatten().filter(|entry| entry.kind == "model_done");
+    for entry in steps {
+        let content: Value = serde_json::from_str(&entry.content).unwrap_or_default();
+        let of_work = said.entry(&entry.work).or_default();
+        let before = of_work.values().next_back().cloned().unwrap_or_default();
+        let text = content["output"]["text"].as_str().unwrap_or_default();
+        of_work.insert(entry.seq, before + text);
+    }
+    said
+}
+
+/// With each step, and in the end, a client has exactly the text that is in the journal.
+fn said_otherwise(told: &Told, said: Option<&BTreeMap<i64, String>>) -> Option<Fault> {
+    let mut text = String::new();
+    let fault = |seq| Some(Fault::SaidOtherwise { work: told.work.clone(), seq });
+    for event in told.events.as_ref()? {
+        if let Some(Said { offset, text: piece }) = &event.said {
+            let at = usize::try_from(*offset).unwrap_or(usize::MAX);
+            match piece {
+                Some(piece) if at == text.len() => text.push_str(piece),
+                None if at < text.len() && text.is_char_boundary(at) => text.truncate(at),
+                Some(_) | None => return fault(event.seq),
+            }
+        }
+        let journaled = said.and_then(|said| said.get(&event.seq)).filter(|_| event.is_step);
+        if journaled.is_some_and(|journaled| *journaled != text) {
+            return fault(event.seq);
+        }
+    }
+    let last = said.and_then(|said| said.values().next_back()).map_or("", String::as_str);
+    (told.end.is_some() && text != last).then(|| fault(0)).flatten()
 }
 
 #[cfg(test)]
@@ -61,6 +104,7 @@ mod tests {
             seq: *seq,
             offset: *offset,
             is_step: *is_step,
+            ..Shown::default()
         };
         let told = Told {
             work: "w".to_owned(),
@@ -101,5 +145,65 @@ mod tests {
         let mut more = SOUND.to_vec();
         more.insert(4, (4, 0, true));
         assert_eq!(found(&more, true), [Fault::MadeUp { work: work(), seq: 4 }]);
+    }
+
+    /// What is found when a client is told this of a work whose steps at 2 and 4 said `ab` and `cd`: what was said by its
+    /// offset, `-` for what is void, and steps as `!`.
+    fn found_said(events: &[(i64, i64, &str)]) -> Vec<Fault> {
+        let entry = |seq, text: &str| HistoryEntry {
+            seq,
+            kind: "model_done".to_owned(),
+            work: work(),
+            content: serde_json::json!({ "output": { "text": text } }).to_string(),
+            ..HistoryEntry::default()
+        };
+        let shown = |(seq, offset, text): &(i64, i64, &str)| Shown {
+            seq: *seq,
+            is_step: *text == "!",
+            said: (*text != "!").then(|| Said {
+                offset: *offset,
+                text: (*text != "-").then(|| (*text).to_owned()),
+            }),
+            ..Shown::default()
+        };
+        let told = Told {
+            work: work(),
+            agent: "a".to_owned(),
+            key: "k".to_owned(),
+            place: None,
+            end: Some(End {
+                state: "succeeded".to_owned(),
+                reason: "completed".to_owned(),
+                result: "cd".to_owned(),
+                calls: 2,
+            }),
+            events: Some(events.iter().map(shown).collect()),
+        };
+        let journals = [("a".to_owned(), vec![entry(2, "ab"), entry(4, "cd")])].into();
+        let history = History { told: vec![told], journals, ..History::default() };
+        let faults = check(&history).into_iter();
+        faults.filter(|fault| matches!(fault, Fault::SaidOtherwise { .. })).collect()
+    }
+
+    #[test]
+    fn what_was_said_is_whole_with_each_step() {
+        let whole = [(1, 0, "a"), (1, 1, "b"), (2, 0, "!"), (3, 2, "cd"), (4, 0, "!")];
+        assert_eq!(found_said(&whole), []);
+        let again =
+            [(1, 0, "ab"), (2, 0, "!"), (2, 2, "x"), (3, 2, "-"), (3, 2, "cd"), (4, 0, "!")];
+        assert_eq!(found_said(&again), []);
+    }
+
+    #[test]
+    fn what_was_said_twice_or_not_or_not_taken_back_is_found() {
+        let otherwise = |seq| [Fault::SaidOtherwise { work: work(), seq }];
+        let step = |seq| (seq, 0, "!");
+        assert_eq!(found_said(&[(1, 0, "a"), (1, 0, "ab"), step(2)]), otherwise(1), "twice");
+        assert_eq!(found_said(&[(1, 1, "b"), step(2)]), otherwise(1), "a gap");
+        assert_eq!(found_said(&[(1, 0, "a"), step(2)]), otherwise(2), "missing");
+        assert_eq!(found_said(&[(1, 0, "x"), (1, 1, "ab"), step(2)]), otherwise(2), "not void");
+        assert_eq!(found_said(&[(1, 0, "ab"), step(2), (3, 3, "-")]), otherwise(3), "of nothing");
+        let rest = [(1, 0, "ab"), step(2), (3, 2, "cd"), step(4), (4, 4, "e")];
+        assert_eq!(found_said(&rest), otherwise(0), "left over");
     }
 }

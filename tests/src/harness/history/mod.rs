@@ -10,6 +10,7 @@ mod journal;
 #[cfg(test)]
 mod planted;
 mod shards;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 pub use file::Title;
 pub use journal::check;
+pub use told::{End, Said, Shown, Told};
 
 /// The promise that a run breaks, and where.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +56,8 @@ pub enum Fault {
     ToldAgain { work: String, seq: i64 },
     /// A client that wanted every event was not told this one.
     Untold { work: String, seq: i64 },
+    /// What a client was told that models said is not what is in the journal up to this event.
+    SaidOtherwise { work: String, seq: i64 },
     /// A client was told of a step that is not in the journal.
     MadeUp { work: String, seq: i64 },
     /// Of two works that one stream submitted to an agent, the later one was accepted first.
@@ -77,44 +81,6 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")
-    }
-}
-
-/// How a work ended, as its client was told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
-    pub state: String,
-    pub reason: String,
-    pub result: String,
-    /// Model calls that returned.
-    pub calls: i64,
-}
-
-/// What a client was told of a work that it submitted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    pub work: String,
-    pub agent: String,
-    pub key: String,
-    /// The stream that submitted it, and its place there; none if it was submitted again on another one.
-    pub place: Option<(u64, u64)>,
-    pub end: Option<End>,
-    /// Each event that it was shown, in this order, if it wanted all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub events: Option<Vec<Shown>>,
-}
-
-/// An event of a work as its cursor names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shown {
-    pub seq: i64,
-    pub offset: i64,
-    pub is_step: bool,
-}
-
-impl Shown {
-    fn place(self) -> (i64, i64) {
-        (self.seq, self.offset)
     }
 }
 
