@@ -20,6 +20,9 @@ use crate::wire;
 
 /// A node that has not answered by then is not waited for.
 const WAIT: Duration = Duration::from_millis(200);
+/// The same where the link has to come up first: two nodes that had nothing to say to each other until the shard moved. A
+/// dial that fails is an answer; one that takes so long is of a node that hangs, and was not found out yet.
+const WAIT_FOR_LINK: Duration = Duration::from_secs(1);
 
 /// A step that its worker has.
 #[derive(Clone, Debug)]
@@ -86,7 +89,8 @@ impl Context {
         let payload = wanted.encode_to_vec().into();
         let envelope = Envelope { kind: kind::STEPS_WANTED, payload, ..Envelope::default() };
         let peer = Peer::new(Role::Node, node.clone());
-        let answer = self.wire.call(peer, envelope, Instant::now() + WAIT).await;
+        let wait = if self.wire.is_linked(&peer) { WAIT } else { WAIT_FOR_LINK };
+        let answer = self.wire.call(peer, envelope, Instant::now() + wait).await;
         let steps = answer.ok().and_then(|bytes| StepsHeld::decode(bytes).ok());
         read(Place::There(node), steps.unwrap_or_default())
     }

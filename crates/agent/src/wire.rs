@@ -25,6 +25,9 @@ pub trait Wire: Send + Sync + 'static {
     /// # Errors
     /// No such peer, or too much is on its way to it.
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error>;
+
+    /// Whether a call goes out at once.
+    fn is_linked(&self, to: &Peer) -> bool;
 }
 
 impl Wire for cluster::Handle {
@@ -40,6 +43,10 @@ impl Wire for cluster::Handle {
 
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
         cluster::Handle::cast(self, to, envelope)
+    }
+
+    fn is_linked(&self, to: &Peer) -> bool {
+        cluster::Handle::is_linked(self, to)
     }
 }
 

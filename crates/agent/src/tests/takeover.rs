@@ -23,6 +23,8 @@ struct Net {
     left: Mutex<Vec<(u32, Instant)>>,
     /// Jobs that every pool is said to have beside those.
     others: u32,
+    /// How long a new owner's question is on its way, and whether because its link has to come up first.
+    late: Mutex<(Duration, bool)>,
 }
 
 struct Port {
@@ -50,8 +52,13 @@ impl Wire for Port {
             let refusal = Refusal { reason, ..Refusal::default() };
             return Box::pin(async { Err(cluster::Error::Refused(refusal)) });
         }
+        let late =
+            if envelope.kind == kind::STEPS_WANTED { lock(&net.late).0 } else { Duration::ZERO };
         Box::pin(async move {
             let Some(node) = node else { return Err(cluster::Error::NoAddress { peer: to }) };
+            if tokio::time::timeout_at(deadline.into(), tokio::time::sleep(late)).await.is_err() {
+                return Err(cluster::Error::Deadline { peer: to });
+            }
             let (sender, receiver) = oneshot::channel();
             let reply = Some(Reply::from_fn(move |answer| _ = sender.send(answer)));
             let from = Peer::new(Role::Node, me);
@@ -87,6 +94,10 @@ impl Wire for Port {
             node.incoming(Incoming { from, envelope, deadline: None, reply: None });
         }
         Ok(())
+    }
+
+    fn is_linked(&self, _: &Peer) -> bool {
+        !lock(&self.net.late).1
     }
 }
 
@@ -279,6 +290,19 @@ async fn an_answer_that_is_on_its_way_reaches_the_next_owner() {
     assert_every_phase_once(&work, &model);
     let epochs: Vec<u64> = work.steps.iter().map(|step| step.epoch).collect();
     assert_eq!(epochs, [1, 1, 1, 2, 2, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_waited_for_longer_where_its_link_has_to_come_up_first() {
+    for (is_cold, attempts) in [(true, 1), (false, 2)] {
+        let (mut stage, _, gate, work) = stage_with_worker().await;
+        *lock(&stage.net.late) = (Duration::from_millis(300), is_cold);
+        stage.kill("node-1").await;
+        stage.own("node-3").await;
+        gate.add_permits(100);
+        let work = stage.ended(work).await;
+        assert_eq!(work.steps[3].attempts, attempts, "is cold: {is_cold}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
