@@ -96,7 +96,7 @@ pub(crate) fn tenant(text: &str) -> Result<Tenant, Failure> {
 pub(crate) fn watch(request: &v1::WatchRequest) -> Result<Cursor, Failure> {
     let work = work_id(&request.id)?;
     if request.cursor.is_empty() {
-        return Ok(Cursor { work, seq: 0, offset: 0, told: 0 });
+        return Ok(Cursor::beginning(work));
     }
     let cursor = Cursor::parse(&request.cursor)?;
     if cursor.work != work {

@@ -3,7 +3,6 @@
 //! Pure: entries go in, events come out. Never opens a subscription.
 
 use domain::entry::Entry;
-use domain::step::{CallKey, Callee};
 use domain::transcript::{self, Piece, Transcript};
 use domain::{Epoch, Lsn, Position, StepKey, WorkId};
 use proto::convert::{self, Cursor};
@@ -15,10 +14,10 @@ use tokio::sync::OwnedSemaphorePermit;
 /// The cursor of a result whose entry was not seen: behind every entry that a work can have.
 const SEQ_LAST: u64 = i64::MAX as u64;
 
-// What has no entry of its own stands behind the entry before it: first that a turn began, then what is said, then that it
-// is void.
-const AFTER_TEXT: u64 = 1;
-const AFTER_SUPERSEDED: u64 = 2;
+// What has no entry of its own stands behind the entry before it: first that a turn began and, by its length, what is said,
+// then that it is void.
+const BEGUN: u64 = 1;
+const VOID: u64 = 2;
 
 /// A work that is followed.
 #[derive(Debug)]
@@ -73,7 +72,7 @@ impl Follow {
             tag,
             work,
             mode,
-            known: Cursor { work, seq: 0, offset: 0, told: 0 },
+            known: Cursor::beginning(work),
             last: 0,
             accepted: 0,
             has_begun: false,
@@ -158,7 +157,7 @@ impl Follow {
         }
         let event = event.filter(|_| self.is_news(log.seq, 0));
         out.extend(event.map(|event| {
-            let cursor = self.cursor(log.seq, 0, self.transcript.told());
+            let cursor = self.cursor(log.seq, 0);
             self.tell(cursor, log.ts_ms, event, self.at)
         }));
         Ok(())
@@ -168,8 +167,9 @@ impl Follow {
         (self.known.seq, self.known.offset) < (seq, offset)
     }
 
-    fn cursor(&self, seq: u64, offset: u64, told: u64) -> Cursor {
-        Cursor { work: self.work, seq, offset, told }
+    fn cursor(&self, seq: u64, offset: u64) -> Cursor {
+        let (told, committed) = (self.transcript.told(), self.transcript.committed());
+        Cursor { work: self.work, seq, offset, told, committed }
     }
 
     fn tell(
@@ -187,8 +187,8 @@ impl Follow {
     /// Its turn began. That has no entry of its own, so it stands after the acceptance, whoever shows it first.
     fn begin(&mut self, at_ms: i64) -> Option<Told> {
         let is_news = !std::mem::replace(&mut self.has_begun, true) && self.accepted != 0;
-        (is_news && self.is_news(self.accepted, 1))
-            .then(|| self.tell(self.cursor(self.accepted, 1, 0), at_ms, convert::began(), None))
+        (is_news && self.is_news(self.accepted, BEGUN))
+            .then(|| self.tell(self.cursor(self.accepted, BEGUN), at_ms, convert::began(), None))
     }
 
     /// What `entry`, which has the number `seq`, makes of what was said after the entry `before`.
@@ -196,37 +196,42 @@ impl Follow {
         if self.known.seq < seq {
             self.resume();
         }
+        let committed = self.transcript.committed();
         let told = self.transcript.read(entry)?;
-        let cursor = match (&told, entry) {
-            (transcript::Told::Text { told, .. }, _) => self.cursor(before, AFTER_TEXT, *told),
+        let (seq_told, offset, of_attempt) = match (&told, entry) {
+            (transcript::Told::Text { told, .. }, _) => (before, BEGUN, *told),
             // It has no other event.
-            (transcript::Told::Superseded { .. }, Entry::StepBegan(_)) => self.cursor(seq, 0, 0),
-            (transcript::Told::Superseded { .. }, _) => self.cursor(before, AFTER_SUPERSEDED, 0),
+            (transcript::Told::Superseded { .. }, Entry::StepBegan(_)) => (seq, 0, 0),
+            (transcript::Told::Superseded { .. }, _) => (before, VOID, 0),
         };
+        // It stands before the step, if the entry is one.
+        let cursor = Cursor { told: of_attempt, committed, ..self.cursor(seq_told, offset) };
         self.is_news(seq, 0).then(|| self.tell(cursor, at_ms, convert::told(told), None))
     }
 
     /// What the attempt that runs says. An owner that has less in its journal than the client was told is none any more.
     fn hear(&mut self, said: &StepText) -> Option<Told> {
-        let is_void = self.last == self.known.seq && self.known.offset == AFTER_SUPERSEDED;
+        let is_void = self.last == self.known.seq && self.known.offset == VOID;
         if self.accepted == 0 || self.last < self.known.seq || is_void {
             return None;
         }
         self.resume();
         let attempt = said.attempt.as_ref()?;
-        let StepKey::Call(CallKey { round, of: Callee::Model }) = step_of(attempt)? else {
-            return None;
-        };
+        let round = transcript::model_call(step_of(attempt)?)?;
         let (attempt, offset, text) = (attempt.attempt, said.offset, said.text.as_str());
         let told = self.transcript.hear(Piece { round, attempt, offset, text })?;
-        let cursor = self.cursor(self.last, AFTER_TEXT, self.transcript.told());
-        Some(self.tell(cursor, said.at_ms, convert::told(told), None))
+        Some(self.tell(self.cursor(self.last, BEGUN), said.at_ms, convert::told(told), None))
     }
 
     /// All entries that the client knows were read, and none after them.
     fn resume(&mut self) {
-        if !std::mem::replace(&mut self.is_resumed, true) {
-            self.transcript.resume(self.known.told);
+        if std::mem::replace(&mut self.is_resumed, true) {
+            return;
+        }
+        let Cursor { told, committed, .. } = self.known;
+        match self.accepted {
+            0 => self.transcript.resume_after(committed, told),
+            _ => self.transcript.resume(told),
         }
     }
 
@@ -235,8 +240,10 @@ impl Follow {
         let is_news = !std::mem::replace(&mut self.is_reset, true);
         let seq = next.saturating_sub(1);
         (is_news && self.known.seq < seq).then(|| {
+            // It has nothing of what was said any more.
+            self.is_resumed = true;
             let event = work_event::Event::Reset(work_event::Reset {});
-            self.tell(self.cursor(seq, 0, 0), 0, event, None)
+            self.tell(self.cursor(seq, 0), 0, event, None)
         })
     }
 
@@ -248,7 +255,7 @@ impl Follow {
         }
         let at_ms = ended.end_ms;
         let event = work_event::Event::Result(without_steps(ended));
-        Some(self.tell(self.cursor(seq, 0, 0), at_ms, event, self.at))
+        Some(self.tell(self.cursor(seq, 0), at_ms, event, self.at))
     }
 }
 

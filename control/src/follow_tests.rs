@@ -15,10 +15,14 @@ pub(crate) fn work() -> WorkId {
 }
 
 pub(crate) fn phase(seq: u64, phase: Phase) -> LogEntry {
+    done(seq, StepKey::phase(0, phase), Bytes::from_static(b"{}"))
+}
+
+fn done(seq: u64, step: StepKey, output: Bytes) -> LogEntry {
     let done = StepDone {
-        step: StepKey::phase(0, phase),
+        step,
         name: String::new(),
-        output: Bytes::from_static(b"{}"),
+        output,
         node: "node-1".into(),
         attempts: 1,
         start_ms: 1,
@@ -78,7 +82,7 @@ fn read(follow: &mut Follow, events: Events) -> (Vec<(u64, i32)>, Next) {
 }
 
 fn after(seq: u64, offset: u64) -> Follow {
-    Follow::after(0, Cursor { work: work(), seq, offset, told: 0 })
+    Follow::after(0, Cursor { seq, offset, ..Cursor::beginning(work()) })
 }
 
 fn sent(entries: Vec<LogEntry>) -> Events {
@@ -165,7 +169,7 @@ fn the_beginning_of_a_turn_is_told_once_whoever_shows_it() {
         follow.read(events, &mut out).unwrap();
         out.into_iter().map(|told| told.event.cursor).collect::<Vec<_>>()
     };
-    let at = |seq: u64, offset: u64| Cursor { work: work(), seq, offset, told: 0 }.to_text();
+    let at = |seq: u64, offset: u64| Cursor { seq, offset, ..Cursor::beginning(work()) }.to_text();
     let live = || Events { began_ms: 7, ..Events::default() };
     let first = || sent(vec![accepted(2)]);
     let phases = || sent(vec![accepted(2), phase(4, Phase::Action)]);
@@ -221,17 +225,7 @@ fn line(event: &v1::WorkEvent) -> Option<String> {
 
 fn model(seq: u64, round: u32, text: &str) -> LogEntry {
     let said = Said { text: text.to_owned(), calls: Vec::new() };
-    let done = StepDone {
-        step: StepKey::model(round),
-        name: String::new(),
-        output: said.to_json().into(),
-        node: "node-1".into(),
-        attempts: 1,
-        start_ms: 1,
-        end_ms: 2,
-        usage: Usage::default(),
-    };
-    entry(seq, &Entry::StepDone(done))
+    done(seq, StepKey::model(round), said.to_json().into())
 }
 
 fn again(seq: u64, round: u32, attempt: u32) -> LogEntry {
@@ -243,7 +237,7 @@ fn cancelling(seq: u64) -> LogEntry {
     entry(seq, &Entry::CancelRequested(Reason::CancelRequested))
 }
 
-fn says(round: u32, attempt: u32, offset: u64, text: &str) -> Events {
+pub(crate) fn says(round: u32, attempt: u32, offset: u64, text: &str) -> Events {
     let attempt = StepAttempt { round: round + 1, attempt, ..StepAttempt::default() };
     let text = StepText { attempt: Some(attempt), offset, text: text.to_owned(), at_ms: 7 };
     Events { text: Some(text), ..Events::default() }
@@ -251,6 +245,53 @@ fn says(round: u32, attempt: u32, offset: u64, text: &str) -> Events {
 
 fn ends(seq: u64) -> Events {
     Events { ended: ended(), ..sent(vec![last(seq)]) }
+}
+
+fn place(event: &v1::WorkEvent) -> (u64, u64, u64) {
+    let Cursor { seq, offset, told, .. } = Cursor::parse(&event.cursor).unwrap();
+    (seq, offset, told)
+}
+
+/// What a client has in the end that hears no piece before `from` events were told, came back with its cursor then, and hears
+/// all that is said from where each attempt begins.
+fn buffer_from(sent: &[Events], from: usize) -> String {
+    let mut out = Vec::new();
+    let mut follow = Follow::new(0, work(), WatchMode::All);
+    for events in sent {
+        follow.read(events.clone(), &mut out).unwrap();
+    }
+    let cursor = out[..from].last().map(|told| Cursor::parse(&told.event.cursor).unwrap());
+    let mut told = out[..from].to_vec();
+    let mut follow = Follow::after(0, cursor.unwrap_or(Cursor::beginning(work())));
+    let mut said = String::new();
+    for events in sent {
+        let mut events = events.clone();
+        if let Some(text) = &mut events.text {
+            said.truncate(usize::try_from(text.offset).unwrap());
+            said.push_str(&text.text);
+            (text.offset, text.text) = (0, said.clone());
+        }
+        follow.read(events, &mut told).unwrap();
+    }
+    assert!(told.windows(2).all(|pair| place(&pair[0].event) < place(&pair[1].event)));
+    let mut buffer = String::new();
+    for told in &told {
+        match told.event.event.as_ref().unwrap() {
+            work_event::Event::Text(said) => {
+                assert_eq!(said.offset, buffer.len() as i64);
+                buffer.push_str(&said.text);
+            }
+            work_event::Event::Superseded(void) => {
+                buffer.truncate(usize::try_from(void.offset).unwrap());
+            }
+            work_event::Event::Reset(_) => buffer.clear(),
+            work_event::Event::StateChange(_)
+            | work_event::Event::Phase(_)
+            | work_event::Event::Step(_)
+            | work_event::Event::Result(_) => {}
+        }
+    }
+    buffer
 }
 
 /// What a client is told that was told all before the event number `from`, and then came back with its cursor.
@@ -261,7 +302,7 @@ fn from_cursor(sent: &[Events], from: usize) -> Vec<String> {
         follow.read(events.clone(), &mut out).unwrap();
     }
     let cursor = match from {
-        0 => Cursor { work: work(), seq: 0, offset: 0, told: 0 },
+        0 => Cursor::beginning(work()),
         _ => Cursor::parse(&out[from - 1].event.cursor).unwrap(),
     };
     let mut follow = Follow::after(0, cursor);
@@ -270,6 +311,7 @@ fn from_cursor(sent: &[Events], from: usize) -> Vec<String> {
         follow.read(events.clone(), &mut told).unwrap();
     }
     assert!(told.iter().map(|told| &told.event.cursor).eq(out.iter().map(|it| &it.event.cursor)));
+    assert!(told.windows(2).all(|pair| place(&pair[0].event) < place(&pair[1].event)));
     told.iter().filter_map(|told| line(&told.event)).collect()
 }
 
@@ -299,6 +341,7 @@ fn what_is_said_is_told_once_however_often_a_client_comes_back() {
     // The acceptance and the beginning of the turn are events, too.
     for from in 0..=expected.len() + 2 {
         assert_eq!(from_cursor(&sent, from), expected, "from event {from}");
+        assert_eq!(buffer_from(&sent, from), "one two three fourfive");
     }
 }
 
@@ -316,7 +359,34 @@ fn text_of_an_owner_that_died_is_superseded_when_the_step_is_begun_again() {
     let expected = ["0 ab", "step 1", "2 cde", "2 -", "2 x", "2 -", "2 yz", "step 2", "end"];
     for from in 0..=expected.len() + 2 {
         assert_eq!(from_cursor(&sent, from), expected, "from event {from}");
+        assert_eq!(buffer_from(&sent, from), "abyz");
     }
+}
+
+/// What a client is told that comes back with this cursor to a work whose first entries were deleted.
+fn after_pruning(cursor: Cursor) -> Vec<String> {
+    let mut follow = Follow::after(0, cursor);
+    let mut out = Vec::new();
+    follow.read(sent(vec![model(7, 1, "abcd"), model(8, 2, "ef")]), &mut out).unwrap();
+    follow.read(ends(9), &mut out).unwrap();
+    out.retain(|told| !matches!(told.event.event, Some(work_event::Event::Reset(_))));
+    out.iter().filter_map(|told| line(&told.event)).map(|line| line.replace(" 0", "")).collect()
+}
+
+#[test]
+fn text_begins_anew_after_a_reset_and_goes_on_without_one() {
+    let cursor =
+        |seq, offset, told, committed| Cursor { work: work(), seq, offset, told, committed };
+    let anew = ["0 abcd", "step", "4 ef", "step", "end"];
+    assert_eq!(after_pruning(cursor(0, 0, 0, 0)), anew);
+    assert_eq!(
+        after_pruning(cursor(4, 1, 3, 100)),
+        anew,
+        "its text is void with what was before it"
+    );
+    assert_eq!(after_pruning(cursor(6, 0, 0, 100)), ["100 abcd", "step", "104 ef", "step", "end"]);
+    assert_eq!(after_pruning(cursor(6, 1, 3, 100)), ["103 d", "step", "104 ef", "step", "end"]);
+    assert_eq!(after_pruning(cursor(7, 0, 0, 104)), ["104 ef", "step", "end"]);
 }
 
 #[test]
@@ -329,7 +399,8 @@ fn text_that_never_got_into_the_journal_is_superseded_before_the_end() {
 
 #[test]
 fn who_comes_back_while_the_attempt_runs_is_told_what_it_lacks() {
-    let mut follow = Follow::after(0, Cursor { work: work(), seq: 2, offset: 1, told: 3 });
+    let mut follow =
+        Follow::after(0, Cursor { seq: 2, offset: 1, told: 3, ..Cursor::beginning(work()) });
     let mut out = Vec::new();
     follow.read(sent(vec![accepted(1), model(2, 0, "ab")]), &mut out).unwrap();
     follow.read(says(1, 1, 0, "cdefg"), &mut out).unwrap();
@@ -339,7 +410,8 @@ fn who_comes_back_while_the_attempt_runs_is_told_what_it_lacks() {
 
 #[test]
 fn an_owner_that_is_none_any_more_does_not_say_what_runs() {
-    let mut follow = Follow::after(0, Cursor { work: work(), seq: 3, offset: 1, told: 2 });
+    let mut follow =
+        Follow::after(0, Cursor { seq: 3, offset: 1, told: 2, ..Cursor::beginning(work()) });
     let mut out = Vec::new();
     follow.read(sent(vec![accepted(1)]), &mut out).unwrap();
     follow.read(says(0, 1, 0, "of the first attempt"), &mut out).unwrap();

@@ -127,6 +127,12 @@ fn size(events: &Events) -> (usize, usize) {
     (events.entries.len().max(1), entries + ended + text)
 }
 
+/// Whether they hold nothing but what an attempt that runs has said.
+fn is_only_text(events: &Events) -> bool {
+    let Events { entries, ended, closed, began_ms, .. } = events;
+    entries.is_empty() && ended.is_none() && closed.is_none() && *began_ms == 0
+}
+
 /// One work followed at one owner.
 struct Subscription {
     seat: Seat,
@@ -180,16 +186,21 @@ impl Hub {
             // An owner that did not hear of the end of a subscription hears of it now.
             return self.unsubscribe(from, number);
         };
+        let is_only_text = is_only_text(&events);
         if let Some(early) = &mut subscription.early {
-            let taken: usize = early.iter().map(|events| size(events).0).sum();
-            if taken < subscription.inbox.room.events {
+            let taken =
+                early.iter().map(size).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+            let room = subscription.inbox.room;
+            if early.is_empty() || taken.0 < room.events && taken.1 + size(&events).1 <= room.bytes
+            {
                 early.push(events);
-            } else {
+            } else if !is_only_text {
                 subscription.is_lost = true;
             }
             return;
         }
-        if subscription.inbox.push_events(number, events) {
+        // What is not durable comes with its step once more.
+        if subscription.inbox.push_events(number, events) || is_only_text {
             return;
         }
         OVERFLOWS.inc();
@@ -334,7 +345,7 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::follow::tests::{last, phase, work};
+    use crate::follow::tests::{last, phase, says, work};
     use crate::testing::{FakeNetwork, refuse, view};
     use domain::{Epoch, Phase, Reason, ShardId};
     use proto::link::WatchMode;
@@ -397,6 +408,29 @@ mod tests {
         assert_eq!(words(&inbox), ["follow", "events", "lost"]);
         assert!(network.casts().iter().all(|(_, cast)| cast.kind == proto::kind::UNSUBSCRIBE));
         assert_eq!((hub.len(), network.casts().len()), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn text_that_finds_no_room_costs_nobody_a_subscription() {
+        let (hub, network) = hub();
+        let inbox = Inbox::new(ROOM);
+        let ticket = hub.register(&seat(1), &inbox);
+        let (number, node) = (ticket.number(), seat(1).node);
+        let say = |bytes: usize| {
+            let said = says(0, 1, 0, &"x".repeat(bytes));
+            hub.events(&node, Events { subscription: number, ..said });
+        };
+        // Before its follower is ready, too.
+        for bytes in [900, 200, 50] {
+            say(bytes);
+        }
+        ticket.release(&inbox, follow());
+        say(100);
+        assert_eq!(words(&inbox), ["follow", "events", "events"]);
+        say(900);
+        say(200);
+        assert_eq!(words(&inbox), ["events"]);
+        assert_eq!((hub.len(), network.casts().len()), (1, 0));
     }
 
     #[tokio::test]

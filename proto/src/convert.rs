@@ -156,18 +156,24 @@ pub struct Cursor {
     pub work: WorkId,
     pub seq: u64,
     pub offset: u64,
-    /// Bytes of what the attempt that runs has said; see [`domain::transcript`].
+    /// Bytes of what the attempt that runs has said, and of what the steps before it said; see [`domain::transcript`].
     pub told: u64,
+    pub committed: u64,
 }
 
 impl Cursor {
     pub fn to_text(self) -> String {
-        let Self { work, seq, offset, told } = self;
-        match (offset, told) {
-            (0, 0) => format!("{work}.{seq:x}"),
-            (_, 0) => format!("{work}.{seq:x}.{offset:x}"),
-            (_, _) => format!("{work}.{seq:x}.{offset:x}.{told:x}"),
+        let Self { work, seq, offset, told, committed } = self;
+        match (offset, told, committed) {
+            (0, 0, 0) => format!("{work}.{seq:x}"),
+            (_, 0, 0) => format!("{work}.{seq:x}.{offset:x}"),
+            (_, _, _) => format!("{work}.{seq:x}.{offset:x}.{told:x}.{committed:x}"),
         }
+    }
+
+    /// Before the first event of a work.
+    pub fn beginning(work: WorkId) -> Self {
+        Self { work, seq: 0, offset: 0, told: 0, committed: 0 }
     }
 
     /// # Errors
@@ -185,11 +191,12 @@ impl Cursor {
             Some(part) => u64::from_str_radix(part, 16).map_err(|_| wrong()),
             None => or.ok_or_else(wrong),
         };
-        let (seq, offset, told) = (number(None)?, number(Some(0))?, number(Some(0))?);
+        let (seq, offset) = (number(None)?, number(Some(0))?);
+        let (told, committed) = (number(Some(0))?, number(Some(0))?);
         if parts.next().is_some() {
             return Err(wrong());
         }
-        Ok(Self { work, seq, offset, told })
+        Ok(Self { work, seq, offset, told, committed })
     }
 }
 
@@ -507,11 +514,13 @@ mod tests {
 
     #[test]
     fn a_cursor_reads_back() {
-        for (offset, told) in [(0, 0), (1, 0), (0, 300), (1, 300)] {
-            let cursor = Cursor { work: "w-0-0ff-1c2".parse().unwrap(), seq: 17, offset, told };
+        let all = [(0, 0, 0), (1, 0, 0), (0, 300, 0), (1, 300, 0), (0, 0, 7), (1, 300, 7)];
+        for (offset, told, committed) in all {
+            let work = "w-0-0ff-1c2".parse().unwrap();
+            let cursor = Cursor { work, seq: 17, offset, told, committed };
             assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
         }
-        for text in ["", "w-0-0ff-1c2", "w-0-0ff-1c2.", "w-0-0ff-1c2.1.1.1.1", "w-0-0ff-1c2.x"] {
+        for text in ["", "w-0-0ff-1c2", "w-0-0ff-1c2.", "w-0-0ff-1c2.1.1.1.1.1", "w-0-0ff-1c2.x"] {
             assert!(Cursor::parse(text).is_err(), "{text:?}");
         }
     }

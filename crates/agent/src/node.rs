@@ -30,7 +30,7 @@ use crate::host::{self, HostArgs, HostMessage, HostReport};
 use crate::pool::{Pools, PoolsArgs};
 use crate::recovering::Recovering;
 use crate::shard::{Context, TEXTS_BYTES_MAX, lock, refusal};
-use crate::speech::Told;
+use crate::speech::Taken;
 use crate::wire::Wire;
 use crate::{Error, failures, metrics};
 
@@ -145,7 +145,7 @@ pub async fn spawn(args: Args) -> Result<Handle, Error> {
             Box::pin(async move {
                 match handle {
                     Some(handle) => handle.tell_text(shard, text).await,
-                    None => Told::Again,
+                    None => Taken::Again,
                 }
             })
         }),

@@ -114,7 +114,7 @@ pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, re
 
 /// Sends the events of a work that has ended.
 pub(crate) async fn watch_ended(shard: &Shard, call: SubscribeCall, from: Peer) {
-    let watcher = Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
+    let watcher = Watcher::new(from, call.subscription, call.mode());
     let (subscription, work) = (call.subscription, call.work);
     let events = match ended_events(shard, &call).await {
         Ok((entries, info)) => {

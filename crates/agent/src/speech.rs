@@ -30,7 +30,7 @@ pub(crate) struct Speech {
 
 /// What became of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum Taken {
     /// So many bytes of the speech are with the owner.
     Has(u64),
     /// Nobody took it now.
@@ -40,7 +40,7 @@ pub(crate) enum Told {
 }
 
 /// Tells a piece to the owner of a shard.
-pub(crate) type Tell = Arc<dyn Fn(ShardId, StepText) -> BoxFuture<'static, Told> + Send + Sync>;
+pub(crate) type Tell = Arc<dyn Fn(ShardId, StepText) -> BoxFuture<'static, Taken> + Send + Sync>;
 
 impl Speech {
     pub(crate) fn push(&self, text: &str) {
@@ -70,15 +70,15 @@ pub(crate) async fn tell(
             continue;
         };
         let attempt = Some(wire::attempt(&attempt));
-        let told = tell(shard, StepText { attempt, offset, text, at_ms: 0 }).await;
-        let pause = match told {
+        let taken = tell(shard, StepText { attempt, offset, text, at_ms: 0 }).await;
+        let pause = match taken {
             // A later owner has nothing of it yet.
-            Told::Has(bytes) => {
+            Taken::Has(bytes) => {
                 offset = bytes;
                 PACE
             }
-            Told::Again => AGAIN,
-            Told::Enough => return std::future::pending().await,
+            Taken::Again => AGAIN,
+            Taken::Enough => return std::future::pending().await,
         };
         tokio::time::sleep(pause).await;
     }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     /// What is told if the owner answers so, one answer a piece.
-    async fn told(said: &[&str], answers: Vec<Told>) -> Vec<(u64, String)> {
+    async fn told(said: &[&str], answers: Vec<Taken>) -> Vec<(u64, String)> {
         let speech = Speech::default();
         said.iter().for_each(|piece| speech.push(piece));
         let (pieces, mut heard) = mpsc::unbounded_channel();
@@ -122,19 +122,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_said_is_told_until_the_owner_has_it() {
-        let pieces = told(&["one ", "two"], vec![Told::Again, Told::Has(7)]).await;
+        let pieces = told(&["one ", "two"], vec![Taken::Again, Taken::Has(7)]).await;
         assert_eq!(pieces, [piece(0, "one two"), piece(0, "one two")]);
-        assert_eq!(told(&["one"], vec![Told::Enough]).await, [piece(0, "one")]);
+        assert_eq!(told(&["one"], vec![Taken::Enough]).await, [piece(0, "one")]);
         assert_eq!(told(&[], vec![]).await, []);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_later_owner_is_told_from_where_it_stands() {
-        let pieces = told(&["abc"], vec![Told::Has(2), Told::Has(0), Told::Has(3)]).await;
+        let pieces = told(&["abc"], vec![Taken::Has(2), Taken::Has(0), Taken::Has(3)]).await;
         assert_eq!(pieces, [piece(0, "abc"), piece(2, "c"), piece(0, "abc")]);
         // It cannot have more than was said, nor half a character.
-        assert_eq!(told(&["\u{e9}"], vec![Told::Has(9)]).await, [piece(0, "\u{e9}")]);
-        assert_eq!(told(&["\u{e9}"], vec![Told::Has(1)]).await, [piece(0, "\u{e9}")]);
+        assert_eq!(told(&["\u{e9}"], vec![Taken::Has(9)]).await, [piece(0, "\u{e9}")]);
+        assert_eq!(told(&["\u{e9}"], vec![Taken::Has(1)]).await, [piece(0, "\u{e9}")]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -142,7 +142,7 @@ mod tests {
         let long = "\u{e9}".repeat(PIECE_BYTES_MAX / 2) + "x";
         let text = format!("a{long}");
         let first = PIECE_BYTES_MAX as u64 - 1;
-        let pieces = told(&[&text], vec![Told::Has(first), Told::Has(text.len() as u64)]).await;
+        let pieces = told(&[&text], vec![Taken::Has(first), Taken::Has(text.len() as u64)]).await;
         assert_eq!(pieces.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, first]);
         assert_eq!(pieces.into_iter().map(|(_, text)| text).collect::<String>(), text);
     }

@@ -17,11 +17,12 @@ use proto::link::{
 };
 
 use crate::dispatch::{self, Order};
-use crate::held::Route;
+use crate::held::{Route, WantedBy};
 use crate::node::Handle;
 use crate::pool::JobFailure;
 use crate::shard::refusal;
-use crate::{metrics, speech, wire};
+use crate::speech::Taken;
+use crate::{metrics, wire};
 
 const AGAIN: Duration = Duration::from_millis(100);
 const CALL_MAX: Duration = Duration::from_secs(2);
@@ -89,7 +90,7 @@ impl Handle {
                 };
                 let deadline = route.deadline.min(Instant::now() + CALL_MAX);
                 let owner = this.owner(route.shard, wanted_by);
-                if let Some(owner) = owner
+                if let Some((owner, _)) = owner
                     && let Told::Settled = this.tell(&owner, route.shard, &message, deadline).await
                 {
                     return this.context().held.kept(&[route.attempt]);
@@ -101,15 +102,11 @@ impl Handle {
     }
 
     /// The newest owner of a shard that is known here.
-    fn owner(
-        &self,
-        shard: ShardId,
-        wanted_by: Option<(ProcessName, Epoch)>,
-    ) -> Option<ProcessName> {
+    fn owner(&self, shard: ShardId, wanted_by: Option<WantedBy>) -> Option<WantedBy> {
         let view = self.context().view.load_full();
         let seen = view.as_ref().and_then(|view| view.owner(shard));
         let seen = seen.map(|(owner, epoch)| (owner.name.clone(), epoch));
-        seen.into_iter().chain(wanted_by).max_by_key(|(_, epoch)| *epoch).map(|(name, _)| name)
+        seen.into_iter().chain(wanted_by).max_by_key(|(_, epoch)| *epoch)
     }
 
     async fn tell(
@@ -133,22 +130,25 @@ impl Handle {
     }
 
     /// Takes a piece of what an attempt says to the owner of its agent.
-    pub(crate) async fn tell_text(&self, shard: ShardId, text: StepText) -> speech::Told {
-        let attempt = text.attempt.as_ref().and_then(wire::read_attempt);
-        let wanted_by = attempt.and_then(|attempt| self.context().held.wanted_by(&attempt));
-        let Some(owner) = self.owner(shard, wanted_by) else { return speech::Told::Again };
+    pub(crate) async fn tell_text(&self, shard: ShardId, text: StepText) -> Taken {
+        let Some(attempt) = text.attempt.as_ref().and_then(wire::read_attempt) else {
+            return Taken::Enough;
+        };
+        let owner = self.owner(shard, self.context().held.wanted_by(&attempt));
+        // One before the owner that asked would say that nobody waits for it.
+        let Some((owner, _)) = owner.filter(|(_, epoch)| attempt.epoch <= *epoch) else {
+            return Taken::Again;
+        };
         let payload = text.encode_to_vec().into();
         let envelope =
             Envelope { kind: kind::STEP_TEXT, shard: shard.0, payload, ..Envelope::default() };
         match self.ask_owner(&owner, envelope, Instant::now() + CALL_MAX).await {
             Ok(bytes) => match StepTextAnswer::decode(bytes) {
-                Ok(StepTextAnswer { bytes, full: false }) => speech::Told::Has(bytes),
-                Ok(_) | Err(_) => speech::Told::Enough,
+                Ok(StepTextAnswer { bytes, full: false }) => Taken::Has(bytes),
+                Ok(_) | Err(_) => Taken::Enough,
             },
-            Err(Some(Reason::Superseded | Reason::NotFound | Reason::Malformed)) => {
-                speech::Told::Enough
-            }
-            Err(_) => speech::Told::Again,
+            Err(Some(Reason::Superseded | Reason::NotFound | Reason::Malformed)) => Taken::Enough,
+            Err(_) => Taken::Again,
         }
     }
 

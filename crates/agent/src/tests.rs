@@ -1,7 +1,7 @@
 //! One node's agents on a store of files, with scripted models: what is journaled before what, and what a new owner finds.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,8 @@ struct Alone {
     events: Mutex<Vec<Events>>,
     failures: Mutex<Vec<AgentFailed>>,
     definition: Mutex<Bytes>,
+    /// There is no room for events on the link.
+    is_full: AtomicBool,
 }
 
 impl Wire for Alone {
@@ -113,8 +115,11 @@ impl Wire for Alone {
         Box::pin(async move { Err(cluster::Error::NoAddress { peer: to }) })
     }
 
-    fn cast(&self, _: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
+    fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
         if envelope.kind == kind::EVENTS {
+            if self.is_full.load(Ordering::Relaxed) {
+                return Err(cluster::Error::Overloaded { peer: to.clone(), retry_after_ms: 1 });
+            }
             lock(&self.events).push(Events::decode(envelope.payload).unwrap());
         }
         Ok(())

@@ -50,9 +50,19 @@ impl Transcript {
         self.told
     }
 
+    /// Bytes that the steps before it said.
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
     /// The follower was told so much of the attempt that runs by the entries that were read so far.
     pub fn resume(&mut self, told: u64) {
         self.told = told;
+    }
+
+    /// The same, where the entries of earlier steps are gone, which said `committed` bytes.
+    pub fn resume_after(&mut self, committed: u64, told: u64) {
+        (self.committed, self.told) = (committed, told);
     }
 
     /// Reads the next entry of the work.

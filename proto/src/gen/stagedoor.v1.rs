@@ -2403,7 +2403,7 @@ pub mod work_event {
         #[prost(message, tag = "5")]
         Phase(super::Step),
         /// What a model says, of a loop: while it says it, from models that answer in pieces (of the built-in ones only script
-        /// does); else once its call has ended, before its step.
+        /// does), as long as there is room for it; the rest once its call has ended, before its step.
         #[prost(message, tag = "6")]
         Text(Text),
         /// The work as it ended. The last event.
@@ -2415,7 +2415,8 @@ pub mod work_event {
         /// Events before this one are not told: they were deleted, or are too many. Steps after it have no sequence.
         #[prost(message, tag = "9")]
         Reset(Reset),
-        /// Text that was shown came to nothing: the attempt that said it failed, or its owner died before it was journaled.
+        /// Text that was shown came to nothing: the attempt that said it failed, its owner died before it was journaled, or the
+        /// work ended before that.
         #[prost(message, tag = "10")]
         Superseded(Superseded),
     }

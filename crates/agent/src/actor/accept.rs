@@ -239,8 +239,7 @@ impl State {
         let position = position_of_acceptance(turn);
         answer_submit(reply, info::of_accepted(&self.args.id, turn), false, position);
         if call.subscription != 0 {
-            let watcher =
-                watch::Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
+            let watcher = watch::Watcher::new(from, call.subscription, call.mode());
             let is_told = watcher.mode != WatchMode::All
                 || self.send_entries(&watcher, work, &[(stamp, payload)], None);
             if is_told {

@@ -14,7 +14,7 @@ use proto::link::{WorkEnd, WorkInfo};
 use store::writer::Committed;
 use telemetry::fault::point;
 
-use super::{AgentMessage, Pending, State, Told, WantedEnd, accept, doubt, text};
+use super::{AgentMessage, Pending, State, Told, WantedEnd, accept, doubt};
 use crate::{clock, info, metrics, read};
 
 impl State {
@@ -121,9 +121,7 @@ impl State {
         if let Some((entry, _)) = entries.first() {
             point(journaled(entry));
         }
-        if entries.iter().any(|(entry, _)| text::is_over(entry)) {
-            self.spoken = None;
-        }
+        self.spoken.take_if(|spoken| spoken.is_over(work, entries.iter().map(|(entry, _)| entry)));
         for (lsn, (entry, payload)) in (committed.first.0..).zip(entries) {
             let stamp = Stamp { seq: fold.seq.next(), lsn: Lsn(lsn), epoch: shard.epoch, ts_ms };
             let over = fold.apply(work, entry, stamp, limits)?;

@@ -1,4 +1,5 @@
-//! What the attempt that runs says: kept for those who begin to watch, shown to those who do. Not durable.
+//! What the attempt that runs says: kept for those who begin to watch, shown to those who do. Not durable: who misses a part
+//! is told it with the step.
 
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
@@ -9,8 +10,12 @@ use domain::{Attempt, Lsn, Reason, transcript};
 use proto::link::{Events, StepText, StepTextAnswer, WatchMode};
 
 use super::State;
-use super::watch::{Watcher, send};
+use super::watch::{Watcher, try_send};
+use crate::shard::Shard;
 use crate::{clock, metrics, wire};
+
+/// Of one attempt; what it says beyond is told with the step.
+pub(crate) const TEXT_BYTES_MAX: usize = 512 << 10;
 
 /// A piece of it, as its worker tells it.
 pub(crate) struct Piece {
@@ -28,24 +33,53 @@ pub(super) struct Spoken {
 }
 
 impl Spoken {
-    fn len(&self) -> u64 {
-        self.text.len() as u64
-    }
-
-    fn take(&mut self, room: OwnedSemaphorePermit, news: &str) {
+    /// Takes what is new of a piece; what comes after a gap is told again from where the gap begins. Whether there was room.
+    fn take(&mut self, shard: &Shard, offset: u64, text: &str) -> bool {
+        let news = transcript::news(self.text.len() as u64, offset, text).unwrap_or_default();
+        if news.is_empty() {
+            return true;
+        }
+        let size = u32::try_from(news.len()).unwrap_or(u32::MAX);
+        let room = shard.node.texts.clone().try_acquire_many_owned(size).ok();
+        let Some(room) = room.filter(|_| self.text.len() + news.len() <= TEXT_BYTES_MAX) else {
+            metrics::TEXTS_CUT.inc();
+            return false;
+        };
         match &mut self.room {
             Some(mine) => mine.merge(room),
             None => self.room = Some(room),
         }
         self.text.push_str(news);
+        true
     }
 
-    fn event(&self, offset: usize) -> StepText {
-        StepText {
+    /// Whether what it said is in the journal with these entries of `work`, or came to nothing.
+    pub(super) fn is_over<'a>(
+        &self,
+        work: Lsn,
+        mut entries: impl Iterator<Item = &'a Entry>,
+    ) -> bool {
+        let ends = |entry: &Entry| {
+            matches!(entry, Entry::StepDone(_) | Entry::StepBegan(_) | Entry::Ended(_))
+        };
+        self.attempt.work.lsn == work && entries.any(ends)
+    }
+
+    /// Sends what `watcher` was not sent. A link without room loses nothing: the next piece has it, too.
+    fn show(&self, shard: &Shard, watcher: &mut Watcher) {
+        if watcher.mode != WatchMode::All || self.text.len() <= watcher.heard {
+            return;
+        }
+        let text = StepText {
             attempt: Some(wire::attempt(&self.attempt)),
-            offset: offset as u64,
-            text: self.text[offset..].to_owned(),
+            offset: watcher.heard as u64,
+            text: self.text[watcher.heard..].to_owned(),
             at_ms: clock::now_ms(),
+        };
+        let (subscription, work) = (watcher.subscription, self.attempt.work.lsn.0);
+        let events = Events { subscription, work, text: Some(text), ..Events::default() };
+        if try_send(shard, watcher, &events) {
+            watcher.heard = self.text.len();
         }
     }
 }
@@ -60,57 +94,28 @@ impl State {
         if self.running.as_deref() != Some(&attempt) {
             return self.refuse(reply, Reason::Superseded, "nobody waits for it any more");
         }
-        let mut spoken = match self.spoken.take() {
+        let (shard, work) = (self.shard().clone(), attempt.work.lsn);
+        let mut nobody = Vec::new();
+        let watchers = self.watchers.get_mut(&work).unwrap_or(&mut nobody);
+        let spoken = match &mut self.spoken {
             Some(spoken) if spoken.attempt == attempt => spoken,
-            Some(_) | None => Box::new(Spoken { attempt, text: String::new(), room: None }),
-        };
-        let (had, mut full) = (spoken.text.len(), false);
-        // What comes after a gap is told again from where the gap begins.
-        let news = transcript::news(spoken.len(), offset, &text).filter(|news| !news.is_empty());
-        if let Some(news) = news {
-            let size = u32::try_from(news.len()).unwrap_or(u32::MAX);
-            match self.shard().node.texts.clone().try_acquire_many_owned(size) {
-                Ok(room) => spoken.take(room, news),
-                Err(_) => {
-                    metrics::TEXTS_CUT.inc();
-                    full = true;
-                }
+            other => {
+                watchers.iter_mut().for_each(|watcher| watcher.heard = 0);
+                let spoken = Spoken { attempt, text: String::new(), room: None };
+                other.insert(Box::new(spoken))
             }
-        }
-        let answer = StepTextAnswer { bytes: spoken.len(), full };
-        if had < spoken.text.len() {
-            self.show_text(attempt.work.lsn, spoken.event(had));
-        }
-        self.spoken = Some(spoken);
+        };
+        let full = !spoken.take(&shard, offset, &text);
+        watchers.iter_mut().for_each(|watcher| spoken.show(&shard, watcher));
+        let answer = StepTextAnswer { bytes: spoken.text.len() as u64, full };
         reply.send(answer.encode_to_vec().into());
     }
 
-    fn show_text(&mut self, work: Lsn, text: StepText) {
-        let Some(mut watchers) = self.watchers.remove(&work) else { return };
-        watchers.retain(|watcher| {
-            watcher.mode != WatchMode::All || self.send_text(watcher, work, text.clone())
-        });
-        if !watchers.is_empty() {
-            self.watchers.insert(work, watchers);
+    /// Sends what was said of `work` so far to one who begins to watch it.
+    pub(super) fn say(&self, watcher: &mut Watcher, work: Lsn) {
+        if let Some(spoken) = self.spoken.as_ref().filter(|spoken| spoken.attempt.work.lsn == work)
+        {
+            spoken.show(self.shard(), watcher);
         }
     }
-
-    /// What was said of `work` so far, for one who begins to watch it.
-    pub(super) fn send_spoken(&self, watcher: &Watcher, work: Lsn) -> bool {
-        match self.spoken.as_ref().filter(|spoken| spoken.attempt.work.lsn == work) {
-            Some(spoken) => self.send_text(watcher, work, spoken.event(0)),
-            None => true,
-        }
-    }
-
-    fn send_text(&self, watcher: &Watcher, work: Lsn, text: StepText) -> bool {
-        let (subscription, text) = (watcher.subscription, Some(text));
-        let events = Events { subscription, work: work.0, text, ..Events::default() };
-        send(self.shard(), watcher, events)
-    }
-}
-
-/// Whether what the attempt said is in the journal with this entry, or came to nothing.
-pub(super) fn is_over(entry: &Entry) -> bool {
-    matches!(entry, Entry::StepDone(_) | Entry::StepBegan(_) | Entry::Ended(_))
 }

@@ -1,4 +1,5 @@
-//! Who watches which work, and what they are sent: only what is durable, in its order.
+//! Who watches which work, and what they are sent: what is durable, in its order, and behind it what the attempt that runs
+//! says.
 
 use std::time::Duration;
 
@@ -24,6 +25,14 @@ pub(crate) struct Watcher {
     pub peer: Peer,
     pub subscription: u64,
     pub mode: WatchMode,
+    /// Bytes of what the attempt that runs has said, which it was sent.
+    pub heard: usize,
+}
+
+impl Watcher {
+    pub(crate) fn new(peer: Peer, subscription: u64, mode: WatchMode) -> Self {
+        Self { peer, subscription, mode, heard: 0 }
+    }
 }
 
 /// The most watchers of one work; more are refused.
@@ -76,7 +85,7 @@ impl State {
     /// Sends what an open work has come to after the cursor, and whatever comes.
     pub(super) fn watch_open(&mut self, call: &SubscribeCall, from: Peer) {
         let work = Lsn(call.work);
-        let watcher = Watcher { peer: from, subscription: call.subscription, mode: call.mode() };
+        let mut watcher = Watcher::new(from, call.subscription, call.mode());
         let turn = self.fold.as_ref().and_then(|fold| fold.turn(work));
         if let (Some(turn), WatchMode::All) = (turn, watcher.mode) {
             let past = turn.entries().iter().filter(|(stamp, _)| call.after_seq < stamp.seq.0);
@@ -91,9 +100,7 @@ impl State {
                 let subscription = watcher.subscription;
                 send(self.shard(), &watcher, Events { subscription, ..told });
             }
-            if !self.send_spoken(&watcher, work) {
-                return;
-            }
+            self.say(&mut watcher, work);
         }
         self.watchers.entry(work).or_default().push(watcher);
     }
@@ -187,6 +194,11 @@ pub(crate) fn send(shard: &Shard, watcher: &Watcher, events: Events) -> bool {
         }
     }
     true
+}
+
+/// Whether the link took it.
+pub(super) fn try_send(shard: &Shard, watcher: &Watcher, events: &Events) -> bool {
+    shard.node.wire.cast(&watcher.peer, envelope(events)).is_ok()
 }
 
 fn envelope(events: &Events) -> Envelope {

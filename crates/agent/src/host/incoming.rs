@@ -9,14 +9,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use cluster::{Incoming, Peer, Reply};
 use domain::agent::QUEUE_MAX;
 use domain::{AgentId, Epoch, Lsn, Reason};
+use proto::kind;
 use proto::link::{AgentInfo, AgentsCall, Envelope, Refusal, SubmitCall};
 
+use crate::actor::text::Piece;
 use crate::actor::{AgentMessage, Submit};
 use crate::read;
 use crate::shard::{Shard, refusal};
 
 use super::State;
 use super::request::{Checked, Request};
+use super::slot::Stage;
 
 /// Messages that wait for a shard to be open, and what they carry; whoever sends more has to ask again. So many that every
 /// subscription of a client's stream has its place: asking again, all of them at every change of the view, costs both ends
@@ -27,6 +30,11 @@ const EARLY_BYTES_MAX: usize = 1 << 20;
 impl State {
     pub(super) async fn incoming(&mut self, incoming: Incoming) -> Result<(), ActorProcessingErr> {
         let Some(shard) = self.shard.clone() else {
+            // What is not durable is told again, and must not keep out what is.
+            if incoming.envelope.kind == kind::STEP_TEXT {
+                refuse(incoming.reply, refusal(Reason::Unowned, "the shard is being opened"));
+                return Ok(());
+            }
             let bytes = |early: &Incoming| early.envelope.payload.len();
             let held: usize = self.early.iter().map(bytes).sum();
             if self.early.len() < EARLY_MAX && held + bytes(&incoming) <= EARLY_BYTES_MAX {
@@ -85,7 +93,7 @@ impl State {
                 None => reply.refuse(refusal(Reason::Superseded, "the work has ended")),
             },
             Request::Text(piece) => match shard.agent_of(piece.attempt.work.lsn) {
-                Some(id) => self.tell(id, AgentMessage::Text(piece, reply)).await?,
+                Some(id) => self.text(&id, piece, reply),
                 None => reply.refuse(refusal(Reason::Superseded, "the work has ended")),
             },
             Request::Subscribe(call) => match shard.agent_of(Lsn(call.work)) {
@@ -114,6 +122,15 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// What a model says is for an agent that is there: it neither wakes one nor waits for it.
+    fn text(&self, id: &AgentId, piece: Box<Piece>, reply: Reply) {
+        let slot = self.agents.get(id).filter(|slot| slot.stage == Stage::Running);
+        match slot.and_then(|slot| slot.actor.as_ref()) {
+            Some(actor) => _ = actor.cast(AgentMessage::Text(piece, reply)),
+            None => reply.refuse(refusal(Reason::Unowned, "the agent is not in memory")),
+        }
     }
 
     /// A read on behalf of a client, in its own task, if there is room for one more.

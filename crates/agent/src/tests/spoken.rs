@@ -9,7 +9,9 @@ use domain::{Attempt, StepKey};
 use proto::link::{StepText, StepTextAnswer};
 
 use super::*;
+use crate::actor::text::TEXT_BYTES_MAX;
 use crate::shard::TEXTS_BYTES_MAX;
+use crate::speech::Taken;
 
 /// Says what it is given, a piece at a time; one attempt after the other.
 struct Speaker {
@@ -132,6 +134,18 @@ async fn has_sent(bench: &Bench, subscription: u64, line: &str) {
         .await;
 }
 
+/// What a work came to, once everybody who watched it was sent that.
+async fn result(bench: &Bench, work: u64) -> String {
+    let ended = bench.ended(work).await;
+    // Its row may say so a moment before.
+    bench
+        .eventually("its end is sent", async || {
+            lock(&bench.wire.events).iter().any(|events| events.ended.is_some())
+        })
+        .await;
+    String::from_utf8(ended.result.to_vec()).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_watches_is_sent_what_a_model_says_while_it_says_it() {
     let gate = Arc::new(Semaphore::new(0));
@@ -148,7 +162,7 @@ async fn who_watches_is_sent_what_a_model_says_while_it_says_it() {
     subscribe(&bench, work, 4, WatchMode::All).await;
     has_sent(&bench, 4, "1 0 one two ").await;
     gate.add_permits(1);
-    assert_eq!(&bench.ended(work).await.result[..], b"one two 3");
+    assert_eq!(result(&bench, work).await, "one two 3");
     let rest = ["done one two 3", "ended"];
     assert_eq!(sent(&bench, 1), [&["accepted", "1 0 one ", "1 4 two "][..], &rest].concat());
     assert_eq!(sent(&bench, 2), sent(&bench, 1));
@@ -160,7 +174,7 @@ async fn who_watches_is_sent_what_a_model_says_while_it_says_it() {
 async fn what_is_said_at_once_is_sent_with_its_entry_only() {
     let bench = bench(Speaker::new([vec![Piece::Text("one "), Piece::Text("two")]])).await;
     let work = submit(&bench).await;
-    assert_eq!(&bench.ended(work).await.result[..], b"one two");
+    assert_eq!(result(&bench, work).await, "one two");
     assert_eq!(sent(&bench, 1), ["accepted", "done one two", "ended"]);
 }
 
@@ -177,7 +191,7 @@ async fn an_attempt_that_breaks_off_is_told_by_the_journal_and_the_next_says_it_
     has_sent(&bench, 1, "2 0 who").await;
     subscribe(&bench, work, 2, WatchMode::All).await;
     second.add_permits(1);
-    assert_eq!(&bench.ended(work).await.result[..], b"whole");
+    assert_eq!(result(&bench, work).await, "whole");
     let rest = ["step_began", "2 0 who", "done whole", "ended"];
     assert_eq!(sent(&bench, 1), [&["accepted", "1 0 half"][..], &rest].concat());
     assert_eq!(sent(&bench, 2), [&["accepted"][..], &rest].concat(), "no text of the first");
@@ -202,7 +216,7 @@ async fn a_later_owner_whose_worker_lives_goes_on_with_the_same_text() {
         })
         .await;
     gate.add_permits(1);
-    assert_eq!(&bench.ended(work).await.result[..], b"one two");
+    assert_eq!(result(&bench, work).await, "one two");
     let told = sent(&bench, 2);
     assert!(told.iter().all(|line| line != "step_began"), "it is the same attempt: {told:?}");
     let said = told.iter().filter_map(|line| line.strip_prefix("1 "));
@@ -220,7 +234,7 @@ async fn a_node_without_room_for_text_shows_it_with_its_entry() {
     let work = submit(&bench).await;
     bench.eventually("a piece is cut", async || before < crate::metrics::TEXTS_CUT.get()).await;
     gate.add_permits(1);
-    assert_eq!(&bench.ended(work).await.result[..], b"one");
+    assert_eq!(result(&bench, work).await, "one");
     assert_eq!(sent(&bench, 1), ["accepted", "done one", "ended"]);
     drop(all);
     assert_eq!(texts.available_permits(), TEXTS_BYTES_MAX);
@@ -258,8 +272,88 @@ async fn text_of_what_nobody_waits_for_is_refused_and_room_is_given_back() {
     assert_eq!(tell(piece(1, 5, "f")).await, Ok(3), "a gap");
     assert_eq!(tell(piece(2, 0, "x")).await, Err(Reason::Superseded), "another attempt");
     gate.add_permits(1);
-    bench.ended(work).await;
+    result(&bench, work).await;
     assert_eq!(tell(piece(1, 3, "d")).await, Err(Reason::Superseded), "it is over");
     assert_eq!(bench.node.context().texts.available_permits(), TEXTS_BYTES_MAX);
     assert_eq!(sent(&bench, 1), ["accepted", "1 0 abc", "done abc", "ended"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_without_room_loses_no_watcher_and_the_next_piece_has_what_it_missed() {
+    let gate = Arc::new(Semaphore::new(0));
+    let wait = || Piece::Wait(gate.clone());
+    let pieces = ["one ", "two ", "3"].map(|word| [Piece::Text(word), wait()]).concat();
+    let bench = bench(Speaker::new([pieces])).await;
+    let work = submit(&bench).await;
+    has_sent(&bench, 1, "1 0 one ").await;
+    bench.wire.is_full.store(true, Ordering::Relaxed);
+    gate.add_permits(1);
+    let texts = &bench.node.context().texts;
+    let room = TEXTS_BYTES_MAX - "one two ".len();
+    bench.eventually("it has come", async || texts.available_permits() == room).await;
+    bench.wire.is_full.store(false, Ordering::Relaxed);
+    gate.add_permits(1);
+    has_sent(&bench, 1, "1 4 two 3").await;
+    gate.add_permits(1);
+    assert_eq!(result(&bench, work).await, "one two 3");
+    assert_eq!(
+        sent(&bench, 1),
+        ["accepted", "1 0 one ", "1 4 two 3", "done one two 3", "ended"],
+        "and nobody was told to subscribe anew"
+    );
+    assert!(lock(&bench.wire.events).iter().all(|events| events.closed.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_another_work_takes_nothing_of_what_is_said() {
+    let gate = Arc::new(Semaphore::new(0));
+    let bench = bench(Speaker::new([vec![Piece::Text("one"), Piece::Wait(gate.clone())]])).await;
+    let work = submit(&bench).await;
+    has_sent(&bench, 1, "1 0 one").await;
+    let (definition, input) = (definition().0, Bytes::from_static(b"other"));
+    let other = SubmitCall { definition, input, ..call("acme/speaker/a", "other", "other") };
+    let other = bench.submit_with(other).await.unwrap().lsn;
+    let cancel = CancelCall { work: other, ..CancelCall::default() };
+    bench.call(kind::CANCEL, &cancel).await.unwrap();
+    assert_eq!(state(&bench.ended(other).await), WorkState::Cancelled);
+    subscribe(&bench, work, 2, WatchMode::All).await;
+    has_sent(&bench, 2, "1 0 one").await;
+    gate.add_permits(1);
+    assert_eq!(result(&bench, work).await, "one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_says_very_much_shows_the_rest_with_its_entry() {
+    static MUCH: std::sync::LazyLock<String> =
+        std::sync::LazyLock::new(|| "x".repeat(TEXT_BYTES_MAX - 1));
+    let gate = Arc::new(Semaphore::new(0));
+    let wait = || Piece::Wait(gate.clone());
+    let pieces = vec![Piece::Text(&MUCH), wait(), Piece::Text("yz"), wait()];
+    let bench = bench(Speaker::new([pieces])).await;
+    let before = crate::metrics::TEXTS_CUT.get();
+    let work = submit(&bench).await;
+    let sent_bytes = || sent(&bench, 1).iter().map(String::len).sum::<usize>();
+    bench.eventually("much is sent", async || TEXT_BYTES_MAX <= sent_bytes()).await;
+    gate.add_permits(1);
+    bench.eventually("it is cut", async || before < crate::metrics::TEXTS_CUT.get()).await;
+    gate.add_permits(1);
+    assert_eq!(result(&bench, work).await.len(), TEXT_BYTES_MAX + 1);
+    let told = sent(&bench, 1);
+    assert!(told.iter().all(|line| !line.ends_with('z') || line.starts_with("done")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_before_the_one_that_asked_is_told_nothing() {
+    let bench = bench(Speaker::new([])).await;
+    let work = proto::convert::work_id(0, 1, 1).unwrap();
+    let attempt = |epoch| {
+        let epoch = domain::Epoch(epoch);
+        let attempt = Attempt { work, step: StepKey::model(0), epoch, number: 1 };
+        let attempt = Some(crate::wire::attempt(&attempt));
+        StepText { attempt, offset: 0, text: "x".to_owned(), at_ms: 0 }
+    };
+    let shard = domain::ShardId(0);
+    assert_eq!(bench.node.tell_text(shard, attempt(bench.epoch + 1)).await, Taken::Again);
+    // The owner itself knows of no such work.
+    assert_eq!(bench.node.tell_text(shard, attempt(bench.epoch)).await, Taken::Enough);
 }
