@@ -36,6 +36,8 @@ pub(crate) struct Follow {
     has_begun: bool,
     /// It was told that earlier events are gone.
     is_reset: bool,
+    /// The work as it is, for that.
+    whole: Option<Box<WorkInfo>>,
     /// What its models said, as far as it was told. It goes on where the client's cursor says once that is reached.
     transcript: Transcript,
     is_resumed: bool,
@@ -77,6 +79,7 @@ impl Follow {
             accepted: 0,
             has_begun: false,
             is_reset: false,
+            whole: None,
             transcript: Transcript::default(),
             is_resumed: false,
             at: None,
@@ -108,6 +111,7 @@ impl Follow {
         events: Events,
         out: &mut Vec<Told>,
     ) -> Result<Next, journal::Error> {
+        self.whole = events.whole.map(Box::new).or(self.whole.take());
         for entry in events.entries {
             if self.last < entry.seq {
                 self.entry(entry, out)?;
@@ -124,6 +128,7 @@ impl Follow {
         }
         if let Some(ended) = events.ended {
             if self.last == 0 && self.mode == WatchMode::All {
+                self.whole = Some(Box::new(ended.clone()));
                 out.extend(self.reset(SEQ_LAST));
             }
             out.extend(self.result(ended));
@@ -242,7 +247,8 @@ impl Follow {
         (is_news && self.known.seq < seq).then(|| {
             // It has nothing of what was said any more.
             self.is_resumed = true;
-            let event = work_event::Event::Reset(work_event::Reset {});
+            let work = self.whole.take().map(|whole| (*whole).into());
+            let event = work_event::Event::Reset(work_event::Reset { work });
             self.tell(self.cursor(seq, 0), 0, event, None)
         })
     }

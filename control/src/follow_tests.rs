@@ -8,7 +8,7 @@ use domain::round::Said;
 use domain::turn;
 use domain::{Class, DefinitionHash, Phase, Slot, StepKey, WorkState};
 use proto::journal;
-use proto::link::{LogEntry, Refusal, StepAttempt};
+use proto::link::{LogEntry, Refusal, StepAttempt, StepInfo};
 
 pub(crate) fn work() -> WorkId {
     "w-0-001-1".parse().unwrap()
@@ -107,6 +107,24 @@ fn what_was_deleted_is_told_of_once() {
     assert_eq!(read(&mut after(5, 0), last_phase()).0, [(6, -1), (7, 0), (8, 0)]);
     let mut end = Follow::new(0, work(), WatchMode::End);
     assert_eq!(read(&mut end, last_phase()).0, []);
+}
+
+#[test]
+fn a_reset_has_the_work_as_it_is() {
+    let info = || WorkInfo { steps: vec![StepInfo::default(); 3], ..ended().unwrap() };
+    let reset = |events: Events| {
+        let mut out = Vec::new();
+        Follow::new(0, work(), WatchMode::All).read(events, &mut out).unwrap();
+        match out.remove(0).event.event {
+            Some(work_event::Event::Reset(reset)) => reset.work.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let some = Events { whole: Some(info()), ..sent(vec![phase(7, Phase::Yield)]) };
+    let none = Events { ended: Some(info()), ..Events::default() };
+    for told in [reset(some), reset(none)] {
+        assert_eq!((told.state(), told.steps.len()), (v1::WorkState::Succeeded, 3));
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What an agent costs in memory: the growth of a node's resident set over many agents that have each done one work.
 //!
-//! `cargo bench -p tests --bench memory -- --agents 100000` prints one JSON line: the growth, how many agents
+//! `cargo bench -p tests --bench memory -- --agents 100000 --cold 20000` prints one JSON line: the growth, how many agents
 //! were in memory by the node's own count, by how much it grows once more when each of them does a second work (its state:
 //! what a work leaves behind), their works as they were read back, and what the processes counted and burnt.
 
@@ -25,6 +25,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn bench() -> anyhow::Result<()> {
     let agents: usize = argument("agents", 100_000);
+    let out_of_memory: usize = argument("cold", agents / 5);
     // Nobody is evicted before the end is measured.
     let mut cluster = start(3_600_000)?;
     cluster.apply(noop()).await?;
@@ -45,7 +46,7 @@ async fn bench() -> anyhow::Result<()> {
     let read = load::read_back(&cluster.client, &more, STEPS).await?;
     ensure!(read.with_all_steps == 2 * agents, "{} works have not ended", read.open);
     drop(cluster);
-    let cold = cold(agents / 5).await?;
+    let cold = cold(out_of_memory).await?;
     let line = json!({
         "bench": "memory", "agents": agents, "hot_before": hot_before, "hot_after": hot_after,
         "resident_kb_before": before_kb, "resident_kb_after": after_kb,

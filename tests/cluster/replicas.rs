@@ -13,8 +13,8 @@ use proto::v1::{
 use rustix::process::Signal;
 use telemetry::fault::{LEADER_POINTS, VARIABLE};
 use tests::harness::{
-    Clients, Fault, Lateness, Load, Mesh, MeshOptions, PATIENCE, Port, eventually, eventually_true,
-    placed_at_once,
+    Clients, Fault, Heard, Lateness, Load, Mesh, MeshOptions, PATIENCE, Port, eventually,
+    eventually_true, placed_at_once,
 };
 
 use crate::{PROGRAM, until_not_too_busy};
@@ -117,12 +117,20 @@ fn until_leads(mesh: &mut Mesh, wanted: &str) -> (String, i64) {
     }
 }
 
-/// Lets the load end; nothing was lost or repeated, and no call failed.
+/// Lets the load end; nothing was lost or repeated, and no call failed or took longer than its caller waits.
 fn finish_without_an_error(mesh: &Mesh, clients: Clients) {
     let heard = clients.finish(mesh, REST_MAX);
     // What a node counted goes with it.
     mesh.assert_sound(&heard, false);
+    assert_no_call_failed(&heard);
+}
+
+/// Submits by their outcome: all were accepted, each in time.
+fn assert_no_call_failed(heard: &Heard) {
+    let longest = heard.accepted_after.iter().max().copied().unwrap_or_default();
+    eprintln!("accepted {}, the last after {longest:?}", heard.accepted_after.len());
     assert!(heard.errors.is_empty(), "{:?}", heard.errors);
+    assert!(longest < LIMIT, "a submit was accepted after {longest:?}");
 }
 
 #[test]
@@ -398,41 +406,44 @@ const TRIES_MAX: usize = 6;
 
 #[test]
 fn shards_that_move_twice_within_100_ms_end_on_the_node_that_is_left() {
-    let late = Lateness::watch();
-    let mut after = Duration::MAX;
+    let mut tries = Vec::new();
     for _ in 0..TRIES_MAX {
-        after = after.min(moved_twice());
+        let (after, late) = moved_twice();
         if after < SOON {
             return;
         }
+        tries.push((after, late));
     }
-    // On a busy machine what is shown is that moves one after the other lose nothing.
-    if SOON <= late.longest() {
-        return eprintln!("the machine is too busy: late by {:?}", late.longest());
-    }
-    panic!("the second move came {after:?} after the first at the earliest");
+    // On a busy machine: as soon, but for how late the machine itself was just then.
+    let is_shown = tries.iter().any(|(after, late)| after.saturating_sub(*late) < SOON);
+    assert!(
+        is_shown,
+        "the second move came so long after the first, on a machine so late: {tries:?}"
+    );
 }
 
-/// A node drains, and who gets something from it dies at once. How soon a shard went on.
-fn moved_twice() -> Duration {
-    let (mut mesh, clients) = start_with(&placed(), Load::default().limit);
+/// A node drains, and who gets something from it is killed while it opens that. How soon a shard went on,
+/// and how late this machine was meanwhile.
+fn moved_twice() -> (Duration, Duration) {
+    // It opened four of the twelve shards before.
+    let plan = (VARIABLE.to_owned(), "node-2:open-read:5:stop".to_owned());
+    let options = MeshOptions { env: vec![placed_at_once(), plan], ..MeshOptions::default() };
+    let (mut mesh, clients) = start_with(&options, Load::default().limit);
     let request = DrainRequest { name: "node-1".to_owned() };
     mesh.block_on(mesh.client().drain(request)).unwrap();
-    // One of its shards goes to the next that has to go.
     let began = Instant::now();
-    loop {
-        let shards = status(&mesh).shards;
-        if shards.iter().any(|shard| shard.epoch == 2 && shard.node == "node-2") {
-            break;
-        }
-        assert!(began.elapsed() < PATIENCE, "no shard has moved: {shards:?}");
+    while !mesh.log("node-2").contains("a planned fault") {
+        assert!(began.elapsed() < PATIENCE, "no shard has moved: {:?}", status(&mesh).shards);
+        std::thread::sleep(Duration::from_millis(1));
     }
+    let late = Lateness::watch();
     mesh.kill("node-2");
     eventually(PATIENCE, "all are on the node that is left", || {
         let shards = status(&mesh).shards;
         let left = shards.iter().filter(|shard| shard.node == "node-3" && shard.state == "open");
         if left.count() == 12 { Ok(()) } else { Err(format!("{shards:?}")) }
     });
+    let late = late.longest();
     let mut gaps = Vec::new();
     for shard in 0..12 {
         let told = eventually(PATIENCE, "its moves are told", || {
@@ -461,7 +472,7 @@ fn moved_twice() -> Duration {
     more_end(&clients, 40);
     let heard = clients.finish(&mesh, REST_MAX);
     mesh.assert_sound(&heard, false);
-    gaps.into_iter().min().expect("a shard moved twice")
+    (gaps.into_iter().min().expect("a shard moved twice"), late)
 }
 
 #[test]

@@ -29,8 +29,12 @@ struct Talk {
 }
 
 fn mesh() -> Mesh {
+    mesh_with(Vec::new())
+}
+
+fn mesh_with(mut env: Vec<(String, String)>) -> Mesh {
     // All of them speak at once.
-    let env = vec![("STAGEDOOR_NODE__PHASES__WORKERS".to_owned(), WORKS.to_string())];
+    env.push(("STAGEDOOR_NODE__PHASES__WORKERS".to_owned(), WORKS.to_string()));
     let options = MeshOptions { controls: 3, env, ..MeshOptions::default() };
     let mesh = Mesh::start(PROGRAM, &options);
     let definition = Definition {
@@ -217,4 +221,18 @@ fn replica_and_drain() -> bool {
         of_work().map(|entry| entry.epoch).min() != of_work().map(|entry| entry.epoch).max()
     });
     taken_over.count() == 0 || begun_again(&told, &history) != 0
+}
+
+#[test]
+fn a_drain_that_may_not_wait_ends_well_and_what_was_said_is_superseded() {
+    until_not_too_busy(|| {
+        let limit = ("STAGEDOOR_NODE__DRAIN_TIMEOUT_MS".to_owned(), "1000".to_owned());
+        let mut mesh = mesh_with(vec![limit]);
+        let talk = Talk::begin(&mesh, "hasty", "control-1");
+        mesh.block_on(mesh.client().drain(DrainRequest { name: "node-2".to_owned() })).unwrap();
+        assert_eq!(mesh.wait_until_over("node-2").code(), Some(0), "{}", mesh.log("node-2"));
+        let told = talk.end(&mesh);
+        mesh.start_again("node-2");
+        begun_again(&told, &assert_sound(&mesh, &told)) == 0
+    });
 }

@@ -34,3 +34,4 @@ mod writer;
 mod cluster;
 mod faults;
 mod fixture;
+mod tls;

@@ -21,6 +21,7 @@ mod node;
 mod open;
 mod pool;
 mod read;
+mod recent;
 mod recovering;
 mod shard;
 mod speech;

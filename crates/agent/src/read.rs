@@ -103,8 +103,23 @@ fn was_resolved(info: &WorkInfo, signal: &Signal) -> bool {
     })
 }
 
+/// A subscription to a work that has ended, of which all is known.
+pub(crate) fn subscribed(
+    shard: &Shard,
+    call: &SubscribeCall,
+    from: Peer,
+    events: Events,
+    reply: Reply,
+) {
+    reply.send(SubscribeAnswer {}.encode_to_vec().into());
+    send(shard, &Watcher::new(from, call.subscription, call.mode()), events);
+}
+
 /// A subscription to a work that has ended.
 pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, reply: Reply) {
+    if let Some(events) = shard.recent.events(&call) {
+        return subscribed(shard, &call, from, events, reply);
+    }
     match ended(shard, Lsn(call.work)).await {
         Ok(_) => reply.send(SubscribeAnswer {}.encode_to_vec().into()),
         Err(refusal) => return reply.refuse(refusal),
@@ -115,20 +130,26 @@ pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, re
 /// Sends the events of a work that has ended.
 pub(crate) async fn watch_ended(shard: &Shard, call: SubscribeCall, from: Peer) {
     let watcher = Watcher::new(from, call.subscription, call.mode());
+    if let Some(events) = shard.recent.events(&call) {
+        send(shard, &watcher, events);
+        return;
+    }
     let (subscription, work) = (call.subscription, call.work);
     let events = match ended_events(shard, &call).await {
-        Ok((entries, info)) => {
-            Events { subscription, work, entries, ended: Some(info), ..Events::default() }
+        Ok((entries, info, is_cut)) => {
+            let whole = (is_cut && call.mode() == WatchMode::All).then(|| info.clone());
+            Events { subscription, work, entries, ended: Some(info), whole, ..Events::default() }
         }
         Err(closed) => Events { subscription, work, closed: Some(closed), ..Events::default() },
     };
     send(shard, &watcher, events);
 }
 
+/// Its entries that are wanted, how it ended, and whether entries before them were deleted.
 async fn ended_events(
     shard: &Shard,
     call: &SubscribeCall,
-) -> Result<(Vec<LogEntry>, WorkInfo), Refusal> {
+) -> Result<(Vec<LogEntry>, WorkInfo, bool), Refusal> {
     let row = shard.store.work(&shard.database, call.work).await.map_err(|error| refuse(&error))?;
     let (row, agent) = row.ok_or_else(|| no_work(Lsn(call.work)))?;
     if !is_final(row.state) {
@@ -152,11 +173,12 @@ async fn ended_events(
         entries.extend(page.rows.into_iter().filter(of_work).map(log_entry));
     }
     entries.reverse();
+    let is_cut = entries.first().is_none_or(|first| first.lsn != call.work);
     if call.mode() == WatchMode::End {
         entries.drain(..entries.len().saturating_sub(1));
     }
     entries.retain(|entry| call.after_seq < entry.seq);
-    Ok((entries, info))
+    Ok((entries, info, is_cut))
 }
 
 /// The last entry of an agent. The writer forgets a head once the row has it, so a row that was read before that is old.

@@ -26,6 +26,7 @@ use crate::definitions::{Definitions, Known};
 use crate::dispatch::Dispatcher;
 use crate::held::Held;
 use crate::named::Named;
+use crate::recent::Recent;
 use crate::recovering::Recovering;
 use crate::wire::Wire;
 use crate::{Error, metrics};
@@ -73,6 +74,8 @@ pub(crate) struct Shard {
     pub started: Instant,
     open: Mutex<HashMap<Lsn, OpenWork>>,
     waiting: Mutex<HashSet<AgentId>>,
+    /// Works that ended last.
+    pub recent: Recent,
     stored_definitions: Mutex<HashSet<DefinitionHash>>,
     /// Steps of open works that workers run for an owner before, or have answers of.
     named: Mutex<HashMap<Lsn, Named>>,
@@ -124,6 +127,7 @@ impl Shard {
             started: Instant::now(),
             open: Mutex::default(),
             waiting: Mutex::default(),
+            recent: Recent::default(),
             stored_definitions: Mutex::default(),
             named: Mutex::new(opened.named),
             owned_ms: AtomicU64::new(boot_ms()),

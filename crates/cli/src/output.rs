@@ -200,7 +200,10 @@ fn event(event: &WorkEvent) -> String {
         Some(work_event::Event::Superseded(void)) => {
             format!("what was said from byte {} on is void", void.offset)
         }
-        Some(work_event::Event::Reset(_)) => "earlier events were deleted".to_owned(),
+        Some(work_event::Event::Reset(reset)) => {
+            let work = reset.work.as_ref().map(|work| format!("\n{}", self::work(work)));
+            format!("earlier events were deleted{}", work.unwrap_or_default())
+        }
         Some(work_event::Event::Result(work)) => {
             let text = work.result.as_ref().map(|result| result.text.as_str()).unwrap_or_default();
             let text = if text.is_empty() { work.detail.as_str() } else { text };

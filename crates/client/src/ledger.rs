@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use domain::Reason;
 use proto::v1::{
-    CancelRequest, OpenRequest, OpenResponse, OpenSubmit, OpenWatch, SubmitRequest, WatchRequest,
-    Work, WorkEvent, open_request, open_response, work_event,
+    CancelRequest, OpenRequest, OpenResponse, OpenSubmit, OpenWatch, Refused, SubmitRequest,
+    WatchRequest, Work, WorkEvent, open_request, open_response, work_event,
 };
 
 use tonic::Code;
@@ -180,7 +180,7 @@ impl<P> Ledger<P> {
                     return Heard::Elsewhere;
                 }
                 // What a call of its own would repeat; a queue that is full is the caller's to judge.
-                if Code::from(refused.code) == Code::Unavailable {
+                if is_for_later(refused) {
                     return Heard::Later;
                 }
                 self.entries.remove(&tag);
@@ -242,11 +242,15 @@ fn is_answer(response: &OpenResponse) -> bool {
     match &response.response {
         Some(open_response::Response::Accepted(_)) => true,
         Some(open_response::Response::Refused(refused)) => {
-            refused.reason != Reason::ShuttingDown.as_str()
-                && Code::from(refused.code) != Code::Unavailable
+            refused.reason != Reason::ShuttingDown.as_str() && !is_for_later(refused)
         }
         Some(open_response::Response::Event(_)) | None => false,
     }
+}
+
+/// Whether the cluster may take it soon, whoever asks: it is out of reach, or has too much on its way.
+fn is_for_later(refused: &Refused) -> bool {
+    Code::from(refused.code) == Code::Unavailable || refused.reason == Reason::Overloaded.as_str()
 }
 
 fn is_followed<P>(stands: &Stands<P>) -> bool {
@@ -277,7 +281,6 @@ fn follow<P>(stands: &mut Stands<P>, event: &WorkEvent) -> (bool, bool) {
 #[cfg(test)]
 mod unit {
     use super::*;
-    use proto::v1::Refused;
 
     fn submit(ledger: &mut Ledger<()>, tag: i64, watch: OpenWatch) -> OpenRequest {
         let sent = submit_to(ledger, &format!("agent-{tag}"), tag, watch);
@@ -318,6 +321,8 @@ mod unit {
         assert!(submit_to(&mut ledger, "bob", 5, OpenWatch::End).is_some());
         // Refused for now, the first is still the first, also on a new connection.
         let later = refused(1, Code::Unavailable, Reason::StoreUnavailable);
+        assert_eq!(ledger.hear(&later), Heard::Later);
+        let later = refused(1, Code::ResourceExhausted, Reason::Overloaded);
         assert_eq!(ledger.hear(&later), Heard::Later);
         assert_eq!((tags(&ledger.freed()), tags(&ledger.again())), (vec![], vec![1, 5]));
         passes(&mut ledger, accepted(1));

@@ -598,6 +598,9 @@ pub struct Events {
     /// What the attempt that runs has said, after the entries; it is not durable.
     #[prost(message, optional, tag = "7")]
     pub text: ::core::option::Option<StepText>,
+    /// The work as it is, where entries of it before the first of these were deleted.
+    #[prost(message, optional, tag = "8")]
+    pub whole: ::core::option::Option<WorkInfo>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkInfo {

@@ -2366,9 +2366,12 @@ pub struct WorkEvent {
 }
 /// Nested message and enum types in `WorkEvent`.
 pub mod work_event {
-    /// Sent once, in the place of what is missing. Get tells the work as it is.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Reset {}
+    /// Sent once, in the place of what is missing: the work as it is, with its steps.
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Reset {
+        #[prost(message, optional, tag = "1")]
+        pub work: ::core::option::Option<super::Work>,
+    }
     /// The work is in another state. That it runs because its turn began is told as soon as that is so to those who watch
     /// then, and stands after the acceptance. It has no entry of its own: a work that ended before its first step came to
     /// anything does not show it any more afterwards.

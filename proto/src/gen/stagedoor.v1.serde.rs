@@ -8497,8 +8497,14 @@ impl serde::Serialize for work_event::Reset {
         S: serde::Serializer,
     {
         use serde::ser::SerializeStruct;
-        let len = 0;
-        let struct_ser = serializer.serialize_struct("stagedoor.v1.WorkEvent.Reset", len)?;
+        let mut len = 0;
+        if self.work.is_some() {
+            len += 1;
+        }
+        let mut struct_ser = serializer.serialize_struct("stagedoor.v1.WorkEvent.Reset", len)?;
+        if let Some(v) = self.work.as_ref() {
+            struct_ser.serialize_field("work", v)?;
+        }
         struct_ser.end()
     }
 }
@@ -8509,10 +8515,12 @@ impl<'de> serde::Deserialize<'de> for work_event::Reset {
         D: serde::Deserializer<'de>,
     {
         const FIELDS: &[&str] = &[
+            "work",
         ];
 
         #[allow(clippy::enum_variant_names)]
         enum GeneratedField {
+            Work,
         }
         impl<'de> serde::Deserialize<'de> for GeneratedField {
             fn deserialize<D>(deserializer: D) -> std::result::Result<GeneratedField, D::Error>
@@ -8533,7 +8541,10 @@ impl<'de> serde::Deserialize<'de> for work_event::Reset {
                     where
                         E: serde::de::Error,
                     {
-                            Err(serde::de::Error::unknown_field(value, FIELDS))
+                        match value {
+                            "work" => Ok(GeneratedField::Work),
+                            _ => Err(serde::de::Error::unknown_field(value, FIELDS)),
+                        }
                     }
                 }
                 deserializer.deserialize_identifier(GeneratedVisitor)
@@ -8551,10 +8562,19 @@ impl<'de> serde::Deserialize<'de> for work_event::Reset {
                 where
                     V: serde::de::MapAccess<'de>,
             {
-                while map_.next_key::<GeneratedField>()?.is_some() {
-                    let _ = map_.next_value::<serde::de::IgnoredAny>()?;
+                let mut work__ = None;
+                while let Some(k) = map_.next_key()? {
+                    match k {
+                        GeneratedField::Work => {
+                            if work__.is_some() {
+                                return Err(serde::de::Error::duplicate_field("work"));
+                            }
+                            work__ = map_.next_value()?;
+                        }
+                    }
                 }
                 Ok(work_event::Reset {
+                    work: work__,
                 })
             }
         }

@@ -136,6 +136,9 @@ impl State {
             }
         };
         self.tell(work, told, info);
+        if let Some(turn) = ended {
+            shard.recent.put(self.args.id.clone(), turn);
+        }
         Ok(())
     }
 

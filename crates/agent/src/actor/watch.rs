@@ -154,14 +154,7 @@ impl State {
         shown: &[(Stamp, Bytes)],
         ended: Option<WorkInfo>,
     ) -> bool {
-        let entries = shown.iter().map(|(stamp, payload)| LogEntry {
-            seq: stamp.seq.0,
-            lsn: stamp.lsn.0,
-            epoch: stamp.epoch.0,
-            work: work.0,
-            ts_ms: stamp.ts_ms,
-            entry: payload.clone(),
-        });
+        let entries = shown.iter().map(|(stamp, payload)| log_entry(stamp, work, payload.clone()));
         let entries = match (watcher.mode, &ended) {
             (WatchMode::End, Some(_)) => entries.rev().take(1).collect(),
             (WatchMode::All | WatchMode::End | WatchMode::Unspecified, _) => entries.collect(),
@@ -172,6 +165,17 @@ impl State {
             watcher,
             Events { subscription, work: work.0, entries, ended, ..Events::default() },
         )
+    }
+}
+
+pub(crate) fn log_entry(stamp: &Stamp, work: Lsn, entry: Bytes) -> LogEntry {
+    LogEntry {
+        seq: stamp.seq.0,
+        lsn: stamp.lsn.0,
+        epoch: stamp.epoch.0,
+        work: work.0,
+        ts_ms: stamp.ts_ms,
+        entry,
     }
 }
 
@@ -205,8 +209,10 @@ fn envelope(events: &Events) -> Envelope {
     Envelope { kind: kind::EVENTS, payload: events.encode_to_vec().into(), ..Envelope::default() }
 }
 
-/// The entries in runs of at most [`EVENTS_BYTES_MAX`]; the end comes with the last.
+/// The entries in runs of at most [`EVENTS_BYTES_MAX`]; what stands for those that are gone comes with the first, the end with
+/// the last.
 fn pieces(mut events: Events) -> Vec<Events> {
+    let mut whole = events.whole.take();
     let mut runs = vec![Vec::new()];
     let mut bytes = 0;
     for entry in std::mem::take(&mut events.entries) {
@@ -220,9 +226,12 @@ fn pieces(mut events: Events) -> Vec<Events> {
     }
     let last = runs.len() - 1;
     let (subscription, work) = (events.subscription, events.work);
-    let piece = |(index, entries)| match index == last {
-        true => Events { entries, ..events.clone() },
-        false => Events { subscription, work, entries, ..Events::default() },
+    let piece = |(index, entries)| {
+        let whole = whole.take();
+        match index == last {
+            true => Events { entries, whole, ..events.clone() },
+            false => Events { subscription, work, entries, whole, ..Events::default() },
+        }
     };
     runs.into_iter().enumerate().map(piece).collect()
 }
@@ -253,10 +262,12 @@ mod tests {
     #[test]
     fn many_entries_go_in_pieces_and_the_end_with_the_last() {
         let entry = LogEntry { entry: Bytes::from(vec![0; 400 << 10]), ..LogEntry::default() };
-        let ended = Some(WorkInfo::default());
-        let events =
-            Events { subscription: 7, entries: vec![entry; 5], ended, ..Events::default() };
+        let (ended, whole) = (Some(WorkInfo::default()), Some(WorkInfo::default()));
+        let entries = vec![entry; 5];
+        let events = Events { subscription: 7, entries, ended, whole, ..Events::default() };
         let pieces = pieces(events);
+        let whole: Vec<bool> = pieces.iter().map(|piece| piece.whole.is_some()).collect();
+        assert_eq!(whole, [true, false, false]);
         let sizes: Vec<usize> = pieces.iter().map(|piece| piece.entries.len()).collect();
         let ends: Vec<bool> = pieces.iter().map(|piece| piece.ended.is_some()).collect();
         assert_eq!((sizes, ends), (vec![2, 2, 1], vec![false, false, true]));

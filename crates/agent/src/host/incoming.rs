@@ -100,9 +100,12 @@ impl State {
                 Some(id) => {
                     self.tell(id, AgentMessage::Subscribe(Box::new((call, from)), reply)).await?
                 }
-                None => self.read(&shard, reply, move |shard, reply| async move {
-                    read::subscribe(&shard, call, from, reply).await;
-                }),
+                None => match shard.recent.events(&call) {
+                    Some(events) => read::subscribed(&shard, &call, from, events, reply),
+                    None => self.read(&shard, reply, move |shard, reply| async move {
+                        read::subscribe(&shard, call, from, reply).await;
+                    }),
+                },
             },
             Request::Unsubscribe(call) => {
                 self.unsubscribe(call.subscription);

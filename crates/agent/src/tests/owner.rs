@@ -4,6 +4,48 @@ use proto::link::{AgentsAnswer, AgentsCall};
 
 use super::*;
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_a_work_whose_entries_were_deleted_is_sent_the_whole_of_it() {
+    let config = Config { idle_ms: 20, ..Config::default() };
+    let mut bench = bench_with(Arc::new(Scripted::new()), config, &Phase::ALL).await;
+    let mut works = Vec::new();
+    for key in ["k1", "k2"] {
+        works.push(bench.submit(A, "text", key).await.unwrap().lsn);
+        bench.ended(works[works.len() - 1]).await;
+    }
+    let later_ms = crate::clock::now_ms() + 60_000;
+    let prune = proto::link::Prune {
+        epoch: bench.epoch,
+        entries_before_ms: later_ms,
+        log_bytes_max: u64::MAX,
+        works_before_ms: 0,
+        now_ms: later_ms,
+    };
+    // Only what the agent's row holds is deleted.
+    bench
+        .eventually("the first work's entries are deleted", async || {
+            bench.store.prune(DATABASE, &prune).await.unwrap();
+            let read = ReadHistory { from: works[0], above: works[0] - 1, limit: 1 };
+            bench.store.history(DATABASE, &read).await.unwrap().rows.is_empty()
+        })
+        .await;
+    // Who owns it now has not seen it end.
+    bench.own().await;
+    let whole = async |subscription, mode: WatchMode| {
+        let (work, mode) = (works[0], mode.into());
+        let call = SubscribeCall { subscription, work, mode, ..SubscribeCall::default() };
+        bench.call(kind::SUBSCRIBE, &call).await.unwrap();
+        bench
+            .eventually("its end is sent", async || {
+                told(&bench, subscription).iter().any(|events| events.ended.is_some())
+            })
+            .await;
+        told(&bench, subscription)[0].whole.as_ref().map(|whole| whole.steps.len())
+    };
+    assert_eq!(whole(7, WatchMode::All).await, Some(6));
+    assert_eq!(whole(8, WatchMode::End).await, None);
+}
+
 /// The events of one subscription so far.
 fn told(bench: &Bench, subscription: u64) -> Vec<Events> {
     let events = lock(&bench.wire.events);

@@ -126,7 +126,7 @@ async fn a_group_that_cannot_be_written_leaves_nothing(doors: &Doors) {
     doors.committed(everywhere(0)).await;
 }
 
-async fn a_recovery_finds_what_was_written(doors: &Doors) {
+pub(crate) async fn a_recovery_finds_what_was_written(doors: &Doors) {
     doors.owned().await;
     let opened = group(0, &[(0, 0)]);
     doors.committed(opened).await;

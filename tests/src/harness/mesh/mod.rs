@@ -114,6 +114,8 @@ impl Mesh {
             _place: place,
         };
         mesh.names().iter().for_each(|name| mesh.start_again(name));
+        // What was planned is for their first run.
+        mesh.options.env.retain(|(name, _)| name != telemetry::fault::VARIABLE);
         mesh.wait_until_ready();
         mesh
     }
