@@ -111,7 +111,9 @@ impl Follow {
         events: Events,
         out: &mut Vec<Told>,
     ) -> Result<Next, journal::Error> {
-        self.whole = events.whole.map(Box::new).or(self.whole.take());
+        if let Some(whole) = events.whole {
+            self.cut(whole, events.entries.is_empty());
+        }
         for entry in events.entries {
             if self.last < entry.seq {
                 self.entry(entry, out)?;
@@ -135,6 +137,19 @@ impl Follow {
             return Ok(Next::End);
         }
         Ok(if events.closed.is_some() { Next::Again } else { Next::More })
+    }
+
+    /// Entries before those that come now were deleted.
+    fn cut(&mut self, whole: WorkInfo, is_empty: bool) {
+        self.whole = Some(Box::new(whole));
+        if self.accepted != 0 {
+            // They were not when it began: what comes now is told as if it began here.
+            (self.accepted, self.is_reset) = (0, false);
+            self.transcript = Transcript::default();
+        }
+        if is_empty {
+            self.last = 0;
+        }
     }
 
     fn entry(&mut self, log: LogEntry, out: &mut Vec<Told>) -> Result<(), journal::Error> {

@@ -128,6 +128,28 @@ fn a_reset_has_the_work_as_it_is() {
 }
 
 #[test]
+fn what_is_deleted_while_nobody_reads_is_told_of_when_it_goes_on() {
+    let begun = || {
+        let mut follow = Follow::new(0, work(), WatchMode::All);
+        follow.read(sent(vec![accepted(1), model(3, 0, "abc")]), &mut Vec::new()).unwrap();
+        follow
+    };
+    let told = |follow: &mut Follow, events: Events| {
+        let mut out = Vec::new();
+        follow.read(Events { whole: ended(), ..events }, &mut out).unwrap();
+        assert!(out.windows(2).all(|pair| place(&pair[0].event) < place(&pair[1].event)));
+        assert!(out.iter().all(|told| (3, 0, 0) < place(&told.event)));
+        let is_reset = matches!(out.remove(0).event.event, Some(work_event::Event::Reset(_)));
+        (is_reset, out.iter().filter_map(|told| line(&told.event)).collect::<Vec<_>>())
+    };
+    let rest = Events { ended: ended(), ..sent(vec![model(9, 3, "xyz"), last(10)]) };
+    let expected = ["0 xyz", "step 0", "end"].map(str::to_owned).to_vec();
+    assert_eq!(told(&mut begun(), rest), (true, expected));
+    let none = Events { ended: ended(), ..Events::default() };
+    assert_eq!(told(&mut begun(), none), (true, vec!["end".to_owned()]));
+}
+
+#[test]
 fn no_entry_is_told_twice() {
     let mut follow = Follow::new(0, work(), WatchMode::All);
     let first = rest(vec![phase(2, Phase::Action), phase(4, Phase::Experience)]);

@@ -1,7 +1,8 @@
 //! Where events of owners arrive: each subscription of this process, and the inbox of whoever follows it.
 //!
 //! Called on the gateway, so it never waits and never reads an entry. An inbox that is full loses a whole subscription,
-//! never an event out of its middle: the follower subscribes anew after what it has.
+//! never an event out of its middle: the follower subscribes anew after what it has. Text that is not durable comes with its step
+//! again, and is dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -124,7 +125,8 @@ fn size(events: &Events) -> (usize, usize) {
     let entries: usize = events.entries.iter().map(|entry| entry.entry.len()).sum();
     let ended = events.ended.as_ref().map_or(0, |work| work.result.len());
     let text = events.text.as_ref().map_or(0, |said| said.text.len());
-    (events.entries.len().max(1), entries + ended + text)
+    let whole = events.whole.as_ref().map_or(0, |work| work.result.len());
+    (events.entries.len().max(1), entries + ended + text + whole)
 }
 
 /// Whether they hold nothing but what an attempt that runs has said.
@@ -154,7 +156,8 @@ impl Hub {
     pub(crate) fn spawn(network: Arc<dyn Network>) -> Arc<Self> {
         let hub = Arc::new(Self {
             subscriptions: Mutex::default(),
-            next: AtomicU64::new(1),
+            // Owners may still have subscriptions of the run of this process before: none has the number of a later one.
+            next: AtomicU64::new(rand::random_range(1..u64::MAX >> 1)),
             network: network.clone(),
         });
         tokio::spawn(watch_moves(Arc::downgrade(&hub), network));
@@ -187,6 +190,9 @@ impl Hub {
             return self.unsubscribe(from, number);
         };
         let is_only_text = is_only_text(&events);
+        if subscription.is_lost {
+            return;
+        }
         if let Some(early) = &mut subscription.early {
             let taken =
                 early.iter().map(size).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
@@ -270,11 +276,12 @@ impl Hub {
             .borrow()
             .as_ref()
             .is_none_or(|view| subscription.seat.stands_in(view));
-        let mut is_lost = subscription.is_lost || !stands;
-        for events in subscription.early.take().into_iter().flatten() {
-            is_lost = is_lost || !subscription.inbox.push_events(number, events);
-        }
-        if is_lost {
+        // What came before the loss is without a gap, so the next subscription goes on behind it.
+        let early = subscription.early.take().into_iter().flatten();
+        let is_full = early
+            .map(|events| (is_only_text(&events), events))
+            .any(|(is_text, events)| !subscription.inbox.push_events(number, events) && !is_text);
+        if subscription.is_lost || !stands || is_full {
             subscription.inbox.push(Item::Lost(number));
             let node = subscription.seat.node.clone();
             subscriptions.remove(&number);

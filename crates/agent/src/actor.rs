@@ -215,7 +215,7 @@ impl Actor for AgentActor {
         state: &mut Box<State>,
     ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         // What others want to be tidied up does not keep an agent in memory.
-        let is_use = !matches!(message, AgentMessage::Unsubscribe(_) | AgentMessage::Persist);
+        let is_use = !matches!(message, AgentMessage::Unsubscribe(..) | AgentMessage::Persist);
         match state.handle_now(message) {
             Ok(done) => Either::Left(ready(done.map(|()| state.show(is_use)))),
             Err(message) => Either::Right(Box::pin(async move {

@@ -20,8 +20,8 @@ use crate::wire;
 
 /// A node that has not answered by then is not waited for.
 const WAIT: Duration = Duration::from_millis(200);
-/// The same where the link has to come up first: two nodes that had nothing to say to each other until the shard moved. A
-/// dial that fails is an answer; one that takes so long is of a node that hangs, and was not found out yet.
+/// The same for a new owner whose link to the node has to come up first: they had nothing to say to each other until the shard
+/// moved. A dial that fails is an answer; one that takes so long is of a node that hangs, and was not found out yet.
 const WAIT_FOR_LINK: Duration = Duration::from_secs(1);
 
 /// A step that its worker has.
@@ -41,7 +41,11 @@ impl Context {
         let view = self.view.load_full();
         let nodes = view.iter().flat_map(|view| &view.members);
         let nodes = nodes.filter(|(name, info)| info.role == Role::Node && **name != self.name);
-        let asked = nodes.map(|(name, _)| self.ask(name.clone(), shard, epoch));
+        let asked = nodes.map(|(name, _)| {
+            let is_linked = self.wire.is_linked(&Peer::new(Role::Node, name.clone()));
+            let wait = if is_linked { WAIT } else { WAIT_FOR_LINK };
+            self.ask(name.clone(), shard, epoch, wait)
+        });
         let mut named = read(Place::Here, self.held.of_shard(shard, &self.name, epoch));
         for steps in join_all(asked).await {
             named.extend(steps);
@@ -70,7 +74,7 @@ impl Context {
         if !self.is_there(place) {
             return Outcome::Failed(failure);
         }
-        let steps = self.ask(node.clone(), shard, attempt.epoch).await;
+        let steps = self.ask(node.clone(), shard, attempt.epoch, WAIT).await;
         match steps.into_iter().find(|named| named.attempt == attempt) {
             Some(Named { answer: Some(answer), .. }) => Outcome::Done(answer),
             Some(named) => Outcome::Awaited(named),
@@ -84,12 +88,17 @@ impl Context {
         self.view.load().as_ref().is_some_and(|view| view.members.contains_key(name))
     }
 
-    async fn ask(&self, node: ProcessName, shard: ShardId, epoch: Epoch) -> Vec<Named> {
+    async fn ask(
+        &self,
+        node: ProcessName,
+        shard: ShardId,
+        epoch: Epoch,
+        wait: Duration,
+    ) -> Vec<Named> {
         let wanted = StepsWanted { shard: shard.0, epoch: epoch.0 };
         let payload = wanted.encode_to_vec().into();
         let envelope = Envelope { kind: kind::STEPS_WANTED, payload, ..Envelope::default() };
         let peer = Peer::new(Role::Node, node.clone());
-        let wait = if self.wire.is_linked(&peer) { WAIT } else { WAIT_FOR_LINK };
         let answer = self.wire.call(peer, envelope, Instant::now() + wait).await;
         let steps = answer.ok().and_then(|bytes| StepsHeld::decode(bytes).ok());
         read(Place::There(node), steps.unwrap_or_default())

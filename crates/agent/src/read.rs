@@ -103,27 +103,14 @@ fn was_resolved(info: &WorkInfo, signal: &Signal) -> bool {
     })
 }
 
-/// A subscription to a work that has ended, of which all is known.
-pub(crate) fn subscribed(
-    shard: &Shard,
-    call: &SubscribeCall,
-    from: Peer,
-    events: Events,
-    reply: Reply,
-) {
-    reply.send(SubscribeAnswer {}.encode_to_vec().into());
-    send(shard, &Watcher::new(from, call.subscription, call.mode()), events);
-}
-
 /// A subscription to a work that has ended.
 pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, reply: Reply) {
-    if let Some(events) = shard.recent.events(&call) {
-        return subscribed(shard, &call, from, events, reply);
+    if !shard.recent.has(Lsn(call.work))
+        && let Err(refusal) = ended(shard, Lsn(call.work)).await
+    {
+        return reply.refuse(refusal);
     }
-    match ended(shard, Lsn(call.work)).await {
-        Ok(_) => reply.send(SubscribeAnswer {}.encode_to_vec().into()),
-        Err(refusal) => return reply.refuse(refusal),
-    }
+    reply.send(SubscribeAnswer {}.encode_to_vec().into());
     watch_ended(shard, call, from).await;
 }
 
@@ -173,7 +160,8 @@ async fn ended_events(
         entries.extend(page.rows.into_iter().filter(of_work).map(log_entry));
     }
     entries.reverse();
-    let is_cut = entries.first().is_none_or(|first| first.lsn != call.work);
+    let is_cut =
+        entries.first().is_none_or(|first| first.lsn != call.work && call.after_seq < first.seq);
     if call.mode() == WatchMode::End {
         entries.drain(..entries.len().saturating_sub(1));
     }

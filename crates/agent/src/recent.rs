@@ -4,20 +4,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use domain::entry::Entry;
+use bytes::Bytes;
+
+use domain::Lsn;
 use domain::turn::Turn;
-use domain::{AgentId, Lsn};
 use proto::journal;
-use proto::link::{Events, SubscribeCall, WatchMode};
+use proto::link::{Events, LogEntry, SubscribeCall, WatchMode, WorkInfo};
 
 use crate::actor::watch::log_entry;
-use crate::info;
 use crate::shard::lock;
 
 /// What the works of a shard may weigh; the oldest go first.
 const BYTES_MAX: usize = 1 << 20;
-/// Beside what an entry carries.
-const ENTRY_BYTES: usize = 160;
+/// Of a work, and of each of its entries, beside what they carry.
+const WORK_BYTES: usize = 512;
+const ENTRY_BYTES: usize = 96;
 
 #[derive(Default)]
 pub(crate) struct Recent {
@@ -32,70 +33,67 @@ struct Inner {
 }
 
 struct Ended {
-    agent: Arc<AgentId>,
-    turn: Turn,
+    entries: Vec<LogEntry>,
+    info: WorkInfo,
     bytes: usize,
 }
 
 impl Recent {
-    pub(crate) fn put(&self, agent: Arc<AgentId>, turn: Turn) {
-        let (work, bytes) = (turn.id(), weight(&turn));
+    /// A work that ended now, and what is told of it.
+    pub(crate) fn put(&self, turn: &Turn, info: WorkInfo) {
+        let work = turn.id();
+        // Encoded anew: what came in a message would hold all of that message.
+        let entries = turn.entries().iter();
+        let entries: Vec<_> =
+            entries.map(|(stamp, entry)| log_entry(stamp, work, journal::encode(entry))).collect();
+        let info = WorkInfo { result: Bytes::copy_from_slice(&info.result), ..info };
+        let carried = entries.iter().map(|entry| ENTRY_BYTES + entry.entry.len()).sum::<usize>();
+        let bytes = WORK_BYTES + carried + info.result.len();
         let mut inner = lock(&self.inner);
         inner.bytes += bytes;
-        inner.order.push_back(work);
-        inner.works.insert(work, Arc::new(Ended { agent, turn, bytes }));
+        match inner.works.insert(work, Arc::new(Ended { entries, info, bytes })) {
+            Some(before) => inner.bytes -= before.bytes,
+            None => inner.order.push_back(work),
+        }
         while BYTES_MAX < inner.bytes {
             let Some(oldest) = inner.order.pop_front() else { return };
             inner.bytes -= inner.works.remove(&oldest).map_or(0, |ended| ended.bytes);
         }
     }
 
+    /// Whether it is one of them.
+    pub(crate) fn has(&self, work: Lsn) -> bool {
+        lock(&self.inner).works.contains_key(&work)
+    }
+
     /// All that a subscription to a work wants, if it is one of them.
     pub(crate) fn events(&self, call: &SubscribeCall) -> Option<Events> {
         let ended = lock(&self.inner).works.get(&Lsn(call.work))?.clone();
-        let all = ended.turn.entries();
+        let all = &ended.entries;
         let wanted = match call.mode() {
             WatchMode::End => &all[all.len().saturating_sub(1)..],
             WatchMode::All | WatchMode::Unspecified => all,
         };
-        let wanted = wanted.iter().filter(|(stamp, _)| call.after_seq < stamp.seq.0);
-        let work = Lsn(call.work);
-        let entries = wanted.map(|(stamp, entry)| log_entry(stamp, work, journal::encode(entry)));
-        Some(Events {
-            subscription: call.subscription,
-            work: call.work,
-            entries: entries.collect(),
-            ended: Some(info::of_ended(&ended.agent, &ended.turn)),
-            ..Events::default()
-        })
+        let entries = wanted.iter().filter(|entry| call.after_seq < entry.seq).cloned().collect();
+        let (subscription, work) = (call.subscription, call.work);
+        let ended = Some(ended.info.clone());
+        Some(Events { subscription, work, entries, ended, ..Events::default() })
     }
-}
-
-fn weight(turn: &Turn) -> usize {
-    let carried = turn.entries().iter().map(|(_, entry)| match entry {
-        Entry::Accepted(accepted) => accepted.input.len(),
-        Entry::StepDone(done) => done.output.len() + done.name.len() + done.node.len(),
-        Entry::Ended(ended) => ended.result.len() + ended.detail.len(),
-        Entry::ShardOpened(_)
-        | Entry::StepBegan(_)
-        | Entry::StepIntended(_)
-        | Entry::StepDoubted(_)
-        | Entry::StepResolved(_)
-        | Entry::Waiting(_)
-        | Entry::Resumed(_)
-        | Entry::CancelRequested(_) => 0,
-    });
-    carried.map(|bytes| ENTRY_BYTES + bytes).sum()
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use domain::entry::{Accepted, Stamp};
+    use domain::entry::{Accepted, Entry, Stamp};
     use domain::turn::{self, Limits};
-    use domain::{Class, DefinitionHash, Epoch, Reason, Seq, Slot, WorkState};
+    use domain::{AgentId, Class, DefinitionHash, Epoch, Reason, Seq, Slot, WorkState};
 
     use super::*;
+    use crate::info;
+
+    fn put(recent: &Recent, turn: &Turn) {
+        let agent: AgentId = "acme/support/a".parse().unwrap();
+        recent.put(turn, info::of_ended(&agent, turn));
+    }
 
     fn turn(lsn: u64, input: usize) -> Turn {
         let stamp = |n| Stamp { seq: Seq(n), lsn: Lsn(lsn + n - 1), epoch: Epoch(1), ts_ms: 5 };
@@ -122,7 +120,7 @@ mod tests {
     #[test]
     fn what_ended_last_is_told_as_it_was() {
         let recent = Recent::default();
-        recent.put(Arc::new("acme/support/a".parse().unwrap()), turn(10, 3));
+        put(&recent, &turn(10, 3));
         let seqs = |after_seq, mode| {
             let events = recent.events(&call(10, after_seq, mode)).unwrap();
             assert_eq!((events.subscription, events.work), (7, 10));
@@ -139,16 +137,18 @@ mod tests {
     #[test]
     fn the_oldest_go_first_and_what_is_too_heavy_at_once() {
         let recent = Recent::default();
-        let agent = || Arc::new("acme/support/a".parse().unwrap());
         let is_there = |lsn| recent.events(&call(lsn, 0, WatchMode::End)).is_some();
         for lsn in [10, 20, 30] {
-            recent.put(agent(), turn(lsn, BYTES_MAX / 2 - 1_000));
+            put(&recent, &turn(lsn, BYTES_MAX / 2 - 1_000));
         }
         assert_eq!([10, 20, 30].map(is_there), [false, true, true]);
-        recent.put(agent(), turn(40, BYTES_MAX));
+        put(&recent, &turn(40, BYTES_MAX));
         assert_eq!([20, 30, 40].map(is_there), [false; 3]);
         assert_eq!(lock(&recent.inner).bytes, 0);
-        recent.put(agent(), turn(50, 1));
-        assert!(is_there(50));
+        put(&recent, &turn(50, 1));
+        let weight = lock(&recent.inner).bytes;
+        put(&recent, &turn(50, 1));
+        assert!(is_there(50) && recent.has(Lsn(50)) && !recent.has(Lsn(40)));
+        assert_eq!(lock(&recent.inner).bytes, weight, "it weighs once");
     }
 }

@@ -91,6 +91,7 @@ struct Alone {
     definition: Mutex<Bytes>,
     /// There is no room for events on the link.
     is_full: AtomicBool,
+    refused: AtomicU64,
 }
 
 impl Wire for Alone {
@@ -118,6 +119,7 @@ impl Wire for Alone {
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
         if envelope.kind == kind::EVENTS {
             if self.is_full.load(Ordering::Relaxed) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
                 return Err(cluster::Error::Overloaded { peer: to.clone(), retry_after_ms: 1 });
             }
             lock(&self.events).push(Events::decode(envelope.payload).unwrap());
@@ -215,6 +217,15 @@ impl Bench {
         let from = Peer::new(Role::Control, "control-1".parse().unwrap());
         self.node.incoming(Incoming { from, envelope, deadline: None, reply: Some(reply) });
         tokio::time::timeout(PATIENCE, receiver).await.expect("every call is answered").unwrap()
+    }
+
+    /// What an API server of this name asks for, and does not wait for.
+    fn cast_from(&self, control: &str, kind: u32, message: &impl Message) {
+        let payload = message.encode_to_vec().into();
+        let envelope = Envelope { kind, payload, ..Envelope::default() };
+        let from = Peer::new(Role::Control, control.parse().unwrap());
+        let reply = Some(Reply::from_fn(|_| {})).filter(|_| kind != kind::UNSUBSCRIBE);
+        self.node.incoming(Incoming { from, envelope, deadline: None, reply });
     }
 
     async fn submit(&self, agent: &str, input: &str, key: &str) -> Result<SubmitAnswer, Refusal> {
@@ -473,6 +484,31 @@ async fn a_cancelled_work_ends_at_once_and_its_step_is_ignored() {
     let next = bench.submit(A, "text", "k2").await.unwrap();
     assert_eq!(state(&bench.ended(next.lsn).await), WorkState::Succeeded);
     assert_eq!(bench.get(answer.lsn).await.steps.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_ends_no_subscription_of_another_that_has_the_same_number() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Some((Phase::Action, gate.clone()));
+    let bench = bench(Arc::new(Scripted { held, ..Scripted::new() })).await;
+    let work = bench.submit(A, "text", "k").await.unwrap().lsn;
+    let seen = |one: fn(&Events) -> bool| {
+        lock(&bench.wire.events).iter().filter(|events| one(events)).count()
+    };
+    let mode = WatchMode::All.into();
+    let watch = SubscribeCall { subscription: 7, work, mode, ..SubscribeCall::default() };
+    for control in ["control-1", "control-2"] {
+        bench.cast_from(control, kind::SUBSCRIBE, &watch);
+    }
+    bench.eventually("both watch", async || seen(|events| !events.entries.is_empty()) == 2).await;
+    let unwatch = proto::link::UnsubscribeCall { subscription: 7 };
+    bench.cast_from("control-2", kind::UNSUBSCRIBE, &unwatch);
+    // Heard by the same agent, after it.
+    bench.get(work).await;
+    gate.add_permits(100);
+    bench.ended(work).await;
+    bench.eventually("its end is sent", async || seen(|events| events.ended.is_some()) != 0).await;
+    assert_eq!(seen(|events| events.ended.is_some()), 1, "to the one that watches still");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,10 +135,10 @@ impl State {
                 None
             }
         };
-        self.tell(work, told, info);
-        if let Some(turn) = ended {
-            shard.recent.put(self.args.id.clone(), turn);
+        if let (Some(turn), Some(info)) = (&ended, &info) {
+            shard.recent.put(turn, info.clone());
         }
+        self.tell(work, told, info);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! What an agent hears. What waits for nothing is handled at once; the rest is boxed, which an idle agent does not pay for.
 
+use std::sync::Arc;
+
 use ractor::ActorProcessingErr;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -29,7 +31,8 @@ pub(crate) enum AgentMessage {
     Cancel(Lsn, Reply),
     Get(Lsn, Reply),
     Subscribe(Box<(SubscribeCall, Peer)>, Reply),
-    Unsubscribe(u64),
+    /// A subscription of this API server; others have the same numbers.
+    Unsubscribe(Arc<Peer>, u64),
     /// A new owner found unfinished work of it.
     Recover(Box<Due>),
     /// It was started again after a failure: take up what it left.
@@ -82,8 +85,8 @@ impl State {
                 self.text(*piece, reply);
                 Ok(())
             }
-            AgentMessage::Unsubscribe(subscription) => {
-                self.unsubscribe(subscription);
+            AgentMessage::Unsubscribe(peer, subscription) => {
+                self.unsubscribe(&peer, subscription);
                 Ok(())
             }
             AgentMessage::Drive => self.drive(),

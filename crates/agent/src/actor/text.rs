@@ -1,6 +1,8 @@
 //! What the attempt that runs says: kept for those who begin to watch, shown to those who do. Not durable: who misses a part
 //! is told it with the step.
 
+use std::time::{Duration, Instant};
+
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -16,6 +18,9 @@ use crate::{clock, metrics, wire};
 
 /// Of one attempt; what it says beyond is told with the step.
 pub(crate) const TEXT_BYTES_MAX: usize = 512 << 10;
+
+/// After a link had no room for it.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// A piece of it, as its worker tells it.
 pub(crate) struct Piece {
@@ -67,7 +72,8 @@ impl Spoken {
 
     /// Sends what `watcher` was not sent. A link without room loses nothing: the next piece has it, too.
     fn show(&self, shard: &Shard, watcher: &mut Watcher) {
-        if watcher.mode != WatchMode::All || self.text.len() <= watcher.heard {
+        let is_full = watcher.refused.is_some_and(|at| at.elapsed() < AGAIN);
+        if watcher.mode != WatchMode::All || self.text.len() <= watcher.heard || is_full {
             return;
         }
         let text = StepText {
@@ -78,8 +84,9 @@ impl Spoken {
         };
         let (subscription, work) = (watcher.subscription, self.attempt.work.lsn.0);
         let events = Events { subscription, work, text: Some(text), ..Events::default() };
-        if try_send(shard, watcher, &events) {
-            watcher.heard = self.text.len();
+        match try_send(shard, watcher, &events) {
+            true => (watcher.heard, watcher.refused) = (self.text.len(), None),
+            false => watcher.refused = Some(Instant::now()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Who watches which work, and what they are sent: what is durable, in its order, and behind it what the attempt that runs
 //! says.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -27,11 +27,13 @@ pub(crate) struct Watcher {
     pub mode: WatchMode,
     /// Bytes of what the attempt that runs has said, which it was sent.
     pub heard: usize,
+    /// When the link had no room for that.
+    pub refused: Option<Instant>,
 }
 
 impl Watcher {
     pub(crate) fn new(peer: Peer, subscription: u64, mode: WatchMode) -> Self {
-        Self { peer, subscription, mode, heard: 0 }
+        Self { peer, subscription, mode, heard: 0, refused: None }
     }
 }
 
@@ -123,9 +125,9 @@ impl State {
         Events { work: work.0, began_ms, ..Events::default() }
     }
 
-    pub(super) fn unsubscribe(&mut self, subscription: u64) {
+    pub(super) fn unsubscribe(&mut self, peer: &Peer, subscription: u64) {
         self.watchers.retain(|_, watchers| {
-            watchers.retain(|watcher| watcher.subscription != subscription);
+            watchers.retain(|it| it.subscription != subscription || it.peer != *peer);
             !watchers.is_empty()
         });
     }

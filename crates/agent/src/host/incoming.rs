@@ -64,7 +64,7 @@ impl State {
     ) -> Result<(), ActorProcessingErr> {
         let Some(reply) = reply else {
             if let Request::Unsubscribe(call) = request {
-                self.unsubscribe(call.subscription);
+                self.unsubscribe(from, call.subscription);
             }
             return Ok(());
         };
@@ -100,15 +100,16 @@ impl State {
                 Some(id) => {
                     self.tell(id, AgentMessage::Subscribe(Box::new((call, from)), reply)).await?
                 }
-                None => match shard.recent.events(&call) {
-                    Some(events) => read::subscribed(&shard, &call, from, events, reply),
-                    None => self.read(&shard, reply, move |shard, reply| async move {
-                        read::subscribe(&shard, call, from, reply).await;
-                    }),
-                },
+                // It needs no store, and so no share of the reads.
+                None if shard.recent.has(Lsn(call.work)) => {
+                    tokio::spawn(async move { read::subscribe(&shard, call, from, reply).await });
+                }
+                None => self.read(&shard, reply, move |shard, reply| async move {
+                    read::subscribe(&shard, call, from, reply).await;
+                }),
             },
             Request::Unsubscribe(call) => {
-                self.unsubscribe(call.subscription);
+                self.unsubscribe(from, call.subscription);
                 reply.send(bytes::Bytes::new());
             }
             Request::List(call) => self.read(&shard, reply, move |shard, reply| async move {
@@ -164,9 +165,10 @@ impl State {
         hot.into_iter().map(|(id, slot)| slot.info(id, epoch)).collect()
     }
 
-    fn unsubscribe(&self, subscription: u64) {
+    fn unsubscribe(&self, peer: Peer, subscription: u64) {
+        let peer = Arc::new(peer);
         for actor in self.agents.values().filter_map(|slot| slot.actor.as_ref()) {
-            _ = actor.cast(AgentMessage::Unsubscribe(subscription));
+            _ = actor.cast(AgentMessage::Unsubscribe(peer.clone(), subscription));
         }
     }
 

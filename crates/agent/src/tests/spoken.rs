@@ -134,16 +134,23 @@ async fn has_sent(bench: &Bench, subscription: u64, line: &str) {
         .await;
 }
 
-/// What a work came to, once everybody who watched it was sent that.
-async fn result(bench: &Bench, work: u64) -> String {
+/// What a work came to, once those who watched it were sent that.
+async fn result_for(bench: &Bench, work: u64, subscriptions: &[u64]) -> String {
     let ended = bench.ended(work).await;
     // Its row may say so a moment before.
     bench
         .eventually("its end is sent", async || {
-            lock(&bench.wire.events).iter().any(|events| events.ended.is_some())
+            let events = lock(&bench.wire.events);
+            let ends = events.iter().filter(|events| events.ended.is_some());
+            let ends: Vec<_> = ends.map(|events| events.subscription).collect();
+            subscriptions.iter().all(|subscription| ends.contains(subscription))
         })
         .await;
     String::from_utf8(ended.result.to_vec()).unwrap()
+}
+
+async fn result(bench: &Bench, work: u64) -> String {
+    result_for(bench, work, &[1]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +169,7 @@ async fn who_watches_is_sent_what_a_model_says_while_it_says_it() {
     subscribe(&bench, work, 4, WatchMode::All).await;
     has_sent(&bench, 4, "1 0 one two ").await;
     gate.add_permits(1);
-    assert_eq!(result(&bench, work).await, "one two 3");
+    assert_eq!(result_for(&bench, work, &[1, 2, 3, 4]).await, "one two 3");
     let rest = ["done one two 3", "ended"];
     assert_eq!(sent(&bench, 1), [&["accepted", "1 0 one ", "1 4 two "][..], &rest].concat());
     assert_eq!(sent(&bench, 2), sent(&bench, 1));
@@ -191,7 +198,7 @@ async fn an_attempt_that_breaks_off_is_told_by_the_journal_and_the_next_says_it_
     has_sent(&bench, 1, "2 0 who").await;
     subscribe(&bench, work, 2, WatchMode::All).await;
     second.add_permits(1);
-    assert_eq!(result(&bench, work).await, "whole");
+    assert_eq!(result_for(&bench, work, &[1, 2]).await, "whole");
     let rest = ["step_began", "2 0 who", "done whole", "ended"];
     assert_eq!(sent(&bench, 1), [&["accepted", "1 0 half"][..], &rest].concat());
     assert_eq!(sent(&bench, 2), [&["accepted"][..], &rest].concat(), "no text of the first");
@@ -216,7 +223,7 @@ async fn a_later_owner_whose_worker_lives_goes_on_with_the_same_text() {
         })
         .await;
     gate.add_permits(1);
-    assert_eq!(result(&bench, work).await, "one two");
+    assert_eq!(result_for(&bench, work, &[2]).await, "one two");
     let told = sent(&bench, 2);
     assert!(told.iter().all(|line| line != "step_began"), "it is the same attempt: {told:?}");
     let said = told.iter().filter_map(|line| line.strip_prefix("1 "));
@@ -288,10 +295,10 @@ async fn a_link_without_room_loses_no_watcher_and_the_next_piece_has_what_it_mis
     has_sent(&bench, 1, "1 0 one ").await;
     bench.wire.is_full.store(true, Ordering::Relaxed);
     gate.add_permits(1);
-    let texts = &bench.node.context().texts;
-    let room = TEXTS_BYTES_MAX - "one two ".len();
-    bench.eventually("it has come", async || texts.available_permits() == room).await;
+    let refused = || bench.wire.refused.load(Ordering::Relaxed);
+    bench.eventually("the link refused it", async || 0 < refused()).await;
     bench.wire.is_full.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(150)).await;
     gate.add_permits(1);
     has_sent(&bench, 1, "1 4 two 3").await;
     gate.add_permits(1);
