@@ -91,6 +91,8 @@ struct Alone {
     definition: Mutex<Bytes>,
     /// There is no room for events on the link.
     is_full: AtomicBool,
+    /// There is no link to the API server.
+    is_gone: AtomicBool,
     refused: AtomicU64,
 }
 
@@ -118,6 +120,10 @@ impl Wire for Alone {
 
     fn cast(&self, to: &Peer, envelope: Envelope) -> Result<(), cluster::Error> {
         if envelope.kind == kind::EVENTS {
+            if self.is_gone.load(Ordering::Relaxed) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(cluster::Error::PeerGone { peer: to.clone() });
+            }
             if self.is_full.load(Ordering::Relaxed) {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 return Err(cluster::Error::Overloaded { peer: to.clone(), retry_after_ms: 1 });

@@ -20,7 +20,7 @@ use crate::{clock, metrics, wire};
 pub(crate) const TEXT_BYTES_MAX: usize = 512 << 10;
 
 /// After a link had no room for it.
-const AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const AGAIN: Duration = Duration::from_millis(100);
 
 /// A piece of it, as its worker tells it.
 pub(crate) struct Piece {
@@ -70,11 +70,12 @@ impl Spoken {
         self.attempt.work.lsn == work && entries.any(ends)
     }
 
-    /// Sends what `watcher` was not sent. A link without room loses nothing: the next piece has it, too.
-    fn show(&self, shard: &Shard, watcher: &mut Watcher) {
+    /// Sends what `watcher` was not sent. A link without room loses nothing: the next piece has it, too. Whether it watches
+    /// still: an API server whose link is gone subscribes anew by itself.
+    fn show(&self, shard: &Shard, watcher: &mut Watcher) -> bool {
         let is_full = watcher.refused.is_some_and(|at| at.elapsed() < AGAIN);
         if watcher.mode != WatchMode::All || self.text.len() <= watcher.heard || is_full {
-            return;
+            return true;
         }
         let text = StepText {
             attempt: Some(wire::attempt(&self.attempt)),
@@ -85,9 +86,13 @@ impl Spoken {
         let (subscription, work) = (watcher.subscription, self.attempt.work.lsn.0);
         let events = Events { subscription, work, text: Some(text), ..Events::default() };
         match try_send(shard, watcher, &events) {
-            true => (watcher.heard, watcher.refused) = (self.text.len(), None),
-            false => watcher.refused = Some(Instant::now()),
+            Ok(()) => (watcher.heard, watcher.refused) = (self.text.len(), None),
+            Err(cluster::Error::Overloaded { .. } | cluster::Error::TooLarge { .. }) => {
+                watcher.refused = Some(Instant::now());
+            }
+            Err(_) => return false,
         }
+        true
     }
 }
 
@@ -113,16 +118,14 @@ impl State {
             }
         };
         let full = !spoken.take(&shard, offset, &text);
-        watchers.iter_mut().for_each(|watcher| spoken.show(&shard, watcher));
+        watchers.retain_mut(|watcher| spoken.show(&shard, watcher));
         let answer = StepTextAnswer { bytes: spoken.text.len() as u64, full };
         reply.send(answer.encode_to_vec().into());
     }
 
-    /// Sends what was said of `work` so far to one who begins to watch it.
-    pub(super) fn say(&self, watcher: &mut Watcher, work: Lsn) {
-        if let Some(spoken) = self.spoken.as_ref().filter(|spoken| spoken.attempt.work.lsn == work)
-        {
-            spoken.show(self.shard(), watcher);
-        }
+    /// Sends what was said of `work` so far to one who begins to watch it. Whether it does still.
+    pub(super) fn say(&self, watcher: &mut Watcher, work: Lsn) -> bool {
+        let spoken = self.spoken.as_ref().filter(|spoken| spoken.attempt.work.lsn == work);
+        spoken.is_none_or(|spoken| spoken.show(self.shard(), watcher))
     }
 }

@@ -102,7 +102,9 @@ impl State {
                 let subscription = watcher.subscription;
                 send(self.shard(), &watcher, Events { subscription, ..told });
             }
-            self.say(&mut watcher, work);
+            if !self.say(&mut watcher, work) {
+                return;
+            }
         }
         self.watchers.entry(work).or_default().push(watcher);
     }
@@ -202,9 +204,14 @@ pub(crate) fn send(shard: &Shard, watcher: &Watcher, events: Events) -> bool {
     true
 }
 
-/// Whether the link took it.
-pub(super) fn try_send(shard: &Shard, watcher: &Watcher, events: &Events) -> bool {
-    shard.node.wire.cast(&watcher.peer, envelope(events)).is_ok()
+/// # Errors
+/// The link has no room for it, or there is none.
+pub(super) fn try_send(
+    shard: &Shard,
+    watcher: &Watcher,
+    events: &Events,
+) -> Result<(), cluster::Error> {
+    shard.node.wire.cast(&watcher.peer, envelope(events))
 }
 
 fn envelope(events: &Events) -> Envelope {

@@ -9,7 +9,7 @@ use domain::{Attempt, StepKey};
 use proto::link::{StepText, StepTextAnswer};
 
 use super::*;
-use crate::actor::text::TEXT_BYTES_MAX;
+use crate::actor::text::{AGAIN, TEXT_BYTES_MAX};
 use crate::shard::TEXTS_BYTES_MAX;
 use crate::speech::Taken;
 
@@ -298,7 +298,7 @@ async fn a_link_without_room_loses_no_watcher_and_the_next_piece_has_what_it_mis
     let refused = || bench.wire.refused.load(Ordering::Relaxed);
     bench.eventually("the link refused it", async || 0 < refused()).await;
     bench.wire.is_full.store(false, Ordering::Relaxed);
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    tokio::time::sleep(AGAIN).await;
     gate.add_permits(1);
     has_sent(&bench, 1, "1 4 two 3").await;
     gate.add_permits(1);
@@ -363,4 +363,24 @@ async fn an_owner_before_the_one_that_asked_is_told_nothing() {
     assert_eq!(bench.node.tell_text(shard, attempt(bench.epoch + 1)).await, Taken::Again);
     // The owner itself knows of no such work.
     assert_eq!(bench.node.tell_text(shard, attempt(bench.epoch)).await, Taken::Enough);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_gone_is_sent_no_more_text() {
+    let gate = Arc::new(Semaphore::new(0));
+    let wait = || Piece::Wait(gate.clone());
+    let pieces = ["one ", "two ", "3"].map(|word| [Piece::Text(word), wait()]).concat();
+    let bench = bench(Speaker::new([pieces])).await;
+    let work = submit(&bench).await;
+    has_sent(&bench, 1, "1 0 one ").await;
+    bench.wire.is_gone.store(true, Ordering::Relaxed);
+    gate.add_permits(1);
+    let refused = || bench.wire.refused.load(Ordering::Relaxed);
+    bench.eventually("it was tried once", async || refused() == 1).await;
+    bench.wire.is_gone.store(false, Ordering::Relaxed);
+    gate.add_permits(2);
+    assert_eq!(&bench.ended(work).await.result[..], b"one two 3");
+    subscribe(&bench, work, 2, WatchMode::All).await;
+    assert_eq!(result_for(&bench, work, &[2]).await, "one two 3");
+    assert_eq!(sent(&bench, 1), ["accepted", "1 0 one "], "it asks anew, or nobody listens");
 }
