@@ -36,6 +36,7 @@ counters! {
     JOBS_LOST = "stagedoor_agent_jobs_lost_total" "Jobs lost with their worker.";
     JOBS_REFUSED = "stagedoor_agent_jobs_refused_total" "Jobs refused by a full queue.";
     JOBS_LATE = "stagedoor_agent_jobs_late_total" "Jobs not begun because they were past their deadline or too old.";
+    WATCHES_RECENT = "stagedoor_agent_watches_recent_total" "Subscriptions to works that had ended which were told from memory, without the store.";
     TEXTS_CUT = "stagedoor_agent_texts_cut_total" "Attempts of models' calls that said more than the owner had room for: the step shows the rest once it is journaled.";
     ANSWERS_DROPPED = "stagedoor_agent_answers_dropped_total" "Answers that nobody had in a journal yet, let go for want of room.";
     ANSWERS_ROUTED = "stagedoor_agent_answers_routed_total" "Answers told to a later owner than the one that asked, and taken.";

@@ -19,7 +19,7 @@ use crate::actor::accept::{answer_cancel, answer_get};
 use crate::actor::doubt::{Signal, answer_signal};
 use crate::actor::watch::{Watcher, send};
 use crate::shard::{Shard, refusal};
-use crate::{Error, info};
+use crate::{Error, info, metrics};
 
 /// Pages of one history that are read for one watcher: bounds what one request may cost.
 const PAGES_MAX: usize = 1_000;
@@ -118,6 +118,7 @@ pub(crate) async fn subscribe(shard: &Shard, call: SubscribeCall, from: Peer, re
 pub(crate) async fn watch_ended(shard: &Shard, call: SubscribeCall, from: Peer) {
     let watcher = Watcher::new(from, call.subscription, call.mode());
     if let Some(events) = shard.recent.events(&call) {
+        metrics::WATCHES_RECENT.inc();
         send(shard, &watcher, events);
         return;
     }

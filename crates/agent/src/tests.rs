@@ -539,8 +539,10 @@ async fn watchers_see_every_entry_once_live_and_later() {
         mode: WatchMode::All.into(),
         ..SubscribeCall::default()
     };
+    let from_memory = crate::metrics::WATCHES_RECENT.get();
     bench.call(kind::SUBSCRIBE, &later).await.unwrap();
     bench.eventually("the end is seen again", async || seen(8).1 == 1).await;
+    assert!(from_memory < crate::metrics::WATCHES_RECENT.get(), "it needs no store");
     assert_eq!(seen(8).0, [4, 5, 6, 7, 8]);
     let end = SubscribeCall { subscription: 9, mode: WatchMode::End.into(), after_seq: 0, ..later };
     bench.call(kind::SUBSCRIBE, &end).await.unwrap();
